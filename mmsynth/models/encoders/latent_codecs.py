@@ -1,0 +1,159 @@
+"""Latent codecs: images ↔ latents. The one place that knows a latent's scale and shift.
+
+Legend: B batch, C latent channels, H W pixels, h w latent cells (H / factor, W / factor).
+"""
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from mmsynth.registry import MODELS
+
+
+class LatentCodec(nn.Module):
+    """Interface of a latent codec; frozen, always in eval mode.
+
+    Attributes:
+        channels: Latent channels C.
+        factor: Pixels per latent cell and side.
+        needs_fit: Whether :meth:`fit` has to be called with training images before first use.
+    """
+
+    channels: int
+    factor: int
+    needs_fit: bool = False
+
+    def encode(self, images: Tensor, *, sample: bool = False) -> Tensor:
+        """Images (B, 3, H, W), float, [-1, 1], RGB → latents (B, C, h, w). ``sample`` draws from a stochastic codec."""
+        raise TypeError(f'{type(self).__name__} does not encode')
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) → images (B, 3, H, W), nominally [-1, 1], not clamped; differentiable."""
+        raise TypeError(f'{type(self).__name__} does not decode')
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Shape (C, h, w) of the latent of an image of that size.
+
+        Raises:
+            ValueError: If the size is not a multiple of the codec's factor.
+        """
+        if height % self.factor or width % self.factor:
+            raise ValueError(f'image size {height}x{width}: both sides must be multiples of {self.factor}, the '
+                             f'{type(self).__name__}\'s pixels per latent cell. Resize or crop the masks in the '
+                             'pipeline of the dataset.')
+        return self.channels, height // self.factor, width // self.factor
+
+    def train(self, mode: bool = True) -> 'LatentCodec':
+        """Stay in eval mode: the codec is frozen."""
+        return super().train(False)
+
+
+@MODELS.register_module()
+class VAECodec(LatentCodec):
+    """diffusers' ``AutoencoderKL`` with its scale and shift: ``(vae.encode(x) - shift_factor) * scaling_factor``.
+
+    Args:
+        pretrained: A folder or hub id in the diffusers layout whose ``vae`` is loaded.
+        config: Settings of an ``AutoencoderKL`` built from scratch (tests). Exactly one of the two is given.
+
+    Raises:
+        ValueError: If not exactly one of the two is given, or the folder holds no ``vae``.
+    """
+
+    def __init__(self, pretrained: str | None = None, config: dict | None = None) -> None:
+        super().__init__()
+        if (pretrained is None) == (config is None):
+            raise ValueError('`pretrained` and `config`: exactly one must be given, got '
+                             f'pretrained={pretrained!r}, config={config!r}.')
+        if pretrained is None:
+            self.vae = AutoencoderKL(**config)
+        else:
+            if Path(pretrained).is_dir() and not (Path(pretrained) / 'vae').is_dir():
+                raise ValueError(f'`pretrained`: the folder {pretrained} has no `vae` in it; it must be in the '
+                                 'diffusers layout.')
+            self.vae = AutoencoderKL.from_pretrained(pretrained, subfolder='vae')
+        self.requires_grad_(False).eval()
+        self.channels = self.vae.config.latent_channels
+        self.factor = 2**(len(self.vae.config.block_out_channels) - 1)
+        self.scale = self.vae.config.scaling_factor
+        self.shift = self.vae.config.shift_factor or 0.0  # SD1.5 has none
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, *, sample: bool = False) -> Tensor:
+        posterior = self.vae.encode(images).latent_dist
+        return ((posterior.sample() if sample else posterior.mode()) - self.shift) * self.scale
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.vae.decode(latents / self.scale + self.shift).sample
+
+
+@MODELS.register_module()
+class PatchPCACodec(LatentCodec):
+    """Square patches → whitened principal components: a linear codec with no weights to download.
+
+    Fitted in closed form on training images; every channel of a training latent has zero mean and unit variance.
+
+    Args:
+        patch_size: Side of a patch in pixels; also the codec's factor.
+        channels: Components kept, at most ``3 * patch_size ** 2``.
+
+    Raises:
+        ValueError: If more components are asked for than a patch has values.
+    """
+
+    needs_fit = True
+
+    def __init__(self, patch_size: int = 4, channels: int = 16) -> None:
+        super().__init__()
+        values = 3 * patch_size**2
+        if not 1 <= channels <= values:
+            raise ValueError(f'`channels` must be in [1, {values}] for `patch_size` {patch_size}, got {channels}.')
+        self.factor = patch_size
+        self.channels = channels
+        self.register_buffer('mean', torch.zeros(values))
+        self.register_buffer('components', torch.zeros(channels, values))
+        self.register_buffer('deviation', torch.ones(channels))
+        self.register_buffer('fitted', torch.tensor(False))
+
+    @torch.no_grad()
+    def fit(self, images: Tensor) -> float:
+        """Fit the components on images (N, 3, H, W), float, [-1, 1].
+
+        Returns:
+            The share of the patches' variance that the components keep, in [0, 1].
+        """
+        patches = F.pixel_unshuffle(images.double(), self.factor)  # (N, 3 p p, h, w)
+        patches = patches.movedim(1, -1).flatten(0, -2)  # (patches, 3 p p)
+        mean = patches.mean(0)
+        covariance = (patches - mean).T @ (patches - mean) / max(len(patches) - 1, 1)
+        variance, vectors = torch.linalg.eigh(covariance)  # ascending
+        kept = variance.flip(0)[:self.channels].clamp_min(1e-12)
+        components = vectors.flip(1)[:, :self.channels].T
+        # eigenvectors have no sign of their own: make the largest entry positive so that every machine agrees
+        components = components * components.gather(1, components.abs().argmax(1, keepdim=True)).sign()
+        self.mean.copy_(mean)
+        self.components.copy_(components)
+        self.deviation.copy_(kept.sqrt())
+        self.fitted.fill_(True)
+        return float(kept.sum() / variance.sum().clamp_min(1e-12))
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, *, sample: bool = False) -> Tensor:
+        del sample  # the codec is deterministic
+        self._check_fitted()
+        self.latent_shape(*images.shape[-2:])
+        patches = F.pixel_unshuffle(images.float(), self.factor) - self.mean[:, None, None]
+        return torch.einsum('bvhw,cv->bchw', patches, self.components) / self.deviation[:, None, None]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        self._check_fitted()
+        scaled = latents.float() * self.deviation[:, None, None]
+        patches = torch.einsum('bchw,cv->bvhw', scaled, self.components) + self.mean[:, None, None]
+        return F.pixel_shuffle(patches, self.factor)
+
+    def _check_fitted(self) -> None:
+        if not self.fitted:
+            raise ValueError('PatchPCACodec is not fitted: load a trained checkpoint, or train with '
+                             "`dict(type='mmsynth.FitLatentCodecHook')` in `custom_hooks`.")

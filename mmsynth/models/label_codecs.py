@@ -1,0 +1,118 @@
+"""Label codecs: class map → control image, the form in which a generator is given its mask.
+
+Class ids stay integers until here (DESIGN, "one place each"). An 'image' codec makes an RGB picture that goes through
+the latent codec like any image; a 'grid' codec makes maps that are area-pooled onto the latent grid.
+
+Legend: B batch, K classes, H W pixels.
+"""
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmsynth.registry import MODELS
+
+
+class LabelCodec(nn.Module):
+    """Interface of a label codec.
+
+    Args:
+        num_classes: Classes K; valid ids are 0 … K - 1.
+        ignore_index: The id of unlabelled pixels.
+
+    Attributes:
+        is_image: True if the control image goes through the latent codec, False if it is pooled onto the latent grid.
+        channels: Channels of the control image.
+
+    Raises:
+        ValueError: If ``num_classes`` is below 1 or ``ignore_index`` is a class id.
+    """
+
+    is_image: bool
+    channels: int
+
+    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f'`num_classes` must be at least 1, got {num_classes}.')
+        if 0 <= ignore_index < num_classes:
+            raise ValueError(f'`ignore_index` {ignore_index} is the id of a class (0 … {num_classes - 1}); '
+                             'choose a value that no class has, such as 255.')
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+
+    def encode(self, masks: Tensor) -> Tensor:
+        """Masks (B, H, W), integer → control images (B, channels, H, W), float32.
+
+        Raises:
+            ValueError: If a mask holds an id that is neither a class nor the ignore index.
+        """
+        ignored = masks == self.ignore_index
+        wrong = ~ignored & ((masks < 0) | (masks >= self.num_classes))
+        if wrong.any():
+            raise ValueError(f'mask value {int(masks[wrong][0])}: must be below the class count {self.num_classes} or '
+                             f'the ignore index {self.ignore_index}. Check the labels and `num_classes`.')
+        return self._paint(masks.masked_fill(ignored, 0).long(), ignored)
+
+    def _paint(self, ids: Tensor, ignored: Tensor) -> Tensor:
+        raise TypeError(f'{type(self).__name__} does not paint')
+
+
+@MODELS.register_module()
+class GreyLevelCodec(LabelCodec):
+    """Class k → grey level ``k * 255 / K`` cut to an integer, three equal channels in [-1, 1] (TODSynth as released).
+
+    Ignored pixels are white (255), which no class has.
+    """
+
+    is_image = True
+    channels = 3
+
+    def _paint(self, ids: Tensor, ignored: Tensor) -> Tensor:
+        grey = torch.div(ids * 255, self.num_classes, rounding_mode='floor').masked_fill(ignored, 255)
+        return (grey.float() / 127.5 - 1)[:, None].expand(-1, 3, -1, -1).contiguous()
+
+
+@MODELS.register_module()
+class PaletteCodec(LabelCodec):
+    """Class k → its palette colour, RGB in [-1, 1]; ignored pixels are black.
+
+    Args:
+        palette: K colours, RGB in [0, 255].
+        ignore_index: The id of unlabelled pixels.
+
+    Raises:
+        ValueError: If two classes share a colour, or one has that of ignored pixels.
+    """
+
+    is_image = True
+    channels = 3
+
+    def __init__(self, palette: Sequence[Sequence[int]], ignore_index: int = 255) -> None:
+        super().__init__(len(palette), ignore_index)
+        colours = [tuple(int(value) for value in colour) for colour in palette]
+        for index, colour in enumerate(colours):
+            if colour in colours[:index] or colour == (0, 0, 0):
+                raise ValueError(f'`palette`: class {index} has the colour {colour}, which '
+                                 f'{"ignored pixels have" if colour == (0, 0, 0) else "an earlier class has too"}. '
+                                 'Give every class a colour of its own, none of them black.')
+        self.register_buffer('colours', torch.tensor(colours).float() / 127.5 - 1, persistent=False)
+
+    def _paint(self, ids: Tensor, ignored: Tensor) -> Tensor:
+        return self.colours[ids].masked_fill(ignored[..., None], -1.0).permute(0, 3, 1, 2).contiguous()
+
+
+@MODELS.register_module()
+class OneHotCodec(LabelCodec):
+    """Class k → channel k, in {0, 1}; ignored pixels are zero in every channel."""
+
+    is_image = False
+
+    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
+        super().__init__(num_classes, ignore_index)
+        self.channels = num_classes
+
+    def _paint(self, ids: Tensor, ignored: Tensor) -> Tensor:
+        maps = F.one_hot(ids, self.num_classes).float().masked_fill(ignored[..., None], 0.0)
+        return maps.permute(0, 3, 1, 2).contiguous()

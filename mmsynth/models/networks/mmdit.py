@@ -1,0 +1,173 @@
+"""The MM-DiT of TODSynth: Stable Diffusion 3.5's transformer with a mask stream (arXiv 2512.16740, section 3).
+
+The trunk is diffusers' own ``SD3Transformer2DModel``; without a mask the network is that model. With a mask every block
+becomes a triple-attention block.
+
+Legend: B batch, C latent channels, Cm mask channels, h w latent cells, D width.
+"""
+from pathlib import Path
+
+import torch
+from diffusers import SD3Transformer2DModel
+from diffusers.models.embeddings import PatchEmbed
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mmsynth.models.networks.triple_attention import MaskStream, triple_block
+from mmsynth.registry import MODELS
+
+BRANCHES = ('image', 'mask', 'text')
+_TEXT_PARTS = ('context_embedder', 'time_text_embed', 'norm1_context', 'ff_context', 'add_q_proj', 'add_k_proj',
+               'add_v_proj', 'norm_added_q', 'norm_added_k', 'to_add_out')
+
+
+@MODELS.register_module()
+class MMDiT(nn.Module):
+    """SD3.5's transformer with a mask stream and unified triple attention.
+
+    Args:
+        pretrained: A folder or hub id in the diffusers layout whose ``transformer`` the trunk is loaded from.
+        trunk: Settings of an ``SD3Transformer2DModel`` built from scratch. Exactly one of the two is given.
+        mask_channels: Channels Cm of the mask input; by default those of the latent.
+        legacy: Keep the released network: the mask MLP modulated by the image stream, a random start of the mask
+            stream, and the last block's unused mask layers, so that released weights load.
+        gradient_checkpointing: Recompute the blocks in the backward pass instead of storing their activations.
+
+    Raises:
+        ValueError: If not exactly one of ``pretrained`` and ``trunk`` is given.
+    """
+
+    def __init__(self,
+                 pretrained: str | None = None,
+                 trunk: dict | None = None,
+                 mask_channels: int | None = None,
+                 legacy: bool = False,
+                 gradient_checkpointing: bool = False) -> None:
+        super().__init__()
+        self.trunk = _build_trunk(pretrained, trunk)
+        self.legacy = legacy
+        self.gradient_checkpointing = gradient_checkpointing
+        config = self.trunk.config
+        self.mask_channels = config.in_channels if mask_channels is None else mask_channels
+        self.mask_embed = PatchEmbed(
+            height=config.sample_size,
+            width=config.sample_size,
+            patch_size=config.patch_size,
+            in_channels=self.mask_channels,
+            embed_dim=self.trunk.inner_dim,
+            pos_embed_max_size=config.pos_embed_max_size)
+        last = config.num_layers - 1
+        self.mask_blocks = nn.ModuleList(
+            MaskStream(
+                self.trunk.inner_dim,
+                num_heads=config.num_attention_heads,
+                head_dim=config.attention_head_dim,
+                qk_norm=config.qk_norm,
+                pre_only=index == last and not legacy) for index in range(config.num_layers))
+        if not legacy:
+            self._copy_image_stream()
+
+    @property
+    def latent_channels(self) -> int:
+        return self.trunk.config.in_channels
+
+    @property
+    def patch_size(self) -> int:
+        return self.trunk.config.patch_size
+
+    def branch_parameters(self, branch: str) -> dict[str, nn.Parameter]:
+        """The named parameters of one branch: 'image', 'mask' or 'text'.
+
+        'text' includes the time and pooled-text embedder, 'image' the patch embedding and the output layers.
+        """
+        return {name: value for name, value in self.named_parameters() if _branch_of(name) == branch}
+
+    def forward(self,
+                latents: Tensor,
+                timestep: Tensor,
+                prompt_embeds: Tensor,
+                pooled_prompt_embeds: Tensor,
+                mask_latents: Tensor | None = None) -> Tensor:
+        """Predict the velocity ``eps - z0``.
+
+        Args:
+            latents: Noisy latents (B, C, h, w).
+            timestep: (B,), 1000 * sigma, in [0, 1000].
+            prompt_embeds: (B, T, joint_attention_dim).
+            pooled_prompt_embeds: (B, pooled_projection_dim).
+            mask_latents: The encoded mask (B, Cm, h, w); None runs plain SD3.
+
+        Returns:
+            Velocity (B, C, h, w).
+        """
+        trunk = self.trunk
+        if mask_latents is None:
+            return trunk(latents, prompt_embeds, pooled_prompt_embeds, timestep, return_dict=False)[0]
+        image = trunk.pos_embed(latents)  # (B, N, D)
+        text = trunk.context_embedder(prompt_embeds)  # (B, T, D)
+        mask = self.mask_embed(mask_latents)  # (B, M, D), M = N
+        temb = trunk.time_text_embed(timestep, pooled_prompt_embeds)  # (B, D)
+        for block, stream in zip(trunk.transformer_blocks, self.mask_blocks):
+            image, text, mask = self._run_block(block, stream, image, text, mask, temb)
+        image = trunk.proj_out(trunk.norm_out(image, temb))  # (B, N, p * p * C)
+        return self._unpatchify(image, latents.shape[-2:])
+
+    def _run_block(self, block: nn.Module, stream: MaskStream, image: Tensor, text: Tensor, mask: Tensor,
+                   temb: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(
+                triple_block,
+                block,
+                stream,
+                image,
+                text,
+                mask,
+                temb,
+                mask_mlp_from_image=self.legacy,
+                use_reentrant=False)
+        return triple_block(block, stream, image, text, mask, temb, mask_mlp_from_image=self.legacy)
+
+    def _unpatchify(self, tokens: Tensor, size: torch.Size) -> Tensor:
+        patch = self.patch_size
+        rows, columns = size[0] // patch, size[1] // patch
+        cells = tokens.reshape(len(tokens), rows, columns, patch, patch, self.trunk.out_channels)
+        return torch.einsum('bhwpqc->bchpwq', cells).reshape(len(tokens), self.trunk.out_channels, *size)
+
+    def _copy_image_stream(self) -> None:
+        for block, stream in zip(self.trunk.transformer_blocks, self.mask_blocks):
+            stream.copy_image_stream(block)
+        if self.mask_channels == self.latent_channels:
+            self.mask_embed.load_state_dict(self.trunk.pos_embed.state_dict())
+
+
+def _branch_of(name: str) -> str:
+    if name.startswith(('mask_embed.', 'mask_blocks.')):
+        return 'mask'
+    return 'text' if any(part in _TEXT_PARTS for part in name.split('.')) else 'image'
+
+
+def _build_trunk(pretrained: str | None, trunk: dict | None) -> SD3Transformer2DModel:
+    if (pretrained is None) == (trunk is None):
+        raise ValueError('`pretrained` and `trunk`: exactly one must be given, got '
+                         f'pretrained={pretrained!r}, trunk={trunk!r}. Name a diffusers folder or hub id in '
+                         '`pretrained`, or give the settings of a new SD3Transformer2DModel in `trunk`.')
+    if pretrained is not None:
+        if Path(pretrained).is_dir() and not (Path(pretrained) / 'transformer').is_dir():
+            raise ValueError(f'`pretrained`: the folder {pretrained} has no `transformer` in it; it must be in the '
+                             'diffusers layout (transformer/, vae/, scheduler/, text_encoder*/, tokenizer*/).')
+        return SD3Transformer2DModel.from_pretrained(pretrained, subfolder='transformer')
+    model = SD3Transformer2DModel(**trunk)
+    _zero_modulation(model)
+    return model
+
+
+@torch.no_grad()
+def _zero_modulation(trunk: SD3Transformer2DModel) -> None:
+    """Start every block as the identity (adaLN-zero, DiT, arXiv 2212.09748), for training from scratch."""
+    for block in trunk.transformer_blocks:
+        for norm in (block.norm1, block.norm1_context):
+            nn.init.zeros_(norm.linear.weight)
+            nn.init.zeros_(norm.linear.bias)
+    for layer in (trunk.norm_out.linear, trunk.proj_out):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)

@@ -1,0 +1,40 @@
+"""One step of a sampling loop, and how a prediction relates to the clean estimate. Pure functions.
+
+With ``z = alpha * z0 + sigma * eps``:
+
+- velocity (flow matching, alpha = 1 - sigma): ``v = eps - z0``, so ``z0_hat = z - sigma * v``;
+- noise (DDPM): ``z0_hat = (z - sigma * eps) / alpha``.
+"""
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+PredictionType = Literal['velocity', 'noise']
+
+
+@dataclass(frozen=True)
+class SamplingStep:
+    """Where a sampling loop stands when it asks for guidance.
+
+    Attributes:
+        index: Number of the step, 0 … total - 1.
+        total: Steps of the run.
+        latents: Noisy latents z (B, C, h, w).
+        alpha: Signal level of z.
+        sigma: Noise level of z, in [0, 1].
+        prediction_type: What the network predicts.
+    """
+
+    index: int
+    total: int
+    latents: Tensor
+    alpha: float
+    sigma: float
+    prediction_type: PredictionType = 'velocity'
+
+    def clean_estimate(self, prediction: Tensor) -> Tensor:
+        """The clean latent z0_hat (B, C, h, w) that a prediction of the same shape stands for; differentiable."""
+        if self.prediction_type == 'velocity':
+            return self.latents - self.sigma * prediction
+        return (self.latents - self.sigma * prediction) / self.alpha

@@ -1,0 +1,126 @@
+"""Reading weights from files as data, and loading them strictly with a report. Nothing in a file is ever run."""
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+
+class _Inert:
+    """Stands for what mmengine stores beside weights (log history, numpy scalars): read over, never rebuilt."""
+
+    def __init__(self, *args: object) -> None:
+        del args
+
+    def __setstate__(self, state: object) -> None:
+        del state
+
+
+_INERT_NAMES = ('mmengine.logging.history_buffer.HistoryBuffer', 'builtins.getattr', 'numpy.ndarray', 'numpy.dtype',
+                *(f'numpy.{core}.multiarray.{name}' for core in ('core', '_core') for name in ('scalar', '_reconstruct')),
+                *(f'numpy.dtypes.{name}DType' for name in ('Float64', 'Float32', 'Int64', 'Int32', 'Bool')))
+
+
+@dataclass
+class LoadReport:
+    """What came of loading a state dict.
+
+    Attributes:
+        loaded: Number of tensors taken over.
+        missing: Keys of the module that the file lacks.
+        unexpected: Keys of the file that the module lacks.
+        mismatched: Keys of both whose shapes differ, with both shapes.
+    """
+
+    loaded: int = 0
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        return not (self.missing or self.unexpected or self.mismatched)
+
+    def __str__(self) -> str:
+        lines = [f'{self.loaded} tensors loaded']
+        for title, keys in (('missing in the file', self.missing), ('unexpected in the file', self.unexpected),
+                            ('of another shape', self.mismatched)):
+            if keys:
+                shown = ', '.join(keys[:5]) + (f', … ({len(keys) - 5} more)' if len(keys) > 5 else '')
+                lines.append(f'{len(keys)} {title}: {shown}')
+        return '; '.join(lines)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint: ``.safetensors``, an mmengine or plain ``.pth`` / ``.ckpt``, or a folder.
+
+    A folder is one that a release wrote, holding ``model.safetensors``. A ``state_dict`` inside the file is unwrapped.
+
+    Raises:
+        FileNotFoundError: If there is no such file, or the folder holds none.
+        ValueError: If the file is no checkpoint, or could only be read by running code from it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / 'model.safetensors'
+    if not path.is_file():
+        raise FileNotFoundError(f'checkpoint {path} does not exist; give a .pth or .safetensors file, or a folder '
+                                'that holds model.safetensors.')
+    content = _read_safetensors(path) if path.suffix == '.safetensors' else _read_torch(path)
+    while isinstance(content, Mapping) and isinstance(content.get('state_dict'), Mapping):
+        content = content['state_dict']
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)} \
+        if isinstance(content, Mapping) else {}
+    if not tensors:
+        raise ValueError(f'checkpoint {path} holds no tensors; is it a checkpoint?')
+    return tensors
+
+
+def load_state_dict(module: nn.Module, state: Mapping[str, Tensor], *, source: str, strict: bool = True) -> LoadReport:
+    """Copy a state dict into a module.
+
+    Args:
+        module: Where the tensors go; with ``strict`` it is changed only if everything fits.
+        state: The tensors, by the module's own names.
+        source: Where they come from, for the message.
+        strict: Raise unless every key of both sides is matched.
+
+    Raises:
+        ValueError: If ``strict`` and a key is missing, unexpected or of another shape; the message is the report.
+    """
+    own = module.state_dict()
+    shared = own.keys() & state.keys()
+    mismatched = {key for key in shared if own[key].shape != state[key].shape}
+    report = LoadReport(
+        loaded=len(shared) - len(mismatched),
+        missing=sorted(own.keys() - state.keys()),
+        unexpected=sorted(state.keys() - own.keys()),
+        mismatched=[f'{key} (file {tuple(state[key].shape)}, model {tuple(own[key].shape)})'
+                    for key in sorted(mismatched)])
+    if strict and not report.complete:
+        raise ValueError(f'checkpoint {source} does not fit {type(module).__name__}: {report}. '
+                         'Use the config that it was trained with.')
+    module.load_state_dict({key: state[key] for key in shared - mismatched}, strict=False)
+    return report
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f'checkpoint {path} cannot be read as safetensors: {error}.') from error
+
+
+def _read_torch(path: Path) -> object:
+    inert = [(_Inert, name) for name in _INERT_NAMES]
+    try:
+        with torch.serialization.safe_globals([_Inert, *inert]):
+            return torch.load(path, map_location='cpu', weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[-1 if 'WeightsUnpickler' in str(error) else 0]
+        raise ValueError(f'checkpoint {path} cannot be read as plain weights: {reason} Reading it would run code from '
+                         'the file or it is damaged; save it again as a state dict or as safetensors.') from error
