@@ -1,0 +1,28 @@
+"""The released networks' tensors, recomputed (tests/parity/data holds the files; a checkout beside them may hold more)."""
+from pathlib import Path
+
+import pytest
+import replay
+
+DATA = Path(__file__).parent / 'data'
+
+
+@pytest.mark.parametrize('path', sorted(DATA.glob('*.safetensors')), ids=lambda path: path.stem)
+def test_released_tensors_are_reproduced(path: Path) -> None:
+    _, errors, bar = replay.replay(path)
+    assert errors and max(errors.values()) <= bar, errors
+
+
+def test_the_trajectories_differ_with_and_without_correction() -> None:
+    """A replay that ignored the guidance would pass on files whose correction does nothing; these do something."""
+    outputs, _, bar = replay.replay(DATA / 'crfm_LD.safetensors')
+    assert (outputs['final_latents_crfm'] - outputs['final_latents_plain']).abs().max() > 10 * bar
+
+
+def test_an_unknown_kind_is_named(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+    path = tmp_path / 'other.safetensors'
+    save_file({'io/x': torch.zeros(1)}, path, metadata={'kind': 'something'})
+    with pytest.raises(ValueError, match="kind 'something' is not replayed; known: mmdit_forward, crfm_trajectory"):
+        replay.replay(path)
