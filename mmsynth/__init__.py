@@ -1,2 +1,44 @@
-"""mmsynth: training-data synthesis for MMSegmentation."""
-__version__ = '0.1.0'
+"""mmsynth: training-data synthesis for MMSegmentation.
+
+Importing the package checks the host stack and makes the child registries known (so
+``custom_imports = dict(imports=['mmsynth'])`` is all that a config needs). Neither torch nor a model is imported: the
+public names below are loaded from their modules when first used.
+"""
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from mmsynth.host import check_host_stack
+from mmsynth.version import __version__
+
+check_host_stack()
+
+from mmsynth import registry  # noqa: E402, F401  (after the gate: it imports mmengine)
+
+if TYPE_CHECKING:
+    from mmsynth.datasets.manifest import ManifestDataset
+    from mmsynth.guidance.crfm import CRFM
+    from mmsynth.guidance.critic import SegmentorCritic
+    from mmsynth.models.data_preprocessor import SynthDataPreprocessor
+    from mmsynth.models.generators.todsynth import TODSynth
+
+_HOMES = {
+    'CRFM': 'mmsynth.guidance.crfm',
+    'ManifestDataset': 'mmsynth.datasets.manifest',
+    'SegmentorCritic': 'mmsynth.guidance.critic',
+    'SynthDataPreprocessor': 'mmsynth.models.data_preprocessor',
+    'TODSynth': 'mmsynth.models.generators.todsynth',
+}
+
+__all__ = ['__version__', 'CRFM', 'ManifestDataset', 'SegmentorCritic', 'SynthDataPreprocessor', 'TODSynth']
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its module on first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}; public names: {", ".join(__all__)}')
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,53 @@
+# make demo   train a tiny generator, synthesize under guidance, write a report
+# make test   run the tests
+# Both first create .venv with the exact versions of requirements/pins.txt; later calls start at once.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+# Options of the demo, passed on where set: make demo DATA=folder SMOKE=1 GENERATOR=name SEED=0 OUT=folder DEMO_ARGS='...'
+DEMO_ARGS ?=
+
+VENV := .venv
+VENV_PYTHON := $(VENV)/bin/python
+PIP := $(VENV_PYTHON) -m pip --disable-pip-version-check --quiet
+TORCH := $(shell sed -n 's/^torch==/torch==/p' requirements/pins.txt)
+# The stamp's name changes, and with it the installation, when the pins, the build, the Python or the place changes.
+INSTALLED := $(VENV)/.installed-$(shell { cat requirements/pins.txt setup.py pyproject.toml; \
+	$(PYTHON) -V; pwd; } 2>&1 | cksum | cut -d ' ' -f 1)
+
+demo_options := $(if $(DATA),--data '$(DATA)') $(if $(filter-out 0,$(SMOKE)),--smoke) \
+	$(if $(GENERATOR),--generator '$(GENERATOR)') $(if $(SEED),--seed '$(SEED)') $(if $(OUT),--out-dir '$(OUT)')
+
+.PHONY: help demo test clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n '/^# make/s/^# //p' Makefile
+
+demo: $(INSTALLED)
+	@$(VENV_PYTHON) tools/demo.py $(strip $(demo_options) $(DEMO_ARGS))
+
+test: $(INSTALLED)
+	@$(VENV_PYTHON) -m pytest tests -q $(PYTEST_ARGS)
+
+clean:
+	rm -rf $(VENV) build mmsynth.egg-info
+
+$(INSTALLED):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	    echo 'mmsynth needs Python 3.10 or newer, and `$(PYTHON)` is not: make PYTHON=/path/to/python3' >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	    echo '`$(PYTHON)` cannot create environments: apt-get install python3-venv' >&2; exit 1; }
+	@echo 'installing into $(VENV) (first time only)'
+	@$(PYTHON) -m venv $(VENV)
+	@rm -f $(VENV)/.installed-*
+	@echo 'installing $(TORCH), the largest part: 1 of 3 (first time only)'
+	@$(PIP) install '$(TORCH)'
+	@echo 'installing requirements/pins.txt: 2 of 3 (first time only)'
+	@$(PIP) install -r requirements/pins.txt
+	@echo 'installing mmsynth itself: 3 of 3 (first time only)'
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@$(VENV_PYTHON) -c 'import cv2' || { \
+	    echo 'OpenCV misses a library of the system: apt-get install libgl1 libglib2.0-0 libxcb1' >&2; exit 1; }
+	@$(VENV_PYTHON) -c 'import mmsynth'
+	@touch $@
