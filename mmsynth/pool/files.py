@@ -1,0 +1,114 @@
+"""Files that are either there in full or not at all, and the lock of a folder that has one writer."""
+import hashlib
+import io
+import os
+import re
+import secrets
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+TEMPORARY_PREFIX = '.tmp-'
+_READABLE_LENGTH = 60
+
+
+def file_name(sample_id: str) -> str:
+    """A file stem for an id: the part of it that every file system takes, then 12 hex digits of its SHA-256.
+
+    >>> file_name('val/tile 3#1')
+    'val-tile-3-1-3281ee2421f4'
+    """
+    ascii_text = unicodedata.normalize('NFKD', sample_id).encode('ascii', 'ignore').decode()
+    readable = re.sub(r'[^A-Za-z0-9_]+', '-', ascii_text).strip('-')[:_READABLE_LENGTH].rstrip('-')
+    digest = hashlib.sha256(sample_id.encode('utf-8', 'surrogatepass')).hexdigest()[:12]
+    return f'{readable}-{digest}' if readable else digest
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """PNG of an image: (H, W) as 8-bit grey, (H, W, 3) as RGB; uint8."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(buffer, format='PNG')
+    return buffer.getvalue()
+
+
+def atomic_write(path: str | Path, data: bytes) -> None:
+    """Write a file through a temporary one beside it: after a crash there is the old file or the new one.
+
+    Raises:
+        OSError: If it cannot be written (disk full, no permission); nothing is left behind then.
+    """
+    path = Path(path)
+    temporary = path.parent / f'{TEMPORARY_PREFIX}{secrets.token_hex(8)}'
+    try:
+        with open(temporary, 'xb') as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def append_line(path: str | Path, line: str) -> None:
+    """Append one line and wait until it is on the disk.
+
+    Raises:
+        OSError: If it cannot be written; a part of it may be in the file then.
+    """
+    with open(path, 'ab') as file:
+        file.write(line.encode('utf-8') + b'\n')
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what a killed :func:`atomic_write` left."""
+    for path in folder.glob(f'{TEMPORARY_PREFIX}*'):
+        path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` durable, where folders can be opened."""
+    if os.name != 'posix':
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class FolderLock:
+    """Held by the one process that writes a folder; the system frees it when that process ends, however it ends.
+
+    Args:
+        folder: An existing folder; the lock is the file ``.lock`` in it.
+
+    Raises:
+        RuntimeError: If another writer holds it.
+    """
+    FILE = '.lock'
+
+    def __init__(self, folder: Path) -> None:
+        import fcntl  # not on Windows, where a pool can still be read
+        self._file = open(folder / self.FILE, 'ab')
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._file.close()
+            raise RuntimeError(f'{folder} is being written by another process. Wait until it has ended, or choose '
+                               f'another --out-dir.') from error
+        except BaseException:
+            self._file.close()
+            raise
+
+    def release(self) -> None:
+        """Free the lock, also for copies of it in forked workers. Safe to call twice."""
+        import fcntl
+        if not self._file.closed:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+            self._file.close()

@@ -1,0 +1,99 @@
+"""``pool.json``: what all samples of one pool have in common."""
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+from mmsynth.pool.manifest import plain_json
+
+HEADER_FILE = 'pool.json'
+FORMAT_VERSION = 1
+IGNORE_INDEX = 255
+
+
+@dataclass(frozen=True)
+class PoolHeader:
+    """The header of a pool.
+
+    Args:
+        settings: Everything that decides what a sample looks like, JSON values.
+        classes: Names, at most 255 (255 in a mask means unlabelled).
+        palette: One RGB colour in [0, 255] per class.
+        format_version: Of the layout on disk.
+
+    Raises:
+        ValueError: If a field breaks its rule.
+    """
+    settings: dict[str, Any]
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if self.format_version != FORMAT_VERSION:
+            raise ValueError(f'`format_version` must be {FORMAT_VERSION}, got {self.format_version!r}: the pool was '
+                             f'written by another version of mmsynth. Read it with that one, or make it anew.')
+        if not isinstance(self.settings, Mapping):
+            raise ValueError(f'`settings` must be a dict, got {self.settings!r:.80}')
+        try:
+            object.__setattr__(self, 'settings', plain_json(self.settings))
+        except ValueError as error:
+            raise ValueError(f'`settings` {error}') from error
+        object.__setattr__(self, 'classes', _checked_classes(self.classes))
+        object.__setattr__(self, 'palette', _checked_palette(self.palette, len(self.classes)))
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2, allow_nan=False) + '\n'
+
+    @classmethod
+    def read(cls, path: Path) -> 'PoolHeader':
+        """Read ``pool.json``.
+
+        Raises:
+            ValueError: If it is not a header of this version; names the file.
+        """
+        try:
+            values = json.loads(path.read_text(encoding='utf-8'))
+            return cls(**values)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f'{path} is not the header of a pool: {error}') from error
+
+    def differences(self, other: 'PoolHeader') -> list[str]:
+        """One line per field in which the two headers differ, own value first."""
+        own, others = flatten(asdict(self)), flatten(asdict(other))
+        return [f'{name}: {_shown(own, name)} there, {_shown(others, name)} here' for name in {**own, **others}
+                if name not in own or name not in others or own[name] != others[name]]
+
+
+def flatten(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    """Nested dicts as one, with dotted names; lists stay values, and so do empty dicts."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f'{prefix}{key}.'))
+        else:
+            flat[f'{prefix}{key}'] = value
+    return flat
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    return repr(values[name]) if name in values else '(not set)'
+
+
+def _checked_classes(classes: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f'`classes` must be a list of names, got {classes!r:.80}')
+    if not 1 <= len(classes) <= IGNORE_INDEX:
+        raise ValueError(f'`classes` must hold 1 to {IGNORE_INDEX} names, got {len(classes)}')
+    return tuple(classes)
+
+
+def _checked_palette(palette: Sequence[Sequence[int]], num_classes: int) -> tuple[tuple[int, int, int], ...]:
+    if len(palette) != num_classes:
+        raise ValueError(f'`palette` must hold one colour per class ({num_classes}), got {len(palette)}')
+    for index, color in enumerate(palette):
+        if len(color) != 3 or not all(isinstance(part, Integral) and 0 <= part <= 255 for part in color):
+            raise ValueError(f'`palette` must hold RGB colours in [0, 255], got {color!r} for class {index}')
+    return tuple((int(red), int(green), int(blue)) for red, green, blue in palette)
