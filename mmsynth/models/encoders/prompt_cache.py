@@ -1,0 +1,202 @@
+"""The prompt cache: each distinct prompt's embeddings, encoded once and read from a folder while training (DESIGN 5).
+
+One safetensors file per prompt, named by the SHA-256 of prompt and encoder identity; both stand in the file's header,
+so a folder explains itself. Files appear complete or not at all: a killed run continues where it was.
+
+Legend: B prompts, N tokens, D width of a token, P width of the pooled embedding.
+"""
+import hashlib
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmsynth.models.encoders.text_encoders import TextEmbeds, TextEncoder, as_prompt_list
+from mmsynth.registry import MODELS
+
+_COMMAND = 'python tools/encode_prompts.py CONFIG'
+_SUFFIX = '.safetensors'
+
+
+class PromptCache:
+    """Embeddings of prompts by one encoder, in a folder.
+
+    Several encoders may share a folder; a cache sees those of its own identity only.
+
+    Args:
+        folder: The cache's folder; created at the first write.
+        identity: Identity of the encoder (``SD3TextEncoder.identity``).
+    """
+
+    def __init__(self, folder: str | Path, identity: str) -> None:
+        self.folder = Path(folder)
+        self.identity = identity
+
+    @staticmethod
+    def identities(folder: str | Path) -> list[str]:
+        """The identities of the encoders that wrote into a folder, sorted; none if there is no such folder."""
+        return sorted({_read_header(path)['identity'] for path in sorted(Path(folder).glob(f'*{_SUFFIX}'))})
+
+    def path(self, prompt: str) -> Path:
+        """Where a prompt's embeddings are kept."""
+        key = json.dumps([prompt, self.identity])
+        return self.folder / (hashlib.sha256(key.encode()).hexdigest() + _SUFFIX)
+
+    def has(self, prompt: str) -> bool:
+        """Whether a prompt is in the cache."""
+        return self.path(prompt).is_file()
+
+    def missing(self, prompts: Sequence[str]) -> list[str]:
+        """The distinct prompts that are not in the cache, in their first order."""
+        return [prompt for prompt in dict.fromkeys(as_prompt_list(prompts)) if not self.has(prompt)]
+
+    def get(self, prompt: str) -> TextEmbeds:
+        """Read one prompt: (N, D) and (P,), on the CPU, in the dtype they were stored in.
+
+        Raises:
+            ValueError: If the prompt is not in the cache, or its file is damaged or of another prompt.
+        """
+        path = self.path(prompt)
+        if not path.is_file():
+            raise ValueError(f'prompt {prompt!r} is not in the prompt cache {self.folder} (encoder {self.identity}). '
+                             f'Encode what the config needs with: {_COMMAND}')
+        header = _read_header(path)
+        if (header['prompt'], header['identity']) != (prompt, self.identity):
+            raise ValueError(f'{path} holds the prompt {header["prompt"]!r} of encoder {header["identity"]}, not '
+                             f'{prompt!r} of {self.identity}: the file was renamed. Delete it and run: {_COMMAND}')
+        with safe_open(path, framework='pt') as file:
+            return TextEmbeds(*(file.get_tensor(name) for name in TextEmbeds._fields))
+
+    def put(self, prompt: str, embeds: TextEmbeds) -> None:
+        """Store one prompt's embeddings (N, D) and (P,), replacing what is there."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.path(prompt)
+        unfinished = path.with_suffix(f'.{os.getpid()}.tmp')  # no reader looks at it
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in embeds._asdict().items()}
+        try:
+            save_file(tensors, unfinished, metadata=dict(prompt=prompt, identity=self.identity))
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def encode_missing(self,
+                       prompts: Sequence[str],
+                       encoder: TextEncoder,
+                       *,
+                       batch_size: int = 8,
+                       progress: Callable[[int], None] | None = None) -> int:
+        """Encode the distinct prompts that are not in the cache.
+
+        Args:
+            prompts: Prompts, repeats allowed.
+            encoder: The encoder whose identity this cache has.
+            batch_size: Prompts encoded together.
+            progress: Called after every batch with the number of prompts in it.
+
+        Returns:
+            The number of prompts encoded.
+
+        Raises:
+            ValueError: If the encoder has another identity, or ``batch_size`` is below 1.
+        """
+        if batch_size < 1:
+            raise ValueError(f'`batch_size` must be at least 1, got {batch_size}.')
+        if encoder.identity != self.identity:
+            raise ValueError(f'`encoder` has the identity {encoder.identity}, the cache {self.identity}; open the '
+                             'cache with the identity of the encoder that fills it.')
+        missing = self.missing(prompts)
+        for start in range(0, len(missing), batch_size):
+            batch = missing[start:start + batch_size]
+            for prompt, *embeds in zip(batch, *encoder.encode(batch), strict=True):
+                self.put(prompt, TextEmbeds(*embeds))
+            if progress is not None:
+                progress(len(batch))
+        return len(missing)
+
+
+def _read_header(path: Path) -> dict[str, str]:
+    """The metadata of a cache file.
+
+    Raises:
+        ValueError: If the file is damaged or was not written by a prompt cache.
+    """
+    try:
+        with safe_open(path, framework='pt') as file:
+            header = file.metadata() or {}
+            complete = {'prompt', 'identity'} <= header.keys() and set(file.keys()) == set(TextEmbeds._fields)
+    except SafetensorError as error:
+        raise ValueError(f'{path} is damaged ({error}). Delete it and run: {_COMMAND}') from error
+    if not complete:
+        raise ValueError(f'{path} was not written by a prompt cache; give the cache a folder of its own (`cache_dir`).')
+    return header
+
+
+@MODELS.register_module()
+class CachedTextEncoder(TextEncoder):
+    """Reads embeddings from a prompt cache; no encoder is in memory.
+
+    The folder is opened at the first prompt and not before, so that a model can be built where the cache is not, for
+    example to convert a checkpoint.
+
+    Args:
+        cache_dir: The cache's folder, filled by ``tools/encode_prompts.py``.
+        identity: Identity of the encoder whose embeddings are read; needed only if several encoders share the folder.
+        max_in_memory: Prompts kept in memory, the least recently used leave first. One of SD3's takes 2.7 MB.
+
+    Raises:
+        ValueError: If ``max_in_memory`` is below 1.
+    """
+
+    def __init__(self, cache_dir: str, identity: str | None = None, max_in_memory: int = 64) -> None:
+        super().__init__()
+        if max_in_memory < 1:
+            raise ValueError(f'`max_in_memory` must be at least 1, got {max_in_memory}.')
+        self.cache_dir = cache_dir
+        self.identity = identity
+        self.max_in_memory = max_in_memory
+        self._cache: PromptCache | None = None
+        self._recent: OrderedDict[str, TextEmbeds] = OrderedDict()
+        self.register_buffer('_anchor', torch.empty(0), persistent=False)  # follows `.to()`, so that outputs can
+
+    def encode(self, prompts: Sequence[str]) -> TextEmbeds:
+        """Read B prompts: (B, N, D) and (B, P), float32, whatever the dtype they were stored in.
+
+        Raises:
+            ValueError: If a prompt is not in the cache, no prompt is given, or the folder holds several encoders'
+                embeddings and ``identity`` was not given.
+        """
+        prompts = as_prompt_list(prompts)
+        if not prompts:
+            raise ValueError('`prompts` must hold at least one prompt, got none.')
+        tokens, pooled = zip(*(self._read(prompt) for prompt in prompts))
+        return TextEmbeds(self._stack(tokens), self._stack(pooled))
+
+    def _stack(self, rows: Sequence[Tensor]) -> Tensor:
+        return torch.stack([row.float() for row in rows]).to(self._anchor.device)
+
+    def _read(self, prompt: str) -> TextEmbeds:
+        if prompt not in self._recent:
+            self._recent[prompt] = self._open().get(prompt)
+            if len(self._recent) > self.max_in_memory:
+                self._recent.popitem(last=False)
+        self._recent.move_to_end(prompt)
+        return self._recent[prompt]
+
+    def _open(self) -> PromptCache:
+        """The cache, with the identity that was given or the only one that its folder has."""
+        if self._cache is None:
+            known = PromptCache.identities(self.cache_dir) if self.identity is None else [self.identity]
+            if not known:
+                raise ValueError(f'`cache_dir`: the prompt cache {self.cache_dir} is empty or does not exist. Fill it '
+                                 f'with: {_COMMAND}')
+            if len(known) > 1:
+                raise ValueError(f'`cache_dir`: the prompt cache {self.cache_dir} holds embeddings of {len(known)} '
+                                 f'encoders: {", ".join(known)}. Name the wanted one as `identity`.')
+            self._cache = PromptCache(self.cache_dir, known[0])
+        return self._cache

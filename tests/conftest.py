@@ -1,0 +1,27 @@
+"""Shared by all tests: helper modules importable, mmseg's registries filled, a tiny backbone on disk."""
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault('HF_HUB_OFFLINE', '1')  # before huggingface_hub is imported: no test may reach a network
+for folder in (Path(__file__).parent, Path(__file__).parents[1]):  # tests' helper modules, and an uninstalled mmsynth
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+@pytest.fixture(scope='session', autouse=True)
+def host_registries() -> None:
+    """mmseg's classes by name, as its tools do; few threads, because the tests' tensors are small."""
+    from mmseg.utils import register_all_modules
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+    register_all_modules(init_default_scope=True)
+
+
+@pytest.fixture(scope='session')
+def tiny_sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in Stable Diffusion 3's layout with tiny random weights; do not write into it."""
+    from tiny_backbone import write_tiny_sd3
+    return write_tiny_sd3(tmp_path_factory.mktemp('tiny_sd3'))

@@ -1,0 +1,50 @@
+"""Fill the prompt cache of a config: ``python tools/encode_prompts.py CONFIG [options]``."""
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.config import DictAction
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description='Encode every distinct prompt of a config\'s datasets once, into the folder that training and '
+        'synthesis read (model.text_encoder.cache_dir). Prompts that are there already are skipped, so a killed run '
+        'continues and new data only adds to it.',
+        epilog='example: python tools/encode_prompts.py configs/todsynth/CONFIG.py --pretrained '
+        'stabilityai/stable-diffusion-3.5-medium --device cuda')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--cache-dir', metavar='DIR', help='cache folder (default: model.text_encoder.cache_dir)')
+    parser.add_argument(
+        '--pretrained',
+        metavar='PATH_OR_HUB_ID',
+        help='where the text encoders are, in the diffusers layout (default: prompt_encoder.pretrained)')
+    parser.add_argument('--batch-size', type=int, default=8, help='prompts encoded together (default: 8)')
+    parser.add_argument('--device', default='cpu', help='where the encoders run: cpu, cuda, cuda:1, ... (default: cpu)')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='settings that replace the config\'s')
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the config and hand over."""
+    args = parse_args(arguments)
+    if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    from mmsynth.apis.config import load_config
+    from mmsynth.apis.encode_prompts import encode_prompts
+    print(
+        encode_prompts(
+            load_config(args.config, args.cfg_options),
+            cache_dir=args.cache_dir,
+            pretrained=args.pretrained,
+            batch_size=args.batch_size,
+            device=args.device))
+
+
+if __name__ == '__main__':
+    main()
