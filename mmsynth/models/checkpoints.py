@@ -43,7 +43,7 @@ def load_released_todsynth(network: MMDiT, state: Mapping[str, Tensor], *, sourc
     """Load released weights into a ``legacy`` network.
 
     A release holds the trained tensors only; the frozen ones are the backbone's, so they may be missing, but nothing
-    may be unexpected or of another shape.
+    may be unexpected or of another shape. The network is changed only if all fits.
 
     Raises:
         ValueError: If the network is not ``legacy``, or a tensor has no place or another shape.
@@ -51,12 +51,9 @@ def load_released_todsynth(network: MMDiT, state: Mapping[str, Tensor], *, sourc
     if not network.legacy:
         raise ValueError(f'checkpoint {source} is a TODSynth release; it needs the released network: set '
                          '`model.network.legacy=True`.')
-    report = load_state_dict(network, from_released_todsynth(state), source=source, strict=False)
     trained = {name for branch in ('image', 'mask') for name in network.branch_parameters(branch)}
-    untrained = [key for key in report.missing if key in trained]
-    if report.unexpected or report.mismatched or untrained:
-        raise ValueError(f'checkpoint {source} does not fit the network: {report}.')
-    return report
+    frozen = network.state_dict().keys() - trained
+    return load_state_dict(network, from_released_todsynth(state), source=source, optional=frozen)
 
 
 def load_generator(generator: nn.Module, path: str | Path) -> LoadReport:

@@ -1,6 +1,5 @@
 """Reading weights from files as data, and loading them strictly with a report. Nothing in a file is ever run."""
-import pickle
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,17 +79,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
-def load_state_dict(module: nn.Module, state: Mapping[str, Tensor], *, source: str, strict: bool = True) -> LoadReport:
-    """Copy a state dict into a module.
+def load_state_dict(module: nn.Module, state: Mapping[str, Tensor], *, source: str,
+                    optional: Collection[str] = ()) -> LoadReport:
+    """Copy a state dict into a module, which is changed only if everything fits.
 
     Args:
-        module: Where the tensors go; with ``strict`` it is changed only if everything fits.
+        module: Where the tensors go.
         state: The tensors, by the module's own names.
         source: Where they come from, for the message.
-        strict: Raise unless every key of both sides is matched.
+        optional: Keys of the module that may be missing; the report still lists them.
 
     Raises:
-        ValueError: If ``strict`` and a key is missing, unexpected or of another shape; the message is the report.
+        ValueError: If another key is missing, or one is unexpected or of another shape; the message is the report.
     """
     own = module.state_dict()
     shared = own.keys() & state.keys()
@@ -101,10 +101,10 @@ def load_state_dict(module: nn.Module, state: Mapping[str, Tensor], *, source: s
         unexpected=sorted(state.keys() - own.keys()),
         mismatched=[f'{key} (file {tuple(state[key].shape)}, model {tuple(own[key].shape)})'
                     for key in sorted(mismatched)])
-    if strict and not report.complete:
+    if report.unexpected or report.mismatched or not set(report.missing) <= set(optional):
         raise ValueError(f'checkpoint {source} does not fit {type(module).__name__}: {report}. '
                          'Use the config that it was trained with.')
-    module.load_state_dict({key: state[key] for key in shared - mismatched}, strict=False)
+    module.load_state_dict(dict(state), strict=False)
     return report
 
 
@@ -120,7 +120,11 @@ def _read_torch(path: Path) -> object:
     try:
         with torch.serialization.safe_globals([_Inert, *inert]):
             return torch.load(path, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[-1 if 'WeightsUnpickler' in str(error) else 0]
-        raise ValueError(f'checkpoint {path} cannot be read as plain weights: {reason} Reading it would run code from '
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file: torch's reader raises whatever it stumbles over
+        lines = [line.strip() for line in str(error).splitlines()]  # without torch's advice to read it unsafely
+        lines = [line for line in lines if line and 'weights_only' not in line and 'Weights only' not in line]
+        reason = lines[0].split('. ')[0].rstrip('.') if lines else type(error).__name__
+        raise ValueError(f'checkpoint {path} cannot be read as plain weights: {reason}. Reading it would run code from '
                          'the file or it is damaged; save it again as a state dict or as safetensors.') from error

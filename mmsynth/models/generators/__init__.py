@@ -1,0 +1,5 @@
+"""Generators: models that paint images for masks."""
+from mmsynth.models.generators.base import BaseGenerator
+from mmsynth.models.generators.todsynth import TODSynth
+
+__all__ = ['BaseGenerator', 'TODSynth']

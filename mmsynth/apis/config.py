@@ -1,0 +1,70 @@
+"""Reading configs for the tools, and building what they name."""
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmengine.utils import import_modules_from_strings
+
+from mmsynth.models.checkpoints import load_generator
+from mmsynth.models.generators import BaseGenerator
+from mmsynth.registry import DATASETS, MODELS
+
+
+def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read a config file, apply ``--cfg-options``, and import what it asks for.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'config {path} does not exist; give the path of a config file.')
+    cfg = Config.fromfile(str(path))
+    if overrides:
+        cfg.merge_from_dict(dict(overrides))
+    if cfg.get('custom_imports'):
+        import_modules_from_strings(**cfg.custom_imports)
+    import mmseg.datasets
+    import mmseg.models  # noqa: F401  (they fill mmseg's registries)
+    return cfg
+
+
+def build_dataset(cfg: Mapping[str, Any]) -> Any:
+    """Build a data set; names without a scope are mmseg's."""
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        return DATASETS.build(cfg)
+
+
+def build_generator(cfg: Config, checkpoint: str | Path, device: torch.device | str = 'cpu') -> BaseGenerator:
+    """Build the config's generator with a checkpoint's weights, in eval mode.
+
+    Raises:
+        ValueError: If the config's model is no generator, or the checkpoint does not fit.
+    """
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        generator = MODELS.build(cfg.model)
+    if not isinstance(generator, BaseGenerator):
+        raise ValueError(f'{cfg.filename}: `model` is {type(generator).__name__}, not a generator; use a config whose '
+                         "model is one, such as type='mmsynth.TODSynth'.")
+    load_generator(generator, checkpoint)
+    return generator.to(device).eval()
+
+
+def config_hash(cfg: Mapping[str, Any]) -> str:
+    """A hash of a part of a config that does not depend on the order of its keys."""
+    plain = cfg.to_dict() if hasattr(cfg, 'to_dict') else dict(cfg)
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def file_hash(path: str | Path) -> str:
+    """A hash of a file's content; of a folder, that of its ``model.safetensors``."""
+    path = Path(path) / 'model.safetensors' if Path(path).is_dir() else Path(path)
+    with path.open('rb') as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]

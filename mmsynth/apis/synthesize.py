@@ -1,0 +1,206 @@
+"""Synthesis of a pool: masks of a data set → images, with or without the guidance of a segmentor."""
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
+
+from mmsynth.apis.config import build_dataset, build_generator, config_hash, file_hash
+from mmsynth.guidance import CRFM
+from mmsynth.models.generators import BaseGenerator
+from mmsynth.pool import Pool
+from mmsynth.registry import MODELS
+from mmsynth.structures import SynthDataSample
+from mmsynth.utils import derive_seed, progress_bar
+from mmsynth.visualization import colorize, draw_grid, pool_report, save_png
+
+PREVIEW_FILE = 'preview.png'
+REPORT_FILE = 'report.html'
+_PREVIEW_SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class Request:
+    """One image to paint.
+
+    Attributes:
+        id: Of the sample in the pool: the mask's id, and the repeat's number from the second on.
+        index: Of the mask in its data set.
+        seed: Of the sample.
+    """
+
+    id: str
+    index: int
+    seed: int
+
+
+def synthesize(cfg: Config,
+               checkpoint: str | Path,
+               out_dir: str | Path,
+               *,
+               guidance: str | None = None,
+               num_per_mask: int | None = None,
+               limit: int | None = None,
+               seed: int = 0,
+               batch_size: int | None = None,
+               device: torch.device | str = 'cpu') -> Pool:
+    """Paint images for the masks of ``cfg.synthesis.dataset`` and store them as a pool.
+
+    A run that was killed continues where it was: samples that the pool holds are not painted again.
+
+    Args:
+        cfg: A config with ``model`` (a generator) and ``synthesis``: ``dataset``, and optionally ``guidance``,
+            ``num_per_mask`` and ``batch_size``.
+        checkpoint: The generator's weights.
+        out_dir: The pool's folder; new, empty, or a pool of the same settings.
+        guidance: 'crfm', 'none', or None for 'crfm' where the config has one.
+        num_per_mask: Images per mask; 1 by default.
+        limit: Use only so many masks, the first.
+        seed: The run's seed; a sample's own follows from it and the mask's id.
+        batch_size: Images painted together; does not change them.
+        device: Where the generator and the critic run.
+
+    Returns:
+        The pool, open for reading.
+
+    Raises:
+        ValueError: If options, data set, generator, critic and pool do not fit each other.
+    """
+    settings = _synthesis_settings(cfg)
+    dataset = build_dataset(settings.dataset)
+    generator = build_generator(cfg, checkpoint, device)
+    guide = _build_guidance(cfg, guidance, device)
+    _check_classes(dataset, generator, guide)
+    requests = list_requests(dataset, seed, num_per_mask or settings.get('num_per_mask', 1), limit)
+    description = _describe(cfg, checkpoint, seed, generator, guide)
+    meta = dataset.metainfo
+    with Pool.create(out_dir, description, meta['classes'], meta['palette']) as pool:
+        missing = [request for request in requests if not pool.has(request.id)]
+        done = len(requests) - len(missing)
+        with progress_bar(total=len(requests), initial=done, unit='img', title='synthesize') as bar:
+            for batch in _batches(dataset, missing, batch_size or settings.get('batch_size', 4)):
+                _paint(batch, generator, guide, pool, description)
+                bar.update(len(batch))
+        draw_preview(pool, pool.root / PREVIEW_FILE)
+        pool_report(pool, pool.root / REPORT_FILE, class_counts_before=None)
+    print_log(f'{len(missing)} images painted, {done} were there; pool {pool.root}', logger='current')
+    return Pool.open(out_dir)
+
+
+def list_requests(dataset: BaseDataset, seed: int, num_per_mask: int, limit: int | None = None) -> list[Request]:
+    """The images to paint, in the data set's order.
+
+    Raises:
+        ValueError: If ``num_per_mask`` or ``limit`` is below 1.
+    """
+    if num_per_mask < 1 or (limit is not None and limit < 1):
+        raise ValueError(f'`num_per_mask` and `limit` must be at least 1, got {num_per_mask} and {limit}.')
+    count = len(dataset) if limit is None else min(limit, len(dataset))
+    requests = []
+    for index in range(count):
+        name = dataset.get_data_info(index).get('sample_id') or Path(dataset.get_data_info(index)['seg_map_path']).stem
+        requests += [Request(name if repeat == 0 else f'{name}#{repeat + 1}', index, derive_seed(seed, name, repeat))
+                     for repeat in range(num_per_mask)]
+    return requests
+
+
+def draw_preview(pool: Pool, path: Path) -> None:
+    """A grid of the pool's first masks and images."""
+    records = pool.records[:_PREVIEW_SAMPLES]
+    if records:
+        masks = [colorize(pool.load_mask(record), pool.palette) for record in records]
+        images = [pool.load_image(record) for record in records]
+        half = (len(records) + 1) // 2
+        columns = {'mask': masks[:half], 'synthetic': images[:half], 'mask ': masks[half:], 'synthetic ': images[half:]}
+        save_png(draw_grid(columns), path)
+
+
+def _paint(batch: Sequence[tuple[Request, SynthDataSample]], generator: BaseGenerator, guide: CRFM | None, pool: Pool,
+           description: dict[str, Any]) -> None:
+    data = generator.data_preprocessor(dict(data_samples=[sample for _, sample in batch]))
+    samples = generator.synthesize(data['data_samples'], [request.seed for request, _ in batch], guidance=guide)
+    for (request, _), sample in zip(batch, samples):
+        trace = sample.guidance_trace
+        pool.add(
+            request.id,
+            sample.generated_img.data.permute(1, 2, 0).numpy(),
+            sample.gt_sem_seg.data.squeeze(0).cpu().numpy().astype(np.uint8),
+            source_mask=str(sample.seg_map_path),
+            prompt=sample.get('prompt', ''),
+            seed=request.seed,
+            reference=sample.get('reference_path'),
+            generator=description['generator'],
+            guidance=None if guide is None else dict(name=type(guide).__name__, trace=trace))
+
+
+def _batches(dataset: BaseDataset, requests: Sequence[Request],
+             batch_size: int) -> Iterator[list[tuple[Request, SynthDataSample]]]:
+    """Requests with their loaded samples, in batches of one mask size."""
+    if batch_size < 1:
+        raise ValueError(f'`batch_size` must be at least 1, got {batch_size}.')
+    loaded = ((request, dataset[request.index]['data_samples']) for request in requests)
+    for _, same_size in groupby(loaded, key=lambda item: tuple(item[1].gt_sem_seg.shape)):
+        batch: list[tuple[Request, SynthDataSample]] = []
+        for item in same_size:
+            batch.append(item)
+            if len(batch) == batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+
+def _synthesis_settings(cfg: Config) -> Any:
+    settings = cfg.get('synthesis')
+    if not settings or 'dataset' not in settings:
+        raise ValueError(f'{cfg.filename}: it has no `synthesis.dataset`; name there the data set whose masks are painted, '
+                         'as configs/demo/todsynth.py does.')
+    known = {'dataset', 'guidance', 'num_per_mask', 'batch_size'}
+    if settings.keys() - known:
+        raise ValueError(f'{cfg.filename}: `synthesis` does not know {", ".join(sorted(settings.keys() - known))}; it '
+                         f'takes {", ".join(sorted(known))}.')
+    return settings
+
+
+def _build_guidance(cfg: Config, guidance: str | None, device: torch.device | str) -> CRFM | None:
+    if guidance not in (None, 'none', 'crfm'):
+        raise ValueError(f"`guidance` must be 'crfm' or 'none', got {guidance!r}.")
+    settings = cfg.synthesis.get('guidance')
+    if guidance == 'crfm' and settings is None:
+        raise ValueError(f'{cfg.filename}: guidance is asked for, but `synthesis.guidance` is not set; add '
+                         "dict(type='mmsynth.CRFM', critic=dict(type='mmsynth.SegmentorCritic', config=…, "
+                         'checkpoint=…)).')
+    return None if guidance == 'none' or settings is None else MODELS.build(settings).to(device)
+
+
+def _check_classes(dataset: BaseDataset, generator: BaseGenerator, guide: CRFM | None) -> None:
+    count = len(dataset.metainfo['classes'])
+    if count != generator.num_classes:
+        raise ValueError(f'the data set has {count} classes, the generator {generator.num_classes} '
+                         '(`model.label_codec`); use a generator trained on the same classes.')
+    if guide is not None:
+        guide.critic.check_num_classes(count)
+        guide.check_run(generator.num_steps)
+
+
+def _describe(cfg: Config, checkpoint: str | Path, seed: int, generator: BaseGenerator,
+              guide: CRFM | None) -> dict[str, Any]:
+    """Everything that decides what a sample looks like."""
+    description: dict[str, Any] = dict(
+        generator=dict(
+            type=type(generator).__name__, config_sha256=config_hash(cfg.model), weights_sha256=file_hash(checkpoint)),
+        seed=seed,
+        masks_sha256=config_hash(cfg.synthesis.dataset),
+        guidance=None)
+    if guide is not None:
+        settings = cfg.synthesis.guidance
+        critic = settings.critic.get('checkpoint')
+        description['guidance'] = dict(
+            settings=settings.to_dict(), critic_weights_sha256=None if critic is None else file_hash(critic))
+    return description

@@ -1,0 +1,35 @@
+"""Run the whole loop on a small set and compare segmentors trained with and without synthetic images."""
+import argparse
+from pathlib import Path
+
+CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'demo'
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__ + ' Trains a critic and a generator, synthesizes with and without CRFM, trains a segmentor '
+        'for each row of the table, and writes report.html and preview.png.')
+    parser.add_argument('--data', type=Path,
+                        help='folder with images/, masks/ (8-bit class index) and meta.json (classes, palette); default: '
+                        'a land-cover set drawn here')
+    parser.add_argument('--out-dir', type=Path, help='where everything goes; default: work_dirs/demo[_DATA][_PRESET]')
+    parser.add_argument('--preset', choices=['standard', 'long', 'smoke'], default='standard',
+                        help='how long to train; smoke: three iterations of everything; default: standard')
+    parser.add_argument('--seeds', '--seed', type=int, nargs='+', default=[0],
+                        help='run everything once per seed and give mean and spread; default: 0')
+    parser.add_argument('--smoke', action='store_const', const='smoke', dest='preset', help='same as --preset smoke')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    from mmsynth.apis.demo import Demo
+    from mmsynth.apis.demo_report import report_demo
+    name = '_'.join(['demo', *([args.data.name] if args.data else []),
+                     *([args.preset] if args.preset != 'standard' else [])])
+    demo = Demo(CONFIGS, args.out_dir or Path('work_dirs') / name, data=args.data, preset=args.preset)
+    report_demo(demo, [demo.run(seed) for seed in args.seeds])
+
+
+if __name__ == '__main__':
+    main()

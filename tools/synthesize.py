@@ -1,0 +1,49 @@
+"""Paint images for masks and store them as a pool that any mmseg config can train from."""
+import argparse
+
+from mmengine.config import DictAction
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__ + ' A run that was killed continues where it was when called again.',
+        epilog='Example: python tools/synthesize.py configs/demo/todsynth.py work_dirs/todsynth/iter_450.pth '
+        '--out-dir work_dirs/pool --limit 16')
+    parser.add_argument('config', help='config with `model` (a generator) and `synthesis` (masks, guidance)')
+    parser.add_argument('checkpoint', help="the generator's weights: a file, or a release's folder")
+    parser.add_argument('--out-dir', required=True, help='folder of the pool: img_dir/, ann_dir/, manifest.jsonl')
+    parser.add_argument('--guidance', choices=['crfm', 'none'],
+                        help='guide by the segmentor in the config, or not; default: guide if the config has one')
+    parser.add_argument('--num-per-mask', type=int, help="images per mask; default: the config's, or 1")
+    parser.add_argument('--limit', type=int, help='use only the first LIMIT masks')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the run; default: 0')
+    parser.add_argument('--batch-size', type=int,
+                        help="images painted together; changes speed and memory, not the images; default: the config's, "
+                        'or 4')
+    parser.add_argument('--device', help='cpu, cuda, cuda:1 …; default: cuda where there is one')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='override settings of the config, e.g. model.num_steps=50')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    import torch
+
+    from mmsynth.apis import load_config, synthesize
+    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    pool = synthesize(
+        load_config(args.config, args.cfg_options),
+        args.checkpoint,
+        args.out_dir,
+        guidance=args.guidance,
+        num_per_mask=args.num_per_mask,
+        limit=args.limit,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        device=device)
+    print(f'{len(pool)} samples in {pool.root}; look at {pool.root}/preview.png and {pool.root}/report.html')
+
+
+if __name__ == '__main__':
+    main()
