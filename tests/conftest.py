@@ -25,3 +25,10 @@ def tiny_sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in Stable Diffusion 3's layout with tiny random weights; do not write into it."""
     from tiny_backbone import write_tiny_sd3
     return write_tiny_sd3(tmp_path_factory.mktemp('tiny_sd3'))
+
+
+@pytest.fixture(scope='session')
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> 'SmallRun':
+    """A tiny data set with its configs, a generator and a critic trained for two iterations; do not write into it."""
+    from small_run import train_small_run
+    return train_small_run(tmp_path_factory.mktemp('small_run'))

@@ -10,8 +10,8 @@ def parse_args() -> argparse.Namespace:
         description=__doc__ + ' Trains a critic and a generator, synthesizes with and without CRFM, trains a segmentor '
         'for each row of the table, and writes report.html and preview.png.')
     parser.add_argument('--data', type=Path,
-                        help='folder with images/, masks/ (8-bit class index) and meta.json (classes, palette); default: '
-                        'a land-cover set drawn here')
+                        help='folder with images/, masks/ (8-bit class index) and meta.json (classes, palette); '
+                        'default: a land-cover set drawn here')
     parser.add_argument('--out-dir', type=Path, help='where everything goes; default: work_dirs/demo[_DATA][_PRESET]')
     parser.add_argument('--preset', choices=['standard', 'long', 'smoke'], default='standard',
                         help='how long to train; smoke: three iterations of everything; default: standard')

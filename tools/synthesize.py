@@ -18,8 +18,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--limit', type=int, help='use only the first LIMIT masks')
     parser.add_argument('--seed', type=int, default=0, help='seed of the run; default: 0')
     parser.add_argument('--batch-size', type=int,
-                        help="images painted together; changes speed and memory, not the images; default: the config's, "
-                        'or 4')
+                        help='images painted together; changes speed and memory, not the images; default: that of '
+                        'the config, or 4')
     parser.add_argument('--device', help='cpu, cuda, cuda:1 …; default: cuda where there is one')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='override settings of the config, e.g. model.num_steps=50')

@@ -1,8 +1,8 @@
 """The whole loop on a small set: train critic and generator, synthesize with and without CRFM, train segmentors.
 
-What is compared: segmentors trained for equally many iterations on real images only, on real and plain synthetic images,
-and on real and CRFM synthetic images, evaluated on held-out real images; and how well a judge, a segmentor of another
-architecture that never guides, reads the masks back from the synthetic images.
+What is compared: segmentors trained for equally many iterations on real images only, on real and plain synthetic
+images, and on real and CRFM synthetic images, evaluated on held-out real images; and how well a judge, a segmentor of
+another architecture that never guides, reads the masks back from the synthetic images.
 """
 import json
 import time
@@ -34,18 +34,20 @@ class Preset:
         generator_iters: Training iterations of the generator; None for the config's own.
         segmentor_iters: Training iterations of critic, judge and every row's segmentor; None for the configs' own.
         limit: Masks synthesized for; None for all.
+        num_images: Images drawn for each part of the embedded set; None for the set's own numbers.
     """
 
     generator: str
     generator_iters: int | None = None
     segmentor_iters: int | None = None
     limit: int | None = None
+    num_images: int | None = None
 
 
 PRESETS = dict(
     standard=Preset('todsynth.py'),
     long=Preset('todsynth_long.py'),
-    smoke=Preset('todsynth.py', generator_iters=3, segmentor_iters=3, limit=4))
+    smoke=Preset('todsynth.py', generator_iters=3, segmentor_iters=3, limit=4, num_images=4))
 
 
 @dataclass
@@ -90,7 +92,9 @@ class Demo:
         self.preset = PRESETS[preset]
         self.data_root = out_dir / 'data'
         if data is None:
-            write_landcover(self.data_root)
+            count = self.preset.num_images
+            write_landcover(self.data_root, **({} if count is None else dict(
+                num_labelled=count, num_val=count, num_judge=count, num_synthesis=count)))
         else:
             split_folder(data, self.data_root)
         self.meta = json.loads((self.data_root / 'meta.json').read_text())
@@ -120,10 +124,11 @@ class Demo:
             return self._segmentor_config('segmentor_real', seed)
         cfg = self._segmentor_config('segmentor_mixed', seed)
         real, synthetic = cfg.train_dataloader.dataset.datasets
-        synthetic.data_root = str(self._folder(seed, f'pool_{row}'))
+        synthetic.dataset.data_root = str(self._folder(seed, f'pool_{row}'))
         num_real = len(list((self.data_root / 'img_dir' / 'train').glob('*.png')))
-        num_synthetic = len(Pool.open(synthetic.data_root))
-        real.times = max(1, round(num_synthetic / num_real))  # half and half
+        num_synthetic = len(Pool.open(synthetic.dataset.data_root))
+        real.times = max(1, round(num_synthetic / num_real))  # half and half, as far as whole repeats go
+        synthetic.times = max(1, round(num_real / num_synthetic))
         return cfg
 
     def _train_segmentor(self, stage: str, cfg: Config, result: SeedResult) -> float:

@@ -1,6 +1,5 @@
 """What a demo says at its end: tables on the terminal, preview.png and report.html."""
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
@@ -27,10 +26,10 @@ def report_demo(demo: Demo, results: Sequence[SeedResult]) -> None:
     preview = draw_demo_preview(demo, results[0])
     save_png(preview, demo.out_dir / 'preview.png')
     report = Report('mmsynth demo', _summary(demo, results))
-    report.add_figure('Samples', preview, 'Mask; plain synthetic image and what the judge reads in it; the same mask and '
-                      'noise with CRFM, and what the judge reads.')
-    report.add_table('mIoU on held-out real images (%)', columns, segmentation, note='Every row trains one segmentor of '
-                     'the same config for the same number of iterations.')
+    report.add_figure('Samples', preview, 'Mask; plain synthetic image and what the judge reads in it; the same mask '
+                      'and noise with CRFM, and what the judge reads.')
+    report.add_table('mIoU on held-out real images (%)', columns, segmentation,
+                     note='Every row trains one segmentor of the same config for the same number of iterations.')
     report.add_figure('', plot_results({ROW_TITLES[row]: [result.miou[row] for result in results]
                                         for row in ROW_TITLES}), 'One dot per seed, with mean and spread.')
     report.add_table('mIoU of masks read back from synthetic images (%)', readers, consistency, note='The judge is of '

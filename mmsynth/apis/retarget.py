@@ -9,8 +9,8 @@ from mmengine.config import Config, ConfigDict
 def retarget(cfg: Config, data_root: str | Path, classes: Sequence[str], palette: Sequence[Sequence[int]]) -> None:
     """Change a config in place: its data folder, its class names, and every class count.
 
-    Only what stands for the config's own data set is changed: data sets under its top-level ``data_root``, ``metainfo``,
-    ``num_classes``, the text encoder's ``classes`` and the mask channels of a one-hot label codec.
+    Only what stands for the config's own data set is changed: data sets under its top-level ``data_root``,
+    ``metainfo``, ``num_classes``, the text encoder's ``classes`` and the mask channels of a one-hot label codec.
 
     Raises:
         ValueError: If the config has no top-level ``data_root`` to replace.

@@ -97,7 +97,7 @@ def list_requests(dataset: BaseDataset, seed: int, num_per_mask: int, limit: int
     """The images to paint, in the data set's order.
 
     Raises:
-        ValueError: If ``num_per_mask`` or ``limit`` is below 1.
+        ValueError: If ``num_per_mask`` or ``limit`` is below 1, or two masks have the same id.
     """
     if num_per_mask < 1 or (limit is not None and limit < 1):
         raise ValueError(f'`num_per_mask` and `limit` must be at least 1, got {num_per_mask} and {limit}.')
@@ -107,6 +107,7 @@ def list_requests(dataset: BaseDataset, seed: int, num_per_mask: int, limit: int
         name = dataset.get_data_info(index).get('sample_id') or Path(dataset.get_data_info(index)['seg_map_path']).stem
         requests += [Request(name if repeat == 0 else f'{name}#{repeat + 1}', index, derive_seed(seed, name, repeat))
                      for repeat in range(num_per_mask)]
+    _check_unique(requests)
     return requests
 
 
@@ -156,11 +157,20 @@ def _batches(dataset: BaseDataset, requests: Sequence[Request],
             yield batch
 
 
+def _check_unique(requests: Sequence[Request]) -> None:
+    names: set[str] = set()
+    for request in requests:
+        if request.id in names:
+            raise ValueError(f'two masks have the id {request.id!r}; give their files different names, or use '
+                             'mmsynth.ManifestDataset, whose ids hold the folder too.')
+        names.add(request.id)
+
+
 def _synthesis_settings(cfg: Config) -> Any:
     settings = cfg.get('synthesis')
     if not settings or 'dataset' not in settings:
-        raise ValueError(f'{cfg.filename}: it has no `synthesis.dataset`; name there the data set whose masks are painted, '
-                         'as configs/demo/todsynth.py does.')
+        raise ValueError(f'{cfg.filename}: it has no `synthesis.dataset`; name there the data set whose masks are '
+                         'painted, as configs/demo/todsynth.py does.')
     known = {'dataset', 'guidance', 'num_per_mask', 'batch_size'}
     if settings.keys() - known:
         raise ValueError(f'{cfg.filename}: `synthesis` does not know {", ".join(sorted(settings.keys() - known))}; it '

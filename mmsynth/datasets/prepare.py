@@ -27,7 +27,7 @@ from mmsynth.datasets.landcover import CLASSES, PALETTE, draw_mask, draw_scene
 from mmsynth.utils import derive_seed, progress_bar
 
 _WRITTEN_BY = 'mmsynth.datasets.prepare'
-_FORMAT = 1  # raise it when the same settings give other files
+_FORMAT = 2  # raise it when the same settings give other files
 _OURS = {'img_dir', 'ann_dir', 'synthesis.jsonl', 'meta.json'}
 
 
@@ -69,8 +69,8 @@ def write_landcover(out: str | Path, *, num_labelled: int = 40, num_val: int = 4
 
 
 def split_folder(data_dir: str | Path, out: str | Path, *, val_pattern: str = 'tile2_*',
-                 labelled_fraction: float = 0.5, downscale: int = 4, tile_size: int = 48, num_synthesis: int = 160,
-                 seed: int = 0) -> dict[str, Any]:
+                 labelled_fraction: float = 0.5, downscale: int = 4, tile_size: int = 48, piece_size: int = 96,
+                 num_synthesis: int = 160, seed: int = 0) -> dict[str, Any]:
     """Split a folder of labelled images into labelled, validation, judge and synthesis parts.
 
     ``train`` is the labelled part of the training images; ``judge`` all of them; the masks for synthesis are tiles of
@@ -84,6 +84,8 @@ def split_folder(data_dir: str | Path, out: str | Path, *, val_pattern: str = 't
         labelled_fraction: Part of the training images that counts as labelled, between 0 and 1.
         downscale: Images shrink by this whole factor, by area; masks by majority vote (``shrink_mask``).
         tile_size: Side of a mask for synthesis, in pixels after shrinking.
+        piece_size: ``train`` and ``judge`` images are cut into pieces of at most this side, half overlapping, so that a
+            small training crop does not cost decoding a large image.
         num_synthesis: Masks for synthesis, at most.
         seed: Names the choice of images and tiles.
 
@@ -95,7 +97,8 @@ def split_folder(data_dir: str | Path, out: str | Path, *, val_pattern: str = 't
             names), no usable tile, or ``out`` exists and is not ours.
     """
     wrong = [f'`{name}` must be at least {least}, got {value}' for name, value, least in
-             (('downscale', downscale, 1), ('tile_size', tile_size, 2), ('num_synthesis', num_synthesis, 1))
+             (('downscale', downscale, 1), ('tile_size', tile_size, 2), ('piece_size', piece_size, 2),
+             ('num_synthesis', num_synthesis, 1))
              if value < least]
     if not 0 < labelled_fraction < 1:
         wrong.append(f'`labelled_fraction` must lie between 0 and 1, got {labelled_fraction}')
@@ -107,11 +110,11 @@ def split_folder(data_dir: str | Path, out: str | Path, *, val_pattern: str = 't
              for stem in group}
 
     def fill(folder: Path) -> None:
-        masks = _write_parts(folder, data_dir, sources, parts, len(about['classes']), downscale)
+        masks = _write_parts(folder, data_dir, sources, parts, len(about['classes']), downscale, piece_size)
         _write_synthesis(folder, _cut_tiles({stem: masks[stem] for stem in held_back}, tile_size, num_synthesis, seed))
 
     settings = dict(kind='split', val_pattern=val_pattern, labelled_fraction=labelled_fraction, downscale=downscale,
-                    tile_size=tile_size, num_synthesis=num_synthesis, seed=seed,
+                    tile_size=tile_size, piece_size=piece_size, num_synthesis=num_synthesis, seed=seed,
                     sources=_fingerprint(data_dir, sources))
     return _publish(Path(out), dict(**about, seed=seed), settings, fill)
 
@@ -138,7 +141,7 @@ def _assign(sources: list[Source], data_dir: Path, val_pattern: str, labelled_fr
 
 
 def _write_parts(folder: Path, data_dir: Path, sources: list[Source], parts: dict[str, tuple[str, ...]],
-                 num_classes: int, downscale: int) -> dict[str, Uint8]:
+                 num_classes: int, downscale: int, piece_size: int) -> dict[str, Uint8]:
     """Write every image into its parts; gives the masks by stem. Refuses only after all files were looked at."""
     masks, problems = {}, []
     for stem, image_file, mask_file in progress_bar(sources, unit='image', title='splitting'):
@@ -148,12 +151,22 @@ def _write_parts(folder: Path, data_dir: Path, sources: list[Source], parts: dic
             problems.append(str(error))
             continue
         for part in parts[stem]:
-            _write_pair(folder, part, stem, image, masks[stem])
+            pieces = {stem: np.s_[:, :]} if part == 'val' else _pieces(stem, image.shape[:2], piece_size)
+            for name, window in pieces.items():
+                _write_pair(folder, part, name, image[window], masks[stem][window])
     refuse(f'cannot use {data_dir}', problems)
     return masks
 
 
 # ---------------------------------------------------------------------------------------------------------------- tiles
+def _pieces(stem: str, size: tuple[int, int], side: int) -> dict[str, tuple[slice, slice]]:
+    """Name → window of the pieces that cover an image, each overlapping the next by half or more."""
+    if max(size) <= side:
+        return {stem: np.s_[:, :]}
+    tops, lefts = ([*range(0, length - side, side // 2), max(0, length - side)] for length in size)
+    return {f'{stem}_y{top}_x{left}': np.s_[top:top + side, left:left + side] for top in tops for left in lefts}
+
+
 def _grid(mask: Uint8, side: int) -> Iterator[tuple[int, int, Uint8]]:
     """The whole tiles (side, side) of a mask with their top and left."""
     for top in range(0, mask.shape[0] - side + 1, side):

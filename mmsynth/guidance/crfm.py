@@ -66,10 +66,11 @@ class CRFM(nn.Module):
         if steps != 'all' and not (isinstance(steps, int) and steps >= 0):
             raise ValueError(f"`steps` must be 'all' or a number of at least 0, got {steps!r}.")
         if step_size < 0 or num_rectified < 1 or (trust_region is not None and trust_region <= 0):
-            raise ValueError('`step_size` must be at least 0, `num_rectified` at least 1 and `trust_region` positive or '
-                             f'None, got {step_size}, {num_rectified} and {trust_region}.')
+            raise ValueError('`step_size` must be at least 0, `num_rectified` at least 1 and `trust_region` positive '
+                             f'or None, got {step_size}, {num_rectified} and {trust_region}.')
         if legacy and norm == 'relative':
-            raise ValueError("`legacy=True` is the released rule, which knows `norm='raw'` and 'l2' only, got 'relative'.")
+            raise ValueError("`legacy=True` is the released rule, which knows `norm='raw'` and 'l2' only, got "
+                             "'relative'.")
         self.critic = MODELS.build(critic) if isinstance(critic, dict) else critic
         self.steps = steps
         self.step_size = step_size
@@ -87,7 +88,8 @@ class CRFM(nn.Module):
             raise ValueError(f'CRFM: `steps` {self.steps} is more than the run\'s {num_steps} sampling steps; '
                              "use at most that many, or 'all'.")
 
-    def bind(self, decode: Decode, masks: Tensor) -> Callable[[Tensor, SamplingStep], tuple[Tensor, list[Record] | None]]:
+    def bind(self, decode: Decode,
+             masks: Tensor) -> Callable[[Tensor, SamplingStep], tuple[Tensor, list[Record] | None]]:
         """The guide of one batch, for :func:`mmsynth.sampling.sample_flow_match`.
 
         Args:

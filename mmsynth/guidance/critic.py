@@ -5,7 +5,6 @@ Legend: B batch, K classes, H W pixels.
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.registry import DefaultScope

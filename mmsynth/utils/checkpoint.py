@@ -20,7 +20,8 @@ class _Inert:
 
 
 _INERT_NAMES = ('mmengine.logging.history_buffer.HistoryBuffer', 'builtins.getattr', 'numpy.ndarray', 'numpy.dtype',
-                *(f'numpy.{core}.multiarray.{name}' for core in ('core', '_core') for name in ('scalar', '_reconstruct')),
+                *(f'numpy.{core}.multiarray.{name}'
+                  for core in ('core', '_core') for name in ('scalar', '_reconstruct')),
                 *(f'numpy.dtypes.{name}DType' for name in ('Float64', 'Float32', 'Int64', 'Int32', 'Bool')))
 
 

@@ -1,4 +1,4 @@
-"""The released networks' tensors, recomputed (tests/parity/data holds the files; a checkout beside them may hold more)."""
+"""The released networks' tensors, recomputed from the files in tests/parity/data."""
 from pathlib import Path
 
 import pytest

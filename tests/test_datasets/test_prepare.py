@@ -163,6 +163,17 @@ def test_split_puts_every_image_where_it_belongs(data, tmp_path):
         assert stems(out / 'ann_dir' / part) == names
 
 
+def test_large_training_images_are_cut_into_overlapping_pieces(data, tmp_path):
+    out = tmp_path / 'out'
+    split(data, out, piece_size=20)  # the images are 32 x 32 after shrinking
+    whole, pieces = tmp_path / 'whole', {path.stem: path for path in (out / 'img_dir/judge').glob('tile0_*.png')}
+    split(data, whole)
+    image = read(whole / 'img_dir/judge/tile0_part.png')
+    assert sorted(pieces) == sorted(f'tile0_part_y{top}_x{left}' for top in (0, 10, 12) for left in (0, 10, 12))
+    np.testing.assert_array_equal(read(pieces['tile0_part_y10_x12']), image[10:30, 12:32])
+    assert stems(out / 'img_dir/val') == ['tile2_part']
+
+
 def test_split_shrinks_by_area_and_by_vote(data, tmp_path):
     out = tmp_path / 'out'
     image, mask = read(data / 'images/tile2_part.png'), read(data / 'masks/tile2_part.png')

@@ -14,7 +14,7 @@ model = dict(
     backbone=dict(
         type='UNet',
         in_channels=3,
-        base_channels=16,
+        base_channels=12,
         num_stages=4,
         strides=(1, 1, 1, 1),
         enc_num_convs=(2, 2, 2, 2),
@@ -27,7 +27,7 @@ model = dict(
         upsample_cfg=dict(type='InterpConv')),
     decode_head=dict(
         type='FCNHead',
-        in_channels=16,
+        in_channels=12,
         in_index=3,
         channels=16,
         num_convs=1,

@@ -82,6 +82,7 @@ class VAECodec(LatentCodec):
 
     @torch.no_grad()
     def encode(self, images: Tensor, *, sample: bool = False) -> Tensor:
+        self.latent_shape(*images.shape[-2:])
         posterior = self.vae.encode(images).latent_dist
         return ((posterior.sample() if sample else posterior.mode()) - self.shift) * self.scale
 
@@ -129,13 +130,14 @@ class PatchPCACodec(LatentCodec):
         mean = patches.mean(0)
         covariance = (patches - mean).T @ (patches - mean) / max(len(patches) - 1, 1)
         variance, vectors = torch.linalg.eigh(covariance)  # ascending
-        kept = variance.flip(0)[:self.channels].clamp_min(1e-12)
+        variance = variance.clamp_min(0)  # of a direction without any, rounding can leave it below
+        kept = variance.flip(0)[:self.channels]
         components = vectors.flip(1)[:, :self.channels].T
         # eigenvectors have no sign of their own: make the largest entry positive so that every machine agrees
         components = components * components.gather(1, components.abs().argmax(1, keepdim=True)).sign()
         self.mean.copy_(mean)
         self.components.copy_(components)
-        self.deviation.copy_(kept.sqrt())
+        self.deviation.copy_(kept.clamp_min(1e-12).sqrt())
         self.fitted.fill_(True)
         return float(kept.sum() / variance.sum().clamp_min(1e-12))
 

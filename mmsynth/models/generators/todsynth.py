@@ -153,8 +153,9 @@ class TODSynth(BaseGenerator):
 
     def _check_channels(self) -> None:
         if self.latent_codec.channels != self.network.latent_channels:
-            raise ValueError(f'`network` takes latents of {self.network.latent_channels} channels, `latent_codec` makes '
-                             f'{self.latent_codec.channels}; set the trunk\'s `in_channels` to that, or change the codec.')
+            raise ValueError(f'`network` takes latents of {self.network.latent_channels} channels, `latent_codec` '
+                             f'makes {self.latent_codec.channels}; set the trunk\'s `in_channels` to that, or change '
+                             'the codec.')
         channels = self.latent_codec.channels if self.label_codec.is_image else self.label_codec.channels
         if channels != self.network.mask_channels:
             raise ValueError(f'`network.mask_channels` is {self.network.mask_channels}, `label_codec` '
@@ -173,6 +174,6 @@ class TODSynth(BaseGenerator):
 
 def _prompt(sample: SynthDataSample) -> str:
     if 'prompt' not in sample:
-        raise ValueError(f"sample {sample.get('sample_id', '?')} has no prompt; add dict(type='mmsynth.BuildPrompt') to "
-                         'the pipeline of the dataset, or prompts to its manifest.')
+        raise ValueError(f"sample {sample.get('sample_id', '?')} has no prompt; add dict(type='mmsynth.BuildPrompt') "
+                         'to the pipeline of the dataset, or prompts to its manifest.')
     return sample.prompt

@@ -99,8 +99,14 @@ class MMDiT(nn.Module):
 
         Returns:
             Velocity (B, C, h, w).
+
+        Raises:
+            ValueError: If h or w is no multiple of the patch size.
         """
-        trunk = self.trunk
+        trunk, size = self.trunk, latents.shape[-2:]
+        if size[0] % self.patch_size or size[1] % self.patch_size:
+            raise ValueError(f'latents of {size[0]}x{size[1]} cells: both sides must be multiples of the patch size '
+                             f'{self.patch_size}; crop or resize the images so in the pipeline of the dataset.')
         if mask_latents is None:
             return trunk(latents, prompt_embeds, pooled_prompt_embeds, timestep, return_dict=False)[0]
         image = trunk.pos_embed(latents)  # (B, N, D)
@@ -110,7 +116,7 @@ class MMDiT(nn.Module):
         for block, stream in zip(trunk.transformer_blocks, self.mask_blocks):
             image, text, mask = self._run_block(block, stream, image, text, mask, temb)
         image = trunk.proj_out(trunk.norm_out(image, temb))  # (B, N, p * p * C)
-        return self._unpatchify(image, latents.shape[-2:])
+        return self._unpatchify(image, size)
 
     def _run_block(self, block: nn.Module, stream: MaskStream, image: Tensor, text: Tensor, mask: Tensor,
                    temb: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:

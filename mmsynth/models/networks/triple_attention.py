@@ -33,8 +33,8 @@ class MaskStream(nn.Module):
         num_heads: Attention heads E.
         head_dim: Width of a head d.
         qk_norm: diffusers' name of the q/k normalisation, or None.
-        pre_only: The last block's mask tokens take part in the attention and are dropped afterwards, so the stream needs
-            no output projection and no MLP (as SD3 does for text). The release keeps them, unused.
+        pre_only: The last block's mask tokens take part in the attention and are dropped afterwards, so the stream
+            needs no output projection and no MLP (as SD3 does for text). The release keeps them, unused.
     """
 
     def __init__(self, dim: int, *, num_heads: int, head_dim: int, qk_norm: str | None, pre_only: bool) -> None:

@@ -1,0 +1,176 @@
+"""Checkpoints are read as data, and loaded whole or not at all."""
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import MessageHub
+from safetensors.torch import save_file
+from torch import nn
+
+from mmsynth.utils import LoadReport, load_state_dict, read_checkpoint
+
+TENSORS = {'weight': torch.arange(6.).reshape(2, 3), 'bias': torch.ones(2)}
+
+
+def assert_same(state: dict[str, torch.Tensor]) -> None:
+    assert state.keys() == TENSORS.keys()
+    assert all(torch.equal(state[key], value) for key, value in TENSORS.items())
+
+
+@pytest.mark.parametrize('name, write', [
+    ('a.safetensors', lambda path: save_file(TENSORS, path)),
+    ('a.pth', lambda path: torch.save(TENSORS, path)),
+    ('a.ckpt', lambda path: torch.save(dict(state_dict=TENSORS, epoch=3), path)),
+    ('nested.pth', lambda path: torch.save(dict(state_dict=dict(state_dict=TENSORS)), path)),
+    ('zipless.pth', lambda path: torch.save(TENSORS, path, _use_new_zipfile_serialization=False)),
+])
+def test_every_layout_reads_the_same(name: str, write: Callable[[Path], None], tmp_path: Path) -> None:
+    write(tmp_path / name)
+    assert_same(read_checkpoint(tmp_path / name))
+    assert_same(read_checkpoint(str(tmp_path / name)))
+
+
+def test_a_release_is_a_folder(tmp_path: Path) -> None:
+    save_file(TENSORS, tmp_path / 'model.safetensors')
+    assert_same(read_checkpoint(tmp_path))
+
+
+def test_what_mmengine_stores_beside_the_weights_is_read_over(tmp_path: Path) -> None:
+    """Its checkpoints hold the log history, which is a pickled class of its own with numpy arrays and scalars."""
+    hub = MessageHub('test_checkpoint_files')
+    for step in range(3):
+        hub.update_scalar('train/loss', np.float64(step))
+        hub.update_scalar('train/lr', 0.1)
+    hub.update_info('iter', np.int64(3))
+    path = tmp_path / 'epoch_1.pth'
+    torch.save(dict(meta=dict(epoch=1, seed=0), message_hub=hub.state_dict(), state_dict=TENSORS), path)
+    with pytest.raises(Exception, match='HistoryBuffer'):  # the file is one that torch alone refuses
+        torch.load(path, weights_only=True)
+    assert_same(read_checkpoint(path))
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, marker: Path, call: Callable) -> None:
+        self.marker, self.call = marker, call
+
+    def __reduce__(self) -> tuple:
+        return self.call, ((f'mkdir {self.marker}', ) if self.call is os.system else (str(self.marker), ))
+
+
+@pytest.mark.parametrize('call', [os.system, os.mkdir])
+@pytest.mark.parametrize('zipped', [True, False])
+def test_code_in_a_file_is_not_run(call: Callable, zipped: bool, tmp_path: Path) -> None:
+    path, marker = tmp_path / 'trap.pth', tmp_path / 'marker'
+    content = dict(state_dict=TENSORS, meta=Trap(marker, call))
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match='cannot be read as plain weights: .*posix.* run code from the file') as caught:
+        read_checkpoint(path)
+    assert not marker.exists() and 'weights_only' not in str(caught.value)  # torch advises to read it unsafely
+
+
+def test_an_unknown_class_in_a_file_is_named(tmp_path: Path) -> None:
+    torch.save(dict(state_dict=TENSORS, hook=nn.ReLU()), tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match=r'GLOBAL torch.nn.modules.activation.ReLU was not an allowed global'):
+        read_checkpoint(tmp_path / 'a.pth')
+
+
+def test_getattr_in_a_file_reaches_nothing(tmp_path: Path) -> None:
+    """numpy's pickles name ``getattr``, so its name must be read over; it must not become the function."""
+
+    class Reach:
+
+        def __reduce__(self) -> tuple:
+            return getattr, (TENSORS['weight'], 'shape')
+
+    torch.save(dict(weight=TENSORS['weight'], reached=Reach()), tmp_path / 'a.pth')
+    with torch.serialization.safe_globals([]):
+        assert read_checkpoint(tmp_path / 'a.pth').keys() == {'weight'}
+
+
+@pytest.mark.parametrize('name, content, message', [
+    ('a.pth', b'', 'cannot be read as plain weights'),
+    ('a.pth', b'no checkpoint at all', 'cannot be read as plain weights'),
+    ('a.safetensors', b'no checkpoint at all', 'cannot be read as safetensors'),
+])
+def test_damaged_files_are_named(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f'{name} {message}'):
+        read_checkpoint(tmp_path / name)
+
+
+def test_a_truncated_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / 'cut.pth'
+    torch.save(TENSORS, path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match='cut.pth cannot be read'):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_any_damage_is_a_value_error(zipped: bool, tmp_path: Path) -> None:
+    """torch's reader raises what it stumbles over: IndexError, KeyError, struct.error, AssertionError."""
+    path = tmp_path / 'a.pth'
+    torch.save(dict(state_dict=TENSORS, meta=dict(epoch=1)), path, _use_new_zipfile_serialization=zipped)
+    content = path.read_bytes()
+    for place in range(0, len(content), 29):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x55]) + content[place + 1:])
+        try:
+            read_checkpoint(path)
+        except ValueError as error:
+            assert 'a.pth' in str(error)
+
+
+@pytest.mark.parametrize('content', [{'epoch': 3}, [1, 2], torch.ones(2)])
+def test_a_file_without_named_tensors_is_no_checkpoint(content: object, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match='holds no tensors'):
+        read_checkpoint(tmp_path / 'a.pth')
+
+
+def test_missing_files_say_what_is_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match='b.pth does not exist; give a .pth or .safetensors file, or a folder'):
+        read_checkpoint(tmp_path / 'b.pth')
+    with pytest.raises(FileNotFoundError, match='model.safetensors does not exist'):
+        read_checkpoint(tmp_path)
+
+
+class TestLoadStateDict:
+
+    def test_all_is_taken_over(self) -> None:
+        layer = nn.Linear(3, 2)
+        report = load_state_dict(layer, TENSORS, source='a.pth')
+        assert report == LoadReport(loaded=2) and report.complete and str(report) == '2 tensors loaded'
+        assert_same(layer.state_dict())
+
+    @pytest.mark.parametrize('state, message', [
+        ({'weight': TENSORS['weight']}, r'1 tensors loaded; 1 missing in the file: bias'),
+        ({**TENSORS, 'scale': torch.ones(1)}, r'1 unexpected in the file: scale'),
+        ({**TENSORS, 'bias': torch.ones(4)}, r'1 of another shape: bias \(file \(4,\), model \(2,\)\)'),
+    ])
+    def test_a_misfit_is_named_and_nothing_is_changed(self, state: dict, message: str) -> None:
+        layer = nn.Linear(3, 2)
+        before = {key: value.clone() for key, value in layer.state_dict().items()}
+        with pytest.raises(ValueError, match=rf'a\.pth does not fit Linear: .*{message}.* Use the config that'):
+            load_state_dict(layer, state, source='a.pth')
+        assert all(torch.equal(layer.state_dict()[key], value) for key, value in before.items())
+
+    def test_an_optional_key_may_be_missing_and_is_reported(self) -> None:
+        layer = nn.Linear(3, 2)
+        bias = layer.bias.clone()
+        report = load_state_dict(layer, {'weight': TENSORS['weight']}, source='a.pth', optional=['bias'])
+        assert report == LoadReport(loaded=1, missing=['bias']) and not report.complete
+        assert torch.equal(layer.weight, TENSORS['weight']) and torch.equal(layer.bias, bias)
+
+    @pytest.mark.parametrize('state', [{'weight': TENSORS['weight'], 'bias': torch.ones(4)}, {'bias': TENSORS['bias']}])
+    def test_an_optional_key_must_still_fit_and_others_be_there(self, state: dict) -> None:
+        with pytest.raises(ValueError, match='does not fit Linear'):
+            load_state_dict(nn.Linear(3, 2), state, source='a.pth', optional=['bias'])
+
+    def test_a_long_list_is_cut(self) -> None:
+        report = LoadReport(missing=[f'layer{i}' for i in range(8)])
+        assert str(report).endswith('8 missing in the file: layer0, layer1, layer2, layer3, layer4, … (3 more)')
