@@ -19,10 +19,8 @@ class _Inert:
         del state
 
 
-_INERT_NAMES = ('mmengine.logging.history_buffer.HistoryBuffer', 'builtins.getattr', 'numpy.ndarray', 'numpy.dtype',
-                *(f'numpy.{core}.multiarray.{name}'
-                  for core in ('core', '_core') for name in ('scalar', '_reconstruct')),
-                *(f'numpy.dtypes.{name}DType' for name in ('Float64', 'Float32', 'Int64', 'Int32', 'Bool')))
+# what the host keeps beside the weights: log history, scheduler state, numpy scalars
+_INERT_ROOTS = ('mmengine.', 'numpy.', 'builtins.getattr')
 
 
 @dataclass
@@ -117,9 +115,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> object:
-    inert = [(_Inert, name) for name in _INERT_NAMES]
     try:
-        with torch.serialization.safe_globals([_Inert, *inert]):
+        names = [name for name in _globals_in(path) if name.startswith(_INERT_ROOTS)]
+        with torch.serialization.safe_globals([_Inert, *((_Inert, name) for name in names)]):
             return torch.load(path, map_location='cpu', weights_only=True)
     except OSError:
         raise
@@ -129,3 +127,11 @@ def _read_torch(path: Path) -> object:
         reason = lines[0].split('. ')[0].rstrip('.') if lines else type(error).__name__
         raise ValueError(f'checkpoint {path} cannot be read as plain weights: {reason}. Reading it would run code from '
                          'the file or it is damaged; save it again as a state dict or as safetensors.') from error
+
+
+def _globals_in(path: Path) -> list[str]:
+    """The names that a file asks for beyond plain weights; nothing is loaded."""
+    try:
+        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except ValueError:  # not torch's zip format: plain weights or nothing
+        return []

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import MessageHub
+from mmengine.optim import CosineAnnealingLR, OneCycleLR
 from safetensors.torch import save_file
 from torch import nn
 
@@ -49,6 +50,16 @@ def test_what_mmengine_stores_beside_the_weights_is_read_over(tmp_path: Path) ->
     torch.save(dict(meta=dict(epoch=1, seed=0), message_hub=hub.state_dict(), state_dict=TENSORS), path)
     with pytest.raises(Exception, match='HistoryBuffer'):  # the file is one that torch alone refuses
         torch.load(path, weights_only=True)
+    assert_same(read_checkpoint(path))
+
+
+def test_scheduler_state_beside_the_weights_is_read_over(tmp_path: Path) -> None:
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+    schedulers = [OneCycleLR(optimizer, eta_max=1e-3, total_steps=10, by_epoch=False),
+                  CosineAnnealingLR(optimizer, T_max=10, by_epoch=False)]
+    path = tmp_path / 'iter_1.pth'
+    torch.save(dict(state_dict=TENSORS, param_schedulers=[scheduler.state_dict() for scheduler in schedulers],
+                    optimizer=optimizer.state_dict()), path)
     assert_same(read_checkpoint(path))
 
 
