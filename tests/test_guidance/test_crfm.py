@@ -146,9 +146,8 @@ class TestStep:
         ('decrease', [0.15, 0.1, 0.05, 0.0]),
     ])
     def test_policies(self, policy: str, expected: list[float]) -> None:
-        guidance = crfm(policy=policy, step_size=0.2)
+        guidance, (prediction, latents, masks) = crfm(policy=policy, step_size=0.2), batch()
         assert [guidance.step_size_at(index, 4) for index in range(4)] == pytest.approx(expected)
-        prediction, latents, masks = batch()
         changes = [guidance.correct(prediction, step_at(latents, index), decode, masks)[1][0]['relative_change']
                    for index in range(4)]
         assert changes == pytest.approx(expected, rel=1e-4, abs=1e-7)

@@ -91,6 +91,12 @@ class TestPatchPCA:
             assert torch.equal(value, again.state_dict()[key])
             torch.testing.assert_close(shuffled.state_dict()[key], value, atol=1e-4, rtol=1e-4)
 
+    def test_components_are_orthonormal_with_their_largest_entry_positive(self) -> None:
+        """An eigenvector has no sign of its own; latents must not depend on the machine's choice."""
+        components = fitted().components
+        torch.testing.assert_close(components @ components.T, torch.eye(8), atol=1e-5, rtol=0)
+        assert (components.gather(1, components.abs().argmax(1, keepdim=True)) > 0).all()
+
     def test_a_refit_forgets_the_first_fit(self) -> None:
         codec = PatchPCACodec(4, 8)
         codec.fit(-pictures().flip(1) / 2)

@@ -1,0 +1,165 @@
+"""TODSynth painting: against a known answer, guided by prompt and critic, and the message of each mistake."""
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.structures import PixelData
+from tiny_generator import PROMPTS, SIZE, TRUNK, Oracle, images, oracle, samples, segmentor, todsynth
+from torch import Tensor, nn
+
+from mmsynth.guidance import CRFM, SegmentorCritic
+from mmsynth.models import OneHotCodec, PatchPCACodec, TODSynth
+from mmsynth.structures import SynthDataSample
+
+SEEDS = [10, 11, 12, 13]
+
+
+class PromptLength(nn.Module):
+    """A text encoder whose pooled embedding is the length of the prompt."""
+
+    def encode(self, prompts: list[str]) -> SimpleNamespace:
+        pooled = torch.tensor([[float(len(prompt))] for prompt in prompts])
+        return SimpleNamespace(prompt_embeds=pooled[:, None], pooled_prompt_embeds=pooled)
+
+
+class Pooled(Oracle):
+    """Answers with the pooled embedding as a constant velocity."""
+
+    def forward(self, latents: Tensor, timestep: Tensor, prompt: Tensor, pooled: Tensor, mask: Tensor) -> Tensor:
+        return pooled[:, :, None, None].expand_as(latents)
+
+
+def paint(model: TODSynth, rows: slice = slice(0, 4), guidance: CRFM | None = None) -> Tensor:
+    """Generated images of the rows, each under its own seed"""
+    painted = model.synthesize(samples()[rows], SEEDS[rows], guidance=guidance)
+    return torch.stack([sample.generated_img.data for sample in painted])
+
+
+@pytest.fixture(scope='module')
+def critic() -> SegmentorCritic:
+    torch.manual_seed(0)
+    return SegmentorCritic(dict(model=segmentor()))
+
+
+class TestSynthesis:
+
+    @pytest.mark.parametrize('num_steps', [1, 7])
+    def test_the_true_velocity_paints_the_images(self, num_steps: int) -> None:
+        """The whole way: seeded noise, sampling, decoding, bytes in RGB."""
+        painted = paint(oracle(num_steps=num_steps))
+        expected = (images() + 1) * 127.5
+        assert painted.dtype == torch.uint8 and (painted - expected).abs().max() < 0.51
+
+    def test_the_batch_makes_no_difference(self) -> None:
+        model = todsynth()
+        together, alone = paint(model), torch.cat([paint(model, slice(row, row + 1)) for row in range(4)])
+        assert (together.int() - alone.int()).abs().max() <= 1  # a grey level where float rounding meets one half
+        masks = torch.stack([sample.gt_sem_seg.data[0] for sample in samples()])
+        latents, _ = model.sample_latents(samples(), masks, [3, 4, 5, 6], guidance=None)
+        one, _ = model.sample_latents(samples()[2:3], masks[2:3], [5], guidance=None)
+        torch.testing.assert_close(latents[2:3], one, atol=1e-4, rtol=0)
+
+    def test_seed_mask_and_prompt_each_count(self) -> None:
+        model, (sample, *_) = todsynth(), samples()
+        first = model.synthesize([sample], [1])[0].generated_img.data
+        assert torch.equal(model.synthesize(samples(1), [1])[0].generated_img.data, first)
+        other_mask, other_prompt = samples(1)[0], samples(1)[0]
+        other_mask.gt_sem_seg = PixelData(data=(sample.gt_sem_seg.data + 1) % 3)
+        other_prompt.set_metainfo(dict(prompt='water'))
+        for changed, seed in ((sample, 2), (other_mask, 1), (other_prompt, 1)):
+            assert not torch.equal(model.synthesize([changed], [seed])[0].generated_img.data, first)
+
+    def test_the_samples_given_come_back_with_image_and_seed(self) -> None:
+        given = samples(2)
+        painted = todsynth().synthesize(given, [7, 8])
+        assert all(sample is own for sample, own in zip(painted, given, strict=True))
+        assert [(sample.sample_id, sample.seed) for sample in painted] == [('s0', 7), ('s1', 8)]
+        assert painted[0].guidance_trace == painted[1].guidance_trace == []
+        assert painted[0].generated_img.data.shape == (3, SIZE, SIZE)
+
+    def test_predict_takes_the_seed_of_the_sample(self) -> None:
+        model, given = todsynth(), samples(2)
+        given[0].set_metainfo(dict(seed=10))
+        painted = model(None, given, mode='predict')
+        assert torch.equal(painted[0].generated_img.data, paint(model, slice(0, 1))[0]) and painted[1].seed == 0
+
+    def test_the_global_random_state_is_not_used(self) -> None:
+        model = todsynth()
+        state = torch.get_rng_state()
+        paint(model)
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+class TestPromptGuidance:
+
+    def test_with_the_empty_prompt_it_changes_nothing(self) -> None:
+        empty = [sample.new(metainfo=dict(prompt='')) for sample in samples()]
+        plain, guided = (todsynth(guidance_scale=scale).synthesize(empty, [1, 2, 3, 4]) for scale in (1.0, 5.0))
+        assert all(torch.equal(a.generated_img.data, b.generated_img.data) for a, b in zip(plain, guided))
+
+    @pytest.mark.parametrize('scale', [1.0, 2.5])
+    def test_it_goes_beyond_the_prompt_s_velocity_by_its_scale(self, scale: float) -> None:
+        """With velocity = length of the prompt, 0 for the empty one, the end is ``noise - scale * length``."""
+        parts = Pooled(torch.ones(1)), PatchPCACodec(4, 48), OneHotCodec(3), PromptLength()
+        masks = torch.zeros(4, SIZE, SIZE).long()
+        latents, _ = TODSynth(*parts, guidance_scale=scale).sample_latents(samples(), masks, SEEDS, guidance=None)
+        noise = torch.stack([torch.randn(48, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in SEEDS])
+        lengths = torch.tensor([float(len(prompt)) for prompt in PROMPTS])[:, None, None, None]
+        torch.testing.assert_close(latents, noise - scale * lengths, atol=1e-3, rtol=0)
+
+
+class TestTaskGuidance:
+
+    def test_no_guided_steps_are_bit_equal_to_none(self, critic: SegmentorCritic) -> None:
+        model = todsynth()
+        assert torch.equal(paint(model, guidance=CRFM(critic, steps=0)), paint(model))
+
+    def test_it_lowers_the_critic_s_loss_and_leaves_a_trace(self, critic: SegmentorCritic) -> None:
+        model, masks = todsynth(), torch.stack([sample.gt_sem_seg.data[0] for sample in samples()])
+        guidance = CRFM(critic, steps=3, step_size=0.3, pixels='all')
+        painted = model.synthesize(samples(), SEEDS, guidance=guidance)
+        guided = torch.stack([sample.generated_img.data for sample in painted])
+        before, after = (critic(pixels / 255, masks).mean_loss for pixels in (paint(model), guided))
+        assert after.sum() < before.sum()
+        assert [[record['step'] for record in sample.guidance_trace] for sample in painted] == [[0, 1, 2]] * 4
+        assert all(r['loss_after'] < r['loss_before'] for sample in painted for r in sample.guidance_trace)
+
+    def test_the_batch_makes_no_difference(self, critic: SegmentorCritic) -> None:
+        model, guidance = todsynth(guidance_scale=2.0), CRFM(critic)
+        together = paint(model, guidance=guidance)
+        alone = torch.cat([paint(model, slice(row, row + 1), guidance) for row in range(4)])
+        assert (together.int() - alone.int()).abs().max() <= 1
+
+    def test_a_critic_of_other_classes_and_too_many_steps_are_refused(self, critic: SegmentorCritic) -> None:
+        network = dict(type='mmsynth.MMDiT', trunk=TRUNK, mask_channels=4)
+        with pytest.raises(ValueError, match='the segmentor has 3 classes, the data set has 4'):
+            paint(todsynth(network=network, label_codec=OneHotCodec(4)), guidance=CRFM(critic))
+        with pytest.raises(ValueError, match="`steps` 5 is more than the run's 4"):
+            paint(todsynth(), guidance=CRFM(critic, steps=5))
+
+
+class TestErrors:
+
+    def test_one_seed_per_sample(self) -> None:
+        with pytest.raises(ValueError, match='`seeds`: one per sample is needed, got 1 for 2 samples'):
+            todsynth().synthesize(samples(2), [0])
+
+    def test_masks_of_one_size(self) -> None:
+        with pytest.raises(ValueError, match=r'masks of one batch must have one size, got \[\(8, 8\), \(16, 16\)\]'):
+            todsynth().synthesize([*samples(1), *samples(1, size=8)], [0, 1])
+
+    def test_a_size_that_the_codec_cannot_make(self) -> None:
+        with pytest.raises(ValueError, match='image size 10x10: both sides must be multiples of 4'):
+            todsynth().synthesize(samples(1, size=10), [0])
+
+    def test_a_sample_without_prompt(self) -> None:
+        bare = SynthDataSample(metainfo=dict(sample_id='s9'), gt_sem_seg=samples(1)[0].gt_sem_seg)
+        for call in (lambda: todsynth().synthesize([bare], [0]), lambda: todsynth().loss(images(1), [bare])):
+            with pytest.raises(ValueError, match='sample s9 has no prompt; add .*BuildPrompt'):
+                call()
+
+    def test_a_mask_value_without_a_class(self) -> None:
+        sample = samples(1)[0]
+        sample.gt_sem_seg.data[0, 0, 0] = 3
+        with pytest.raises(ValueError, match='mask value 3: must be below the class count 3'):
+            todsynth().synthesize([sample], [0])
