@@ -1,7 +1,8 @@
-"""Shared by all tests: helper modules importable, mmseg's registries filled, a tiny backbone on disk."""
+"""Shared by all tests: helper modules importable, mmseg's registries filled, a tiny backbone and a tiny run on disk."""
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # before huggingface_hub is imported: no test may reach a network
 for folder in (Path(__file__).parent, Path(__file__).parents[1]):  # tests' helper modules, and an uninstalled mmsynth
@@ -10,6 +11,9 @@ for folder in (Path(__file__).parent, Path(__file__).parents[1]):  # tests' help
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+if TYPE_CHECKING:
+    from small_run import SmallRun
 
 
 @pytest.fixture(scope='session', autouse=True)

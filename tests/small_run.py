@@ -34,7 +34,6 @@ GUIDED_STEPS = 2
 
 RUNTIME = """
 default_scope = 'mmseg'
-custom_imports = dict(imports=['mmsynth'], allow_failed_imports=False)
 env_cfg = dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0))
 log_processor = dict(by_epoch=False)
 log_level = 'WARNING'
@@ -75,6 +74,7 @@ train_dataloader = dict(
 
 GENERATOR = """
 _base_ = 'runtime.py'
+custom_imports = dict(imports=['mmsynth'], allow_failed_imports=False)
 classes = ('field', 'road', 'water')
 model = dict(
     type='mmsynth.TODSynth',
@@ -199,7 +199,8 @@ def train_small_run(folder: Path) -> SmallRun:
     write_small_run(folder)
     for stage in ('critic', 'generator'):
         train(folder / f'{stage}.py', folder / stage)
-    return SmallRun(folder, folder / 'generator' / f'iter_{ITERATIONS}.pth', folder / 'critic' / f'iter_{ITERATIONS}.pth')
+    generator, critic = (folder / stage / f'iter_{ITERATIONS}.pth' for stage in ('generator', 'critic'))
+    return SmallRun(folder, generator, critic)
 
 
 def train(config: Path, work_dir: Path, overrides: Mapping[str, Any] | None = None) -> Runner:

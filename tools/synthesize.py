@@ -1,13 +1,17 @@
 """Paint images for masks and store them as a pool that any mmseg config can train from."""
 import argparse
+import sys
+from pathlib import Path
 
 from mmengine.config import DictAction
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__ + ' A run that was killed continues where it was when called again.',
-        epilog='Example: python tools/synthesize.py configs/demo/todsynth.py work_dirs/todsynth/iter_450.pth '
+        epilog='Example: python tools/synthesize.py configs/demo/todsynth.py work_dirs/todsynth/iter_900.pth '
         '--out-dir work_dirs/pool --limit 16')
     parser.add_argument('config', help='config with `model` (a generator) and `synthesis` (masks, guidance)')
     parser.add_argument('checkpoint', help="the generator's weights: a file, or a release's folder")
@@ -28,6 +32,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:  # a checkout that is not installed
+        sys.path.insert(0, str(ROOT))
     import torch
 
     from mmsynth.apis import load_config, synthesize

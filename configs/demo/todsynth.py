@@ -4,13 +4,13 @@ _base_ = [
     '../_base_/models/todsynth_tiny.py', '../_base_/datasets/landcover_synth.py', '../_base_/schedules/demo.py',
     '../_base_/default_runtime.py'
 ]
-max_iters = 450
+max_iters = 900
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters + 1)
 val_cfg = None
 test_cfg = None
-optim_wrapper = dict(optimizer=dict(lr=1e-3))
+optim_wrapper = dict(optimizer=dict(lr=2e-3))
 param_scheduler = [
-    dict(type='OneCycleLR', eta_max=1e-3, total_steps=max_iters, pct_start=0.1, by_epoch=False),
+    dict(type='OneCycleLR', eta_max=2e-3, total_steps=max_iters, pct_start=0.1, by_epoch=False),
 ]
 default_hooks = dict(checkpoint=dict(interval=max_iters))
 custom_hooks = [

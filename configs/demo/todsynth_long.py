@@ -1,8 +1,8 @@
-# The same generator, trained for longer: the setting of the README's CRFM figures (`--preset long`).
+# The same generator, trained for longer: what `make demo DATA=...` trains, and the README's figures come from.
 _base_ = './todsynth.py'
-max_iters = 1300
+max_iters = 2000
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters + 1)
 param_scheduler = [
-    dict(type='OneCycleLR', eta_max=1e-3, total_steps=max_iters, pct_start=0.1, by_epoch=False),
+    dict(type='OneCycleLR', eta_max=2e-3, total_steps=max_iters, pct_start=0.1, by_epoch=False),
 ]
 default_hooks = dict(checkpoint=dict(interval=max_iters))

@@ -5,6 +5,7 @@ images, and on real and CRFM synthetic images, evaluated on held-out real images
 another architecture that never guides, reads the masks back from the synthetic images.
 """
 import json
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,7 +101,8 @@ class Demo:
         self.meta = json.loads((self.data_root / 'meta.json').read_text())
 
     def run(self, seed: int) -> SeedResult:
-        """Run every stage with one seed."""
+        """Run every stage with one seed; what an earlier run with that seed left is replaced."""
+        shutil.rmtree(self.out_dir / f'seed_{seed}', ignore_errors=True)
         result = SeedResult(seed)
         for stage in ('critic', 'judge'):
             result.reference_miou[stage] = self._train_segmentor(stage, self._segmentor_config(stage, seed), result)

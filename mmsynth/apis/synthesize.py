@@ -73,18 +73,21 @@ def synthesize(cfg: Config,
         ValueError: If options, data set, generator, critic and pool do not fit each other.
     """
     settings = _synthesis_settings(cfg)
+    num_per_mask = settings.get('num_per_mask', 1) if num_per_mask is None else num_per_mask
+    batch_size = settings.get('batch_size', 4) if batch_size is None else batch_size
+    _check_counts(num_per_mask=num_per_mask, limit=limit, batch_size=batch_size)
     dataset = build_dataset(settings.dataset)
     generator = build_generator(cfg, checkpoint, device)
     guide = _build_guidance(cfg, guidance, device)
     _check_classes(dataset, generator, guide)
-    requests = list_requests(dataset, seed, num_per_mask or settings.get('num_per_mask', 1), limit)
+    requests = list_requests(dataset, seed, num_per_mask, limit)
     description = _describe(cfg, checkpoint, seed, generator, guide)
     meta = dataset.metainfo
     with Pool.create(out_dir, description, meta['classes'], meta['palette']) as pool:
         missing = [request for request in requests if not pool.has(request.id)]
         done = len(requests) - len(missing)
         with progress_bar(total=len(requests), initial=done, unit='img', title='synthesize') as bar:
-            for batch in _batches(dataset, missing, batch_size or settings.get('batch_size', 4)):
+            for batch in _batches(dataset, missing, batch_size):
                 _paint(batch, generator, guide, pool, description)
                 bar.update(len(batch))
         draw_preview(pool, pool.root / PREVIEW_FILE)
@@ -99,13 +102,12 @@ def list_requests(dataset: BaseDataset, seed: int, num_per_mask: int, limit: int
     Raises:
         ValueError: If ``num_per_mask`` or ``limit`` is below 1, or two masks have the same id.
     """
-    if num_per_mask < 1 or (limit is not None and limit < 1):
-        raise ValueError(f'`num_per_mask` and `limit` must be at least 1, got {num_per_mask} and {limit}.')
+    _check_counts(num_per_mask=num_per_mask, limit=limit)
     count = len(dataset) if limit is None else min(limit, len(dataset))
     requests = []
     for index in range(count):
         name = dataset.get_data_info(index).get('sample_id') or Path(dataset.get_data_info(index)['seg_map_path']).stem
-        requests += [Request(name if repeat == 0 else f'{name}#{repeat + 1}', index, derive_seed(seed, name, repeat))
+        requests += [Request(name if repeat == 0 else f'{name}~{repeat + 1}', index, derive_seed(seed, name, repeat))
                      for repeat in range(num_per_mask)]
     _check_unique(requests)
     return requests
@@ -118,7 +120,10 @@ def draw_preview(pool: Pool, path: Path) -> None:
         masks = [colorize(pool.load_mask(record), pool.palette) for record in records]
         images = [pool.load_image(record) for record in records]
         half = (len(records) + 1) // 2
-        columns = {'mask': masks[:half], 'synthetic': images[:half], 'mask ': masks[half:], 'synthetic ': images[half:]}
+        columns = {'mask': masks[:half], 'synthetic': images[:half]}
+        if len(records) > 1:
+            blank = [None] * (len(records) % 2)
+            columns |= {'mask ': masks[half:] + blank, 'synthetic ': images[half:] + blank}
         save_png(draw_grid(columns), path)
 
 
@@ -143,8 +148,6 @@ def _paint(batch: Sequence[tuple[Request, SynthDataSample]], generator: BaseGene
 def _batches(dataset: BaseDataset, requests: Sequence[Request],
              batch_size: int) -> Iterator[list[tuple[Request, SynthDataSample]]]:
     """Requests with their loaded samples, in batches of one mask size."""
-    if batch_size < 1:
-        raise ValueError(f'`batch_size` must be at least 1, got {batch_size}.')
     loaded = ((request, dataset[request.index]['data_samples']) for request in requests)
     for _, same_size in groupby(loaded, key=lambda item: tuple(item[1].gt_sem_seg.shape)):
         batch: list[tuple[Request, SynthDataSample]] = []
@@ -155,6 +158,13 @@ def _batches(dataset: BaseDataset, requests: Sequence[Request],
                 batch = []
         if batch:
             yield batch
+
+
+def _check_counts(**counts: int | None) -> None:
+    wrong = {name: count for name, count in counts.items() if count is not None and count < 1}
+    if wrong:
+        listed = ' and '.join(f'`{name}` must be at least 1, got {count}' for name, count in wrong.items())
+        raise ValueError(f'{listed}.')
 
 
 def _check_unique(requests: Sequence[Request]) -> None:

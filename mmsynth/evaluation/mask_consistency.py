@@ -49,7 +49,7 @@ def mask_consistency(pool: Pool, judge: SegmentorCritic) -> Consistency:
 
 def read_image(judge: SegmentorCritic, image: np.ndarray) -> np.ndarray:
     """The classes (H, W), uint8, that a judge sees in an image (H, W, 3), uint8, RGB."""
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
     with torch.no_grad():
         return judge.read(pixels).argmax(1)[0].to(torch.uint8).numpy()
 

@@ -13,6 +13,7 @@ the next one removes them. Any MMSegmentation config can train from the folder w
 """
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from mmsynth.pool.recovery import recover, write_manifest
 class Pool:
     """Stored synthetic samples. Made by :meth:`create` (one writer at a time) or :meth:`open` (read only).
 
-    As a context manager it frees the folder for other writers on leaving.
+    As a context manager it frees the folder for other writers on leaving. An error that leaves the block before the
+    first sample is stored leaves no pool behind, so that the corrected run is not held to the settings of the failed.
     """
 
     def __init__(self, root: Path, header: PoolHeader, records: Iterable[PoolRecord],
@@ -85,7 +87,9 @@ class Pool:
     def __enter__(self) -> 'Pool':
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *details: object) -> None:
+        if error is not None and not self._records and self._lock is not None:
+            self._clear()
         self.close()
 
     def __len__(self) -> int:
@@ -201,6 +205,14 @@ class Pool:
         if wrong.size:
             raise ValueError(f'{source}: `mask` must hold class indices below {len(self.classes)} or {IGNORE_INDEX}, '
                              f'got {int(wrong[0])} ({wrong.size} such pixels)')
+
+    def _clear(self) -> None:
+        """Remove the layout of a pool without samples; the lock file stays."""
+        for name in (MANIFEST_FILE, HEADER_FILE):
+            (self.root / name).unlink(missing_ok=True)
+        for name in (IMAGE_FOLDER, MASK_FOLDER):
+            with suppress(OSError):  # somebody put a file there
+                (self.root / name).rmdir()
 
     def _unlink(self, record: PoolRecord) -> None:
         for path in (record.image, record.mask):

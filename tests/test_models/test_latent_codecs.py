@@ -209,3 +209,21 @@ def test_the_interface_alone_does_nothing() -> None:
         LatentCodec().encode(pictures())
     with pytest.raises(TypeError, match='LatentCodec does not decode'):
         LatentCodec().decode(torch.zeros(1, 4, 2, 2))
+
+
+def test_less_whitening_keeps_the_components_order_and_unit_variance_on_average() -> None:
+    images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0)).cumsum(3) / 16 - 1
+    variances = {}
+    for whitening in (0.0, 0.5, 1.0):
+        codec = PatchPCACodec(4, 6, whitening=whitening)
+        codec.fit(images)
+        variances[whitening] = codec.encode(images).movedim(1, 0).flatten(1).var(1)
+        assert variances[whitening].mean() == pytest.approx(1, abs=1e-2)
+        assert torch.allclose(codec.encode(codec.decode(codec.encode(images))), codec.encode(images), atol=1e-4)
+    assert (variances[0.0].diff() < 0).all()
+    assert torch.allclose(variances[0.5], variances[0.0].sqrt() / variances[0.0].sqrt().mean(), rtol=1e-2)
+
+
+def test_whitening_out_of_range_is_named() -> None:
+    with pytest.raises(ValueError, match=r'`whitening` must be in \[0, 1\], got 2'):
+        PatchPCACodec(whitening=2)

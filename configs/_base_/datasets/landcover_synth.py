@@ -2,7 +2,7 @@
 data_root = 'work_dirs/demo/data'
 crop_size = (48, 48)
 train_dataloader = dict(
-    batch_size=24,
+    batch_size=8,  # many small steps learn more in the same time than few large ones
     num_workers=0,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(

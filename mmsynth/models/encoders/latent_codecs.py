@@ -94,28 +94,35 @@ class VAECodec(LatentCodec):
 class PatchPCACodec(LatentCodec):
     """Square patches → whitened principal components: a linear codec with no weights to download.
 
-    Fitted in closed form on training images; every channel of a training latent has zero mean and unit variance.
+    Fitted in closed form on training images; a training latent has zero mean and, averaged over its channels, unit
+    variance.
 
     Args:
         patch_size: Side of a patch in pixels; also the codec's factor.
         channels: Components kept, at most ``3 * patch_size ** 2``.
+        whitening: How far the components' variances are made equal, in [0, 1]. With 1 every channel has unit variance,
+            so that fine texture weighs as much as brightness; with less, noise hides the fine components first and a
+            generator paints from coarse to fine.
 
     Raises:
-        ValueError: If more components are asked for than a patch has values.
+        ValueError: If more components are asked for than a patch has values, or ``whitening`` is out of range.
     """
 
     needs_fit = True
 
-    def __init__(self, patch_size: int = 4, channels: int = 16) -> None:
+    def __init__(self, patch_size: int = 4, channels: int = 16, whitening: float = 1.0) -> None:
         super().__init__()
         values = 3 * patch_size**2
         if not 1 <= channels <= values:
             raise ValueError(f'`channels` must be in [1, {values}] for `patch_size` {patch_size}, got {channels}.')
+        if not 0 <= whitening <= 1:
+            raise ValueError(f'`whitening` must be in [0, 1], got {whitening}.')
         self.factor = patch_size
         self.channels = channels
+        self.whitening = whitening
         self.register_buffer('mean', torch.zeros(values))
         self.register_buffer('components', torch.zeros(channels, values))
-        self.register_buffer('deviation', torch.ones(channels))
+        self.register_buffer('scale', torch.ones(channels))
         self.register_buffer('fitted', torch.tensor(False))
 
     @torch.no_grad()
@@ -137,7 +144,8 @@ class PatchPCACodec(LatentCodec):
         components = components * components.gather(1, components.abs().argmax(1, keepdim=True)).sign()
         self.mean.copy_(mean)
         self.components.copy_(components)
-        self.deviation.copy_(kept.clamp_min(1e-12).sqrt())
+        scale = kept.clamp_min(1e-12)**(self.whitening / 2)
+        self.scale.copy_(scale * (kept.clamp_min(1e-12) / scale**2).mean().sqrt())  # unit variance over all channels
         self.fitted.fill_(True)
         return float(kept.sum() / variance.sum().clamp_min(1e-12))
 
@@ -147,11 +155,11 @@ class PatchPCACodec(LatentCodec):
         self._check_fitted()
         self.latent_shape(*images.shape[-2:])
         patches = F.pixel_unshuffle(images.float(), self.factor) - self.mean[:, None, None]
-        return torch.einsum('bvhw,cv->bchw', patches, self.components) / self.deviation[:, None, None]
+        return torch.einsum('bvhw,cv->bchw', patches, self.components) / self.scale[:, None, None]
 
     def decode(self, latents: Tensor) -> Tensor:
         self._check_fitted()
-        scaled = latents.float() * self.deviation[:, None, None]
+        scaled = latents.float() * self.scale[:, None, None]
         patches = torch.einsum('bchw,cv->bvhw', scaled, self.components) + self.mean[:, None, None]
         return F.pixel_shuffle(patches, self.factor)
 

@@ -1,0 +1,80 @@
+"""``make demo SMOKE=1``: three iterations of everything, as a command, and what it leaves behind."""
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from PIL import Image
+
+from mmsynth.apis.demo import PRESETS, ROW_TITLES, Demo, SeedResult
+from mmsynth.apis.demo_report import consistency_rows, segmentation_rows
+from mmsynth.evaluation import Consistency
+from mmsynth.pool import Pool
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope='module')
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder and the output of a smoke run."""
+    out = tmp_path_factory.mktemp('demo') / 'out'
+    run = subprocess.run([sys.executable, str(ROOT / 'tools' / 'demo.py'), '--smoke', '--out-dir', str(out)],
+                         capture_output=True, text=True, cwd=out.parent, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return out, run.stdout
+
+
+def test_the_table_has_every_row_with_a_measured_number(smoke: tuple[Path, str]) -> None:
+    _, output = smoke
+    for title in (*ROW_TITLES.values(), 'CRFM - plain'):
+        line = next(line for line in output.splitlines() if title in line)
+        assert any(character.isdigit() for character in line), line
+
+
+def test_pictures_report_and_configs_are_written(smoke: tuple[Path, str]) -> None:
+    out, _ = smoke
+    assert np.asarray(Image.open(out / 'preview.png')).std() > 0
+    page = (out / 'report.html').read_text()
+    assert 'real + CRFM synthetic' in page and 'data:image/png;base64' in page
+    assert list((out / 'seed_0' / 'generator' / 'previews').glob('iter_3.png'))
+    for stage in ('critic', 'judge', 'generator', *ROW_TITLES):
+        cfg = Config.fromfile(out / 'seed_0' / 'configs' / f'{stage}.py')
+        assert cfg.train_cfg.max_iters == 3
+
+
+def test_every_segmentor_trains_equally_long_and_is_judged_on_real_images(smoke: tuple[Path, str]) -> None:
+    out, _ = smoke
+    configs = [Config.fromfile(out / 'seed_0' / 'configs' / f'{row}.py') for row in ROW_TITLES]
+    assert len({str(cfg.train_cfg) + str(cfg.optim_wrapper) + str(cfg.model) for cfg in configs}) == 1
+    assert {str(cfg.val_dataloader.dataset.data_root) for cfg in configs} == {str(out / 'data')}
+    assert len({cfg.randomness.seed for cfg in configs}) == 1
+
+
+def test_both_pools_paint_the_same_masks_from_the_same_noise(smoke: tuple[Path, str]) -> None:
+    out, _ = smoke
+    plain, crfm = (Pool.open(out / 'seed_0' / f'pool_{row}').records for row in ('plain', 'crfm'))
+    assert [(record.id, record.seed) for record in plain] == [(record.id, record.seed) for record in crfm]
+    assert len(plain) == 4 and all(record.guidance is None for record in plain)
+    assert all(len(record.guidance['trace']) == 23 for record in crfm)
+
+
+def test_an_unknown_preset_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"`preset` must be one of {', '.join(PRESETS)}, got 'quick'"):
+        Demo(ROOT / 'configs' / 'demo', tmp_path / 'out', preset='quick')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_tables_give_mean_and_spread_and_paired_differences() -> None:
+    def reading(value: float) -> Consistency:
+        return Consistency(value, value, (value, ))
+
+    results = [
+        SeedResult(seed, miou=dict(real=40 + seed, plain=41.0, crfm=42.0), reference_miou=dict(judge=50.0, critic=45.0),
+                   consistency=dict(plain=dict(judge=reading(0.3), critic=reading(0.3)),
+                                    crfm=dict(judge=reading(0.4 + seed / 100), critic=reading(0.5))))
+        for seed in (0, 2)]
+    assert segmentation_rows(results)[0] == ['real only', '40.00', '42.00', '41.00 ± 1.41']
+    assert segmentation_rows(results[:1])[0] == ['real only', '40.00', '40.00 (one seed)']
+    assert ['judge', 'CRFM - plain', '+10.00', '+12.00', '+11.00 ± 1.41'] in consistency_rows(results)

@@ -1,0 +1,118 @@
+"""Mask consistency: closed forms with a judge that reads colours, and the message of each mistake."""
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mmsynth.evaluation import mask_consistency, read_image
+from mmsynth.guidance import SegmentorCritic
+from mmsynth.pool import Pool
+
+CLASSES = ('field', 'road', 'water')
+PALETTE = ((150, 220, 90), (250, 230, 120), (50, 110, 220))
+IGNORED = 255
+
+
+class ColourJudge:
+    """Sees in a pixel the class whose palette colour is nearest."""
+
+    num_classes = len(CLASSES)
+
+    def check_num_classes(self, num_classes: int) -> None:
+        assert num_classes == self.num_classes
+
+    def read(self, images: Tensor) -> Tensor:
+        """Logits (B, K, H, W) for images (B, 3, H, W) in [0, 1], RGB."""
+        colours = torch.tensor(PALETTE).float()[None, :, :, None, None] / 255  # (1, K, 3, 1, 1)
+        return -(images[:, None] - colours).square().sum(2)
+
+
+def paint(mask: np.ndarray) -> np.ndarray:
+    return np.asarray([*PALETTE, (0, 0, 0)], np.uint8)[np.where(mask == IGNORED, len(PALETTE), mask)]
+
+
+def make_pool(root: Path, *pairs: tuple[np.ndarray, np.ndarray], classes: tuple[str, ...] = CLASSES) -> Pool:
+    """A pool of (what is seen, mask) pairs, both class maps."""
+    with Pool.create(root, {}, classes, PALETTE[:len(classes)]) as pool:
+        for index, (seen, mask) in enumerate(pairs):
+            pool.add(str(index), paint(seen), mask, source_mask='m', prompt='', seed=0,
+                     generator=dict(type='x', config_sha256='', weights_sha256=None))
+    return Pool.open(root)
+
+
+def halves(left: int, right: int, side: int = 8) -> np.ndarray:
+    mask = np.full((side, side), left, np.uint8)
+    mask[:, side // 2:] = right
+    return mask
+
+
+def test_a_judge_that_reads_everything_gives_one(tmp_path: Path) -> None:
+    masks = [halves(0, 1), halves(2, 0)]
+    result = mask_consistency(make_pool(tmp_path, *zip(masks, masks)), ColourJudge())
+    assert (result.mean_iou, result.accuracy, result.class_iou) == (1.0, 1.0, (1.0, 1.0, 1.0))
+
+
+def test_areas_add_up_over_the_pool(tmp_path: Path) -> None:
+    """Class 0: seen in 64 pixels, meant in 32 + 32 of which half are seen; class 1: 32 of 64 seen as it."""
+    pool = make_pool(tmp_path, (halves(0, 0), halves(0, 1)), (halves(1, 1), halves(0, 1)))
+    result = mask_consistency(pool, ColourJudge())
+    assert result.class_iou[:2] == pytest.approx((32 / 96, 32 / 96)) and result.accuracy == pytest.approx(0.5)
+    assert result.mean_iou == pytest.approx(1 / 3)
+
+
+def test_a_class_that_never_occurs_is_not_averaged(tmp_path: Path) -> None:
+    result = mask_consistency(make_pool(tmp_path, (halves(0, 1), halves(0, 1))), ColourJudge())
+    assert result.class_iou[:2] == (1.0, 1.0) and math.isnan(result.class_iou[2])
+    assert result.mean_iou == 1.0
+
+
+def test_a_class_that_is_only_seen_counts_as_wrong(tmp_path: Path) -> None:
+    result = mask_consistency(make_pool(tmp_path, (halves(0, 2), halves(0, 0))), ColourJudge())
+    assert result.class_iou[0] == pytest.approx(0.5) and result.class_iou[2] == 0.0
+    assert math.isnan(result.class_iou[1]) and result.mean_iou == pytest.approx(0.25)
+
+
+def test_ignored_pixels_do_not_count(tmp_path: Path) -> None:
+    seen, mask = halves(0, 2), halves(0, IGNORED)
+    result = mask_consistency(make_pool(tmp_path, (seen, mask)), ColourJudge())
+    assert result.accuracy == 1.0 and result.class_iou[0] == 1.0 and math.isnan(result.class_iou[2])
+
+
+def test_read_image_gives_classes() -> None:
+    mask = halves(2, 1)
+    reading = read_image(ColourJudge(), paint(mask))
+    assert reading.dtype == np.uint8 and np.array_equal(reading, mask)
+
+
+@pytest.fixture(scope='module')
+def critic() -> SegmentorCritic:
+    """A real segmentor of three classes with random weights."""
+    norm = dict(type='BN')
+    return SegmentorCritic(
+        dict(model=dict(
+            type='EncoderDecoder',
+            data_preprocessor=dict(type='SegDataPreProcessor', mean=[0.0] * 3, std=[255.0] * 3, bgr_to_rgb=True),
+            backbone=dict(type='ResNetV1c', depth=18, base_channels=4, stem_channels=4, norm_cfg=norm),
+            decode_head=dict(type='FCNHead', in_channels=32, in_index=3, channels=4, num_convs=1, concat_input=False,
+                             num_classes=3, norm_cfg=norm, align_corners=False),
+            test_cfg=dict(mode='whole'))))
+
+
+def test_a_segmentor_reads_images_of_any_size(critic: SegmentorCritic, tmp_path: Path) -> None:
+    mask = np.zeros((24, 40), np.uint8)
+    result = mask_consistency(make_pool(tmp_path, (mask, mask)), critic)
+    assert 0 <= result.mean_iou <= 1 and 0 <= result.accuracy <= 1
+
+
+def test_judge_of_other_classes(critic: SegmentorCritic, tmp_path: Path) -> None:
+    pool = make_pool(tmp_path, (halves(0, 1), halves(0, 1)), classes=CLASSES[:2])
+    with pytest.raises(ValueError, match='the segmentor has 3 classes, the data set has 2'):
+        mask_consistency(pool, critic)
+
+
+def test_empty_pool(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f'pool {tmp_path} is empty; there is nothing to judge'):
+        mask_consistency(make_pool(tmp_path), ColourJudge())
