@@ -4,7 +4,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
-# Options of the demo, passed on where set: make demo DATA=folder SMOKE=1 GENERATOR=name SEED=0 OUT=folder DEMO_ARGS='...'
+# Options of the demo, passed on where set: make demo DATA=folder SMOKE=1 SEED=0 OUT=folder DEMO_ARGS='...'
 DEMO_ARGS ?=
 
 VENV := .venv
@@ -16,7 +16,7 @@ INSTALLED := $(VENV)/.installed-$(shell { cat requirements/pins.txt setup.py pyp
 	$(PYTHON) -V; pwd; } 2>&1 | cksum | cut -d ' ' -f 1)
 
 demo_options := $(if $(DATA),--data '$(DATA)') $(if $(filter-out 0,$(SMOKE)),--smoke) \
-	$(if $(GENERATOR),--generator '$(GENERATOR)') $(if $(SEED),--seed '$(SEED)') $(if $(OUT),--out-dir '$(OUT)')
+	$(if $(SEED),--seeds $(SEED)) $(if $(OUT),--out-dir '$(OUT)')
 
 .PHONY: help demo test clean
 .DEFAULT_GOAL := help

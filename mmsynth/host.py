@@ -45,7 +45,7 @@ def check_host_stack() -> None:
         ImportError: If a module is missing or too old. One line names each of them, what was found instead, and the
             pip command that repairs it.
     """
-    problems, original_family = [], False
+    problems, broken, original_family = [], [], False
     for package in HOST_STACK:
         found = installed_distributions(package)
         original_family |= any(name.startswith('mm') for name in found)
@@ -53,9 +53,10 @@ def check_host_stack() -> None:
         problem = _problem(package, found)
         if problem:
             problems.append(problem)
+            broken.append(package)
     if problems:
-        extra = 'openmmlab' if original_family else 'onedl'
-        raise ImportError(f'mmsynth needs {"; ".join(problems)}. Install with: pip install "mmsynth[{extra}]"')
+        repair = ' '.join(_requirement(package, original_family) for package in broken)
+        raise ImportError(f'mmsynth needs {"; ".join(problems)}. Install with: pip install {repair}')
 
 
 def installed_distributions(package: HostPackage) -> dict[str, str]:
@@ -87,6 +88,12 @@ def _warn_of_twins(package: HostPackage, found: dict[str, str]) -> None:
             f'`{package.module}` is installed twice, by {_listed(found)}, and their files overwrite each other: '
             f'pip uninstall {" ".join(others)}, then pip install --force-reinstall --no-deps {keep}',
             stacklevel=4)
+
+
+def _requirement(package: HostPackage, original_family: bool) -> str:
+    """What pip should install, from the family of distributions that is here already."""
+    family = package.distributions[1:2] if original_family else ()
+    return f'"{(*family, *package.distributions)[0]}>={package.minimum}"'
 
 
 def _listed(found: dict[str, str]) -> str:

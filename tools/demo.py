@@ -16,7 +16,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--preset', choices=['standard', 'long', 'smoke'],
                         help='how long to train: standard, about 10 minutes on two cores; long, about 20; smoke, three '
                         'iterations of everything; default: standard for the drawn set, long with --data')
-    parser.add_argument('--seeds', '--seed', type=int, nargs='+', default=[0],
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0],
                         help='run everything once per seed and give mean and spread; default: 0')
     parser.add_argument('--smoke', action='store_const', const='smoke', dest='preset', help='same as --preset smoke')
     return parser.parse_args()
@@ -27,7 +27,7 @@ def main() -> None:
     from mmsynth.apis.demo import Demo
     from mmsynth.apis.demo_report import report_demo
     preset = args.preset or ('long' if args.data else 'standard')
-    name = '_'.join(['demo', *([args.data.resolve().name] if args.data else []), *([args.preset] if args.preset else [])])
+    name = '_'.join(['demo', *([args.data.resolve().name] if args.data else []), *filter(None, [args.preset])])
     demo = Demo(CONFIGS, args.out_dir or Path('work_dirs') / name, data=args.data, preset=preset)
     report_demo(demo, [demo.run(seed) for seed in args.seeds])
 

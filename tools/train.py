@@ -22,7 +22,7 @@ def host_script(name: str) -> Path:
     """
     spec = importlib.util.find_spec('mmseg')
     if spec is None or spec.origin is None:
-        raise SystemExit('tools/train.py: mmseg is not installed: pip install "mmsynth[onedl]"')
+        raise SystemExit('tools/train.py: mmseg is not installed: pip install onedl-mmsegmentation')
     package = Path(spec.origin).parent
     candidates = [package / '.mim' / 'tools' / name, package.parent / 'tools' / name]
     for script in candidates:

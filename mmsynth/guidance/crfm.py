@@ -38,7 +38,8 @@ class CRFM(nn.Module):
         norm: 'relative': the step is ``step_size * ‖v‖`` along the normalised gradient; 'raw': the gradient times
             ``step_size``; 'l2': the normalised gradient times ``step_size``.
         num_rectified: Corrections per guided step.
-        trust_region: Bound of ‖v' - v‖ / ‖v‖ over the corrections of one step; None for no bound. Only for 'relative'.
+        trust_region: Bound of ‖v' - v‖ / ‖v‖ over the corrections of one step; None for no bound. The released rule has
+            none.
         pixels: Which pixels the loss averages over: 'wrong' (misclassified at present, as released) or 'all'.
         attenuate: Multiply v by ``1 - step size`` before each correction (the release's ``is_synth``).
         legacy: The released rule: loss averaged over the batch, v clamped to [-1, 1] after each correction;
@@ -163,7 +164,7 @@ class CRFM(nn.Module):
         updated = scaled - size * gradient
         if self.legacy:
             return updated.clamp(-1, 1)
-        if self.norm == 'relative' and self.trust_region is not None:
+        if self.trust_region is not None:
             change = updated - start
             limit = self.trust_region * _norm(start)
             return start + change * (limit / _norm(change).clamp_min(1e-12)).clamp(max=1)
