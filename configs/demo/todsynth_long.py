@@ -1,6 +1,6 @@
 # The same generator, trained for longer: what `make demo DATA=...` trains, and the README's figures come from.
 _base_ = './todsynth.py'
-max_iters = 2000
+max_iters = 1600
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters + 1)
 param_scheduler = [
     dict(type='OneCycleLR', eta_max=2e-3, total_steps=max_iters, pct_start=0.1, by_epoch=False),

@@ -7,8 +7,9 @@ another architecture that never guides, reads the masks back from the synthetic 
 import json
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -21,7 +22,9 @@ from mmsynth.datasets.prepare import split_folder, write_landcover
 from mmsynth.evaluation import Consistency, mask_consistency
 from mmsynth.guidance import SegmentorCritic
 from mmsynth.pool import Pool
+from mmsynth.pool.files import atomic_write
 
+RESULT_FILE = 'result.json'
 SYNTHETIC_ROWS = ('plain', 'crfm')
 ROW_TITLES = dict(real='real only', plain='real + plain synthetic', crfm='real + CRFM synthetic')
 
@@ -71,6 +74,25 @@ class SeedResult:
     pools: dict[str, Path] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def write(self, path: Path, settings: dict[str, Any]) -> None:
+        """Store the result with the settings that it was measured under."""
+        values = asdict(self) | dict(pools={row: str(folder) for row, folder in self.pools.items()})
+        atomic_write(path, json.dumps(dict(settings=settings, result=values), indent=1).encode())
+
+    @classmethod
+    def read(cls, path: Path, settings: dict[str, Any]) -> 'SeedResult | None':
+        """A stored result; None if there is none, or it was measured under other settings."""
+        if not path.is_file():
+            return None
+        stored = json.loads(path.read_text())
+        if stored['settings'] != settings:
+            return None
+        result = cls(**stored['result'])
+        result.pools = {row: Path(folder) for row, folder in result.pools.items()}
+        result.consistency = {row: {reader: Consistency(**reading) for reader, reading in readings.items()}
+                              for row, readings in result.consistency.items()}
+        return result
+
 
 class Demo:
     """One demo: its data, configs and stages. Every stage's config is written to ``OUT/configs`` and runs alone there.
@@ -99,10 +121,24 @@ class Demo:
         else:
             split_folder(data, self.data_root)
         self.meta = json.loads((self.data_root / 'meta.json').read_text())
+        self.settings = json.loads(json.dumps(dict(preset=asdict(self.preset), data=self.meta['settings'])))
 
     def run(self, seed: int) -> SeedResult:
-        """Run every stage with one seed; what an earlier run with that seed left is replaced."""
-        shutil.rmtree(self.out_dir / f'seed_{seed}', ignore_errors=True)
+        """Run every stage with one seed, unless it was run to its end before; an unfinished run is replaced.
+
+        Several processes may run different seeds in one folder.
+        """
+        path = self._folder(seed, RESULT_FILE)
+        result = SeedResult.read(path, self.settings)
+        if result is not None:
+            print_log(f'seed {seed} was run before: {path}', logger='current')
+            return result
+        shutil.rmtree(path.parent, ignore_errors=True)
+        result = self._run_stages(seed)
+        result.write(path, self.settings)
+        return result
+
+    def _run_stages(self, seed: int) -> SeedResult:
         result = SeedResult(seed)
         for stage in ('critic', 'judge'):
             result.reference_miou[stage] = self._train_segmentor(stage, self._segmentor_config(stage, seed), result)

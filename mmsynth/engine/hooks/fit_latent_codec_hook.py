@@ -1,13 +1,11 @@
 """Fits a latent codec that needs it (PatchPCA) on training images, once, before the first iteration."""
-import torch
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import Tensor, nn
 
+from mmsynth.engine.hooks.training_samples import draw_training_batch, unwrap
 from mmsynth.registry import HOOKS
-from mmsynth.utils import derive_seed, isolated_random_state
+from mmsynth.utils import derive_seed
 
 _SEED = derive_seed(0, 'fit latent codec')  # fixed: every rank and every resume fits the same components
 
@@ -34,28 +32,11 @@ class FitLatentCodecHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Fit, unless the codec needs no fit or has one."""
-        model = unwrap(runner.model)
-        codec = model.latent_codec
-        if not codec.needs_fit or bool(codec.fitted):
-            return
-        kept = codec.fit(self._draw_images(runner, model))
-        self._log(runner, kept)
-
-    @torch.no_grad()
-    def _draw_images(self, runner: Runner, model: nn.Module) -> Tensor:
-        dataset = runner.train_dataloader.dataset
-        with isolated_random_state(_SEED):
-            picks = [index * len(dataset) // self.num_images % len(dataset) for index in range(self.num_images)]
-            items = [dataset[index] for index in picks]
-        batch = dict(inputs=[item['inputs'] for item in items], data_samples=[item['data_samples'] for item in items])
-        return model.data_preprocessor(batch, training=True)['inputs']
+        codec = unwrap(runner.model).latent_codec
+        if codec.needs_fit and not bool(codec.fitted):
+            self._log(runner, codec.fit(draw_training_batch(runner, self.num_images, _SEED)['inputs']))
 
     @master_only
     def _log(self, runner: Runner, kept: float) -> None:
         runner.logger.info(f'latent codec fitted on {self.num_images} images: its components keep {kept:.1%} of the '
                            'variance')
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside a distributed wrapper."""
-    return model.module if is_model_wrapper(model) else model

@@ -2,14 +2,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from mmengine.dist import master_only
+from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch import Tensor
 
-from mmsynth.engine.hooks.fit_latent_codec_hook import unwrap
-from mmsynth.registry import HOOKS
-from mmsynth.structures import SynthDataSample
+from mmsynth.engine.hooks.training_samples import draw_training_batch, unwrap
+from mmsynth.registry import HOOKS, MODELS
 from mmsynth.utils import derive_seed, isolated_random_state
 from mmsynth.visualization import colorize, draw_grid, save_png
 
@@ -20,24 +21,34 @@ _SEED = derive_seed(0, 'preview')
 class PreviewHook(Hook):
     """Every ``interval`` iterations paints a few training masks and writes ``previews/iter_N.png`` to the work folder.
 
-    The grid shows mask, real image and synthetic image; the same samples and the same noise every time, so that
-    pictures compare. The training's random state is left alone.
+    The grid shows mask, real image and synthetic image, and with a critic what it reads in the synthetic image; the
+    same samples and the same noise every time, so that pictures compare. The training's random state is left alone.
 
     Args:
         interval: Iterations between pictures.
         num_samples: Rows of the grid.
+        critic: Config of a :class:`~mmsynth.guidance.SegmentorCritic`; None for no column of readings.
 
     Raises:
-        ValueError: If an option is below 1.
+        ValueError: If ``interval`` or ``num_samples`` is below 1.
     """
 
     priority = 'LOW'
 
-    def __init__(self, interval: int = 1000, num_samples: int = 4) -> None:
+    def __init__(self, interval: int = 1000, num_samples: int = 4, critic: dict | None = None) -> None:
         if interval < 1 or num_samples < 1:
             raise ValueError(f'`interval` and `num_samples` must be at least 1, got {interval} and {num_samples}.')
         self.interval = interval
         self.num_samples = num_samples
+        self._critic_config = critic
+        self._critic = None
+
+    def before_train(self, runner: Runner) -> None:
+        """Build the critic, so that one that does not fit stops the run at once."""
+        if self._critic_config is not None and is_main_process():
+            model = unwrap(runner.model)
+            self._critic = MODELS.build(self._critic_config).to(model.device)
+            self._critic.check_num_classes(model.num_classes)
 
     def after_train_iter(self,
                          runner: Runner,
@@ -50,23 +61,31 @@ class PreviewHook(Hook):
     @master_only
     @torch.no_grad()
     def _draw(self, runner: Runner) -> None:
-        model, dataset = unwrap(runner.model), runner.train_dataloader.dataset
+        model = unwrap(runner.model)
+        batch = draw_training_batch(runner, self.num_samples, _SEED)
         with isolated_random_state(_SEED):
-            items = [dataset[index * len(dataset) // self.num_samples] for index in range(self.num_samples)]
-            batch = dict(inputs=[item['inputs'] for item in items],
-                         data_samples=[item['data_samples'] for item in items])
-            samples = model.data_preprocessor(batch)['data_samples']
             model.eval()
-            samples = model.synthesize(samples, [derive_seed(_SEED, row) for row in range(len(samples))])
+            samples = model.synthesize(batch['data_samples'], [derive_seed(_SEED, row)
+                                                               for row in range(self.num_samples)])
             model.train()
+        synthetic = torch.stack([sample.generated_img.data for sample in samples])
+        palette = runner.train_dataloader.dataset.metainfo['palette']
+        columns = dict(
+            mask=[_coloured(sample.gt_sem_seg.data[0], palette) for sample in samples],
+            real=_pictures((batch['inputs'] + 1) * 127.5),
+            synthetic=_pictures(synthetic))
+        if self._critic is not None:
+            reading = self._critic.read(synthetic.to(model.device) / 255).argmax(1)
+            columns['as read'] = [_coloured(mask, palette) for mask in reading]
         path = Path(runner.work_dir) / 'previews' / f'iter_{runner.iter + 1}.png'
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_png(_grid(samples, items, dataset.metainfo['palette']), path)
+        save_png(draw_grid(columns), path)
 
 
-def _grid(samples: Sequence[SynthDataSample], items: Sequence[dict], palette: Sequence[Sequence[int]]) -> object:
-    columns = dict(
-        mask=[colorize(sample.gt_sem_seg.data.squeeze(0).cpu().numpy(), palette) for sample in samples],
-        real=[item['inputs'].flip(0).permute(1, 2, 0).numpy() for item in items],  # loaded as BGR
-        synthetic=[sample.generated_img.data.permute(1, 2, 0).numpy() for sample in samples])
-    return draw_grid(columns)
+def _coloured(mask: Tensor, palette: Sequence[Sequence[int]]) -> np.ndarray:
+    return colorize(mask.cpu().numpy(), palette)
+
+
+def _pictures(images: Tensor) -> list[np.ndarray]:
+    """Images (B, 3, H, W), [0, 255] → a list of (H, W, 3), uint8."""
+    return list(images.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
