@@ -57,7 +57,8 @@ def test_gate_takes_a_checkout_without_metadata(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize('change, message', [
-    ({'onedl-mmcv': None}, 'mmsynth needs mmcv >= 2.0.0 (not installed). Install with: pip install "onedl-mmcv>=2.0.0"'),
+    ({'onedl-mmcv': None},
+     'mmsynth needs mmcv >= 2.0.0 (not installed). Install with: pip install "onedl-mmcv>=2.0.0"'),
     ({'onedl-mmcv': '1.7.1'}, 'mmcv >= 2.0.0 (found onedl-mmcv 1.7.1). Install'),
     ({'onedl-mmcv': '2.0.0rc4'}, 'found onedl-mmcv 2.0.0rc4'),
     ({'diffusers': '0.30.3'}, 'diffusers >= 0.31.0 (found diffusers 0.30.3)'),

@@ -22,7 +22,7 @@ from mmsynth.datasets.prepare import split_folder, write_landcover
 from mmsynth.evaluation import Consistency, mask_consistency
 from mmsynth.guidance import SegmentorCritic
 from mmsynth.pool import Pool
-from mmsynth.pool.files import atomic_write
+from mmsynth.utils.files import atomic_write
 
 RESULT_FILE = 'result.json'
 SYNTHETIC_ROWS = ('plain', 'crfm')

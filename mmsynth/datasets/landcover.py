@@ -12,8 +12,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from mmsynth.datasets.landcover_layout import (BACKGROUND, BUILDING, FIELD, FOREST, OVERSAMPLE, Layout, lay_out,
-                                               noise)
+from mmsynth.datasets.landcover_layout import BACKGROUND, BUILDING, FIELD, FOREST, OVERSAMPLE, Layout, lay_out, noise
 
 CLASSES = ('background', 'building', 'road', 'water', 'field', 'forest')
 PALETTE = ((190, 160, 120), (220, 60, 50), (250, 230, 120), (50, 110, 220), (150, 220, 90), (20, 100, 40))

@@ -1,5 +1,5 @@
 """Guidance of a sampler by the task."""
-from mmsynth.guidance.critic import SegmentorCritic, Verdict
 from mmsynth.guidance.crfm import CRFM
+from mmsynth.guidance.critic import SegmentorCritic, Verdict
 
 __all__ = ['CRFM', 'SegmentorCritic', 'Verdict']

@@ -4,8 +4,8 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
-from mmsynth.pool.files import atomic_write, remove_temporaries
 from mmsynth.pool.manifest import IMAGE_FOLDER, MANIFEST_FILE, MASK_FOLDER, PoolRecord, complete_length, parse_manifest
+from mmsynth.utils.files import atomic_write, remove_temporaries
 
 
 def recover(root: Path) -> list[PoolRecord]:

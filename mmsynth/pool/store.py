@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmsynth.pool.files import TEMPORARY_PREFIX, FolderLock, append_line, atomic_write, encode_png, file_name
 from mmsynth.pool.header import HEADER_FILE, IGNORE_INDEX, PoolHeader
 from mmsynth.pool.manifest import IMAGE_FOLDER, MANIFEST_FILE, MASK_FOLDER, PoolRecord, parse_manifest, plain_json
 from mmsynth.pool.recovery import recover, write_manifest
+from mmsynth.utils.files import TEMPORARY_PREFIX, FolderLock, append_line, atomic_write, encode_png, file_name
 
 
 class Pool:

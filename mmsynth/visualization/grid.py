@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mmsynth.pool.files import atomic_write, encode_png
+from mmsynth.utils.files import atomic_write, encode_png
 
 Color = Sequence[int]
 

@@ -11,7 +11,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, UnidentifiedImageError
 
-from mmsynth.pool.files import atomic_write, encode_png
+from mmsynth.utils.files import atomic_write, encode_png
 
 _TEMPLATES = Path(__file__).parent / 'templates'
 _PERCENTAGE = re.compile(r'[-+]?[0-9.]+(e-?[0-9]+)?%')

@@ -9,8 +9,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmsynth.models import GreyLevelCodec, MMDiT, PatchPCACodec, TODSynth
-from mmsynth.models.checkpoints import (from_released_todsynth, is_released_todsynth, load_generator,
-                                        load_released_todsynth)
+from mmsynth.models.checkpoints import (
+    from_released_todsynth,
+    is_released_todsynth,
+    load_generator,
+    load_released_todsynth,
+)
 from mmsynth.models.encoders import ClassNameEmbedding
 
 RELEASE = Path(__file__).parents[1] / 'parity' / 'data' / 'mmdit_forward_dual.safetensors'

@@ -11,7 +11,8 @@ import warnings
 import numpy as np
 import pytest
 
-from mmsynth.pool import Pool, files, read_records, store
+from mmsynth.pool import Pool, read_records, store
+from mmsynth.utils import files
 
 CLASSES, PALETTE = ('a', 'b'), ((0, 0, 0), (255, 255, 255))
 GENERATOR = {'type': 'x', 'config_sha256': 'ab', 'weights_sha256': None}

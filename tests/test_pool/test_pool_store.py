@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmsynth.pool import Pool, file_name, read_records
-from mmsynth.pool.files import atomic_write, encode_png
+from mmsynth.utils.files import atomic_write, encode_png
 
 CLASSES = ('ground', 'house', 'water')
 PALETTE = ((0, 0, 0), (255, 0, 0), (0, 0, 255))

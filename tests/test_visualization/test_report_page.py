@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mmsynth.pool import Pool
-from mmsynth.pool.files import encode_png
+from mmsynth.utils.files import encode_png
 from mmsynth.visualization import Report, count_classes, pool_report
 
 VOID = {'meta', 'link', 'img', 'br', 'hr'}

@@ -7,18 +7,18 @@ Legend: B prompts, N tokens, D width of a token, P width of the pooled embedding
 """
 import hashlib
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from mmsynth.models.encoders.text_encoders import TextEmbeds, TextEncoder, as_prompt_list
 from mmsynth.registry import MODELS
+from mmsynth.utils.files import atomic_write
 
 _COMMAND = 'python tools/encode_prompts.py CONFIG'
 _SUFFIX = '.safetensors'
@@ -76,14 +76,8 @@ class PromptCache:
     def put(self, prompt: str, embeds: TextEmbeds) -> None:
         """Store one prompt's embeddings (N, D) and (P,), replacing what is there."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.path(prompt)
-        unfinished = path.with_suffix(f'.{os.getpid()}.tmp')  # no reader looks at it
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in embeds._asdict().items()}
-        try:
-            save_file(tensors, unfinished, metadata=dict(prompt=prompt, identity=self.identity))
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        atomic_write(self.path(prompt), save(tensors, metadata=dict(prompt=prompt, identity=self.identity)))
 
     def encode_missing(self,
                        prompts: Sequence[str],
