@@ -112,13 +112,6 @@ def test_import_is_light_and_fills_the_registries() -> None:
 # ---- tools/train.py
 
 
-def test_train_forwards_to_mmseg(tmp_path: Path) -> None:
-    result = subprocess.run([sys.executable, ROOT / 'tools' / 'train.py', '--help'], cwd=tmp_path, capture_output=True,
-                            text=True)  # yapf: disable
-    assert result.returncode == 0, result.stderr
-    assert 'usage: train.py' in result.stdout and '--cfg-options' in result.stdout
-
-
 def test_train_names_what_it_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / 'tools')
     train = importlib.import_module('train')

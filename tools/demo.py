@@ -1,8 +1,9 @@
 """Run the whole loop on a small set and compare segmentors trained with and without synthetic images."""
 import argparse
+import sys
 from pathlib import Path
 
-CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'demo'
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def parse_args() -> argparse.Namespace:
@@ -24,11 +25,13 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:  # a checkout that is not installed
+        sys.path.insert(0, str(ROOT))
     from mmsynth.apis.demo import Demo
     from mmsynth.apis.demo_report import report_demo
     preset = args.preset or ('long' if args.data else 'standard')
     name = '_'.join(['demo', *([args.data.resolve().name] if args.data else []), *filter(None, [args.preset])])
-    demo = Demo(CONFIGS, args.out_dir or Path('work_dirs') / name, data=args.data, preset=preset)
+    demo = Demo(ROOT / 'configs' / 'demo', args.out_dir or Path('work_dirs') / name, data=args.data, preset=preset)
     report_demo(demo, [demo.run(seed) for seed in args.seeds])
 
 
