@@ -25,6 +25,7 @@ from mmsynth.pool import Pool
 from mmsynth.utils.files import atomic_write
 
 RESULT_FILE = 'result.json'
+_SHORTEST_SCHEDULE = 30  # iterations; a one-cycle schedule needs a few for each of its phases
 SYNTHETIC_ROWS = ('plain', 'crfm')
 ROW_TITLES = dict(real='real only', plain='real + plain synthetic', crfm='real + CRFM synthetic')
 
@@ -49,7 +50,7 @@ class Preset:
 
 
 PRESETS = dict(
-    standard=Preset('todsynth.py'),
+    standard=Preset('todsynth.py', segmentor_iters=300),
     long=Preset('todsynth_long.py'),
     smoke=Preset('todsynth.py', generator_iters=3, segmentor_iters=3, limit=4, num_images=4))
 
@@ -232,7 +233,8 @@ def _set_iterations(cfg: Config, iterations: int | None) -> None:
         return
     cfg.train_cfg.max_iters = iterations
     cfg.train_cfg.val_interval = iterations
-    cfg.param_scheduler = []
+    for scheduler in cfg.param_scheduler:
+        scheduler.total_steps = max(iterations, _SHORTEST_SCHEDULE)
     cfg.default_hooks.checkpoint.interval = iterations
     for hook in cfg.get('custom_hooks', []):
         if 'interval' in hook:
