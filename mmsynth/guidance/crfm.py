@@ -12,6 +12,7 @@ the normalised gradient instead of a raw gradient followed by a clamp of v to [-
 shrink with the batch; a trust region bounds the sum of the corrections of one step.
 """
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -150,7 +151,8 @@ class CRFM(nn.Module):
             verdict = self._judge(step.clean_estimate(variable), decode, masks)
             loss = verdict.wrong_loss if self.pixels == 'wrong' else verdict.mean_loss
             total = loss.mean() if self.legacy else loss.sum()
-            return verdict, torch.autograd.grad(total, variable)[0]
+            gradient = torch.autograd.grad(total, variable)[0]
+        return replace(verdict, loss=verdict.loss.detach()), gradient
 
     def _judge(self, clean: Tensor, decode: Decode, masks: Tensor) -> Verdict:
         return self.critic((decode(clean) / 2 + 0.5).clamp(0, 1), masks)

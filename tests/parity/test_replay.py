@@ -5,11 +5,12 @@ import pytest
 import replay
 
 DATA = Path(__file__).parent / 'data'
+FILES = ('crfm_LD', 'crfm_l2_LI', 'crfm_synth_C', 'mmdit_forward_dual', 'mmdit_forward_plain')
 
 
-@pytest.mark.parametrize('path', sorted(DATA.glob('*.safetensors')), ids=lambda path: path.stem)
-def test_released_tensors_are_reproduced(path: Path) -> None:
-    _, errors, bar = replay.replay(path)
+@pytest.mark.parametrize('name', FILES)
+def test_released_tensors_are_reproduced(name: str) -> None:
+    _, errors, bar = replay.replay(DATA / f'{name}.safetensors')
     assert errors and max(errors.values()) <= bar, errors
 
 
