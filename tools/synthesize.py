@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__ + ' A run that was killed continues where it was when called again.',
-        epilog='Example: python tools/synthesize.py configs/demo/todsynth.py work_dirs/todsynth/iter_800.pth '
+        epilog='Example: python tools/synthesize.py configs/demo/todsynth.py work_dirs/todsynth/iter_600.pth '
         '--out-dir work_dirs/pool --limit 16')
     parser.add_argument('config', help='config with `model` (a generator) and `synthesis` (masks, guidance)')
     parser.add_argument('checkpoint', help="the generator's weights: a file, or a release's folder")

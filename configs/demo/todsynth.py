@@ -4,7 +4,7 @@ _base_ = [
     '../_base_/models/todsynth_tiny.py', '../_base_/datasets/landcover_synth.py', '../_base_/schedules/demo.py',
     '../_base_/default_runtime.py'
 ]
-max_iters = 800
+max_iters = 600
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters + 1)
 val_cfg = None
 test_cfg = None
