@@ -3,13 +3,15 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 
 import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from mmsynth.apis.demo import ROW_TITLES, SYNTHETIC_ROWS, Demo, SeedResult
 from mmsynth.evaluation import read_image
 from mmsynth.pool import Pool
-from mmsynth.visualization import Report, colorize, draw_grid, plot_class_balance, plot_guidance, plot_results, save_png
+from mmsynth.visualization import (Report, colorize, count_classes, draw_grid, plot_class_balance, plot_guidance,
+                                   plot_results, save_png)
 
 Rows = list[list[str]]
 _PREVIEW_ROWS = 8
@@ -93,15 +95,10 @@ def _summary(demo: Demo, results: Sequence[SeedResult]) -> dict[str, str]:
 
 
 def _class_balance(demo: Demo, pool: Pool) -> bytes:
-    from PIL import Image
-    real = [np.asarray(Image.open(path)) for path in sorted((demo.data_root / 'ann_dir' / 'train').glob('*.png'))]
-    before = _count(real, len(pool.classes))
-    after = before + _count([pool.load_mask(record) for record in pool.records], len(pool.classes))
+    masks = [np.asarray(Image.open(path)) for path in sorted((demo.data_root / 'ann_dir' / 'train').glob('*.png'))]
+    before = sum(np.bincount(mask.ravel(), minlength=256) for mask in masks)[:len(pool.classes)]
+    after = before + count_classes(pool)
     return plot_class_balance(before.tolist(), after.tolist(), pool.classes, pool.palette)
-
-
-def _count(masks: Sequence[np.ndarray], num_classes: int) -> np.ndarray:
-    return sum(np.bincount(mask.ravel(), minlength=256)[:num_classes] for mask in masks)
 
 
 def _values(values: Sequence[float], *, signed: bool = False) -> list[str]:
