@@ -35,8 +35,8 @@ def report_demo(demo: Demo, results: Sequence[SeedResult]) -> None:
     report.add_figure('', plot_results({ROW_TITLES[row]: [result.miou[row] for result in results]
                                         for row in ROW_TITLES}), 'One dot per seed, with mean and spread.')
     report.add_table('mIoU of masks read back from synthetic images (%)', readers, consistency, note='The judge is of '
-                     'another architecture than the critic, trained on other data, and never guides. The critic guided '
-                     'the CRFM images, so its own reading of them is no evidence.')
+                     'another architecture than the critic, trained on other or more images, and never guides. The '
+                     'critic guided the CRFM images, so its own reading of them is no evidence.')
     pool = Pool.open(results[0].pools['crfm'])
     report.add_figure('Guidance', plot_guidance([record.guidance['trace'] for record in pool.records]),
                       "The critic's loss before and after each correction.")
