@@ -14,9 +14,9 @@ def parse_args() -> argparse.Namespace:
                         help='folder with images/, masks/ (8-bit class index) and meta.json (classes, palette); '
                         'default: a land-cover set drawn here')
     parser.add_argument('--out-dir', type=Path, help='where everything goes; default: work_dirs/demo[_DATA][_PRESET]')
-    parser.add_argument('--preset', choices=['standard', 'long', 'smoke'],
-                        help='how long to train: standard, about 10 minutes on two cores; long, about 20; smoke, three '
-                        'iterations of everything; default: standard for the drawn set, long with --data')
+    parser.add_argument('--preset', choices=['standard', 'long', 'smoke'], default='standard',
+                        help='how long to train: standard, about 10 minutes on two cores; long, about 25; smoke, three '
+                        'iterations of everything; default: standard')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0],
                         help='run everything once per seed and give mean and spread; default: 0')
     parser.add_argument('--smoke', action='store_const', const='smoke', dest='preset', help='same as --preset smoke')
@@ -29,9 +29,9 @@ def main() -> None:
         sys.path.insert(0, str(ROOT))
     from mmsynth.apis.demo import Demo
     from mmsynth.apis.demo_report import report_demo
-    preset = args.preset or ('long' if args.data else 'standard')
-    name = '_'.join(['demo', *([args.data.resolve().name] if args.data else []), *filter(None, [args.preset])])
-    demo = Demo(ROOT / 'configs' / 'demo', args.out_dir or Path('work_dirs') / name, data=args.data, preset=preset)
+    name = '_'.join(['demo', *([args.data.resolve().name] if args.data else []),
+                     *([args.preset] if args.preset != 'standard' else [])])
+    demo = Demo(ROOT / 'configs' / 'demo', args.out_dir or Path('work_dirs') / name, data=args.data, preset=args.preset)
     report_demo(demo, [demo.run(seed) for seed in args.seeds])
 
 

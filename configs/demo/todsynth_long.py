@@ -1,4 +1,4 @@
-# The same generator, trained for longer: what `make demo DATA=...` trains, and the README's figures come from.
+# The same generator, trained for longer (`--preset long`): the README's figures come from it.
 _base_ = './todsynth.py'
 max_iters = 1600
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters + 1)
