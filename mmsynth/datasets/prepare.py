@@ -27,7 +27,7 @@ from mmsynth.datasets.landcover import CLASSES, PALETTE, draw_mask, draw_scene
 from mmsynth.utils import derive_seed, progress_bar
 
 _WRITTEN_BY = 'mmsynth.datasets.prepare'
-_FORMAT = 2  # raise it when the same settings give other files
+_FORMAT = 3  # raise it when the same settings give other files
 _OURS = {'img_dir', 'ann_dir', 'synthesis.jsonl', 'meta.json'}
 
 

@@ -58,14 +58,14 @@ def test_even_a_small_crop_shows_several_classes(scenes):
     assert np.mean([len(np.unique(mask[:48, :48])) for mask in masks]) > 3
 
 
-def test_classes_overlap_in_colour(scenes):
-    """The nearest mean colour must not solve the set: it takes texture and context."""
+def test_colour_helps_and_does_not_solve_the_set(scenes):
+    """A class has its colours, which a short training can learn; where they meet, it takes texture and context."""
     images, masks = scenes
     pixels, labels = images[:, ::4, ::4].reshape(-1, 3).astype(np.float32), masks[:, ::4, ::4].ravel()
     means = np.stack([pixels[labels == index].mean(axis=0) for index in range(len(CLASSES))])
     nearest = ((pixels[:, None] - means)**2).sum(axis=2).argmin(axis=1)
     recall = [(nearest[labels == index] == index).mean() for index in range(len(CLASSES))]
-    assert np.mean(recall) < 0.7
+    assert 0.65 < np.mean(recall) < 0.85
 
 
 def test_light_differs_between_scenes_and_little_is_clipped(scenes):
