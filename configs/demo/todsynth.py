@@ -25,4 +25,4 @@ synthesis = dict(
         critic=dict(
             type='mmsynth.SegmentorCritic',
             config='work_dirs/demo/configs/critic.py',
-            checkpoint='work_dirs/demo/critic/iter_400.pth')))
+            checkpoint='work_dirs/demo/critic/iter_800.pth')))

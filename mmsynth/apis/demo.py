@@ -37,7 +37,8 @@ class Preset:
     Attributes:
         generator: File name of the generator's config under ``configs/demo``.
         generator_iters: Training iterations of the generator; None for the config's own.
-        segmentor_iters: Training iterations of critic, judge and every row's segmentor; None for the configs' own.
+        segmentor_iters: Training iterations of the critic and every row's segmentor; None for the configs' own.
+        judge_iters: Training iterations of the judge; None for its config's own.
         limit: Masks synthesized for; None for all.
         num_images: Images drawn for each part of the embedded set; None for the set's own numbers.
     """
@@ -45,14 +46,15 @@ class Preset:
     generator: str
     generator_iters: int | None = None
     segmentor_iters: int | None = None
+    judge_iters: int | None = None
     limit: int | None = None
     num_images: int | None = None
 
 
 PRESETS = dict(
-    standard=Preset('todsynth.py', segmentor_iters=300),
+    standard=Preset('todsynth.py', segmentor_iters=300, judge_iters=600),
     long=Preset('todsynth_long.py'),
-    smoke=Preset('todsynth.py', generator_iters=3, segmentor_iters=3, limit=4, num_images=4))
+    smoke=Preset('todsynth.py', generator_iters=3, segmentor_iters=3, judge_iters=3, limit=4, num_images=4))
 
 
 @dataclass
@@ -155,7 +157,7 @@ class Demo:
 
     def _segmentor_config(self, name: str, seed: int) -> Config:
         cfg = self._config(f'{name}.py', seed)
-        _set_iterations(cfg, self.preset.segmentor_iters)
+        _set_iterations(cfg, self.preset.judge_iters if name == 'judge' else self.preset.segmentor_iters)
         return cfg
 
     def _row_config(self, row: str, seed: int) -> Config:

@@ -1,15 +1,15 @@
 # Sized for two CPU cores; apis/demo.py shortens `max_iters` for the smoke run.
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=400, val_interval=400)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=800, val_interval=800)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-3, weight_decay=1e-2), clip_grad=dict(max_norm=1.0))
 param_scheduler = [
-    dict(type='OneCycleLR', eta_max=2e-3, total_steps=400, pct_start=0.1, by_epoch=False),
+    dict(type='OneCycleLR', eta_max=2e-3, total_steps=800, pct_start=0.1, by_epoch=False),
 ]
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=400, max_keep_ckpts=1),
+    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=800, max_keep_ckpts=1),
     sampler_seed=dict(type='DistSamplerSeedHook'))
