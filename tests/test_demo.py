@@ -1,4 +1,5 @@
 """``make demo SMOKE=1``: three iterations of everything, as a command, and what it leaves behind."""
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ from PIL import Image
 from mmsynth.apis.demo import PRESETS, ROW_TITLES, Demo, SeedResult
 from mmsynth.apis.demo_report import consistency_rows, segmentation_rows
 from mmsynth.evaluation import Consistency
+from mmsynth.models.networks import CONTROLS
 from mmsynth.pool import Pool
+from mmsynth.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,10 +63,46 @@ def test_both_pools_paint_the_same_masks_from_the_same_noise(smoke: tuple[Path, 
     assert all(len(record.guidance['trace']) == 23 for record in crfm)
 
 
-def test_an_unknown_preset_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"`preset` must be one of {', '.join(PRESETS)}, got 'quick'"):
-        Demo(ROOT / 'configs' / 'demo', tmp_path / 'out', preset='quick')
+@pytest.mark.parametrize('settings, message', [
+    (dict(preset='quick'), f"`preset` must be one of {', '.join(PRESETS)}, got 'quick'"),
+    (dict(control='tripel'), "`control` must be one of triple, siamese, adapter, got 'tripel'"),
+])
+def test_an_unknown_choice_is_named_before_anything_is_drawn(settings: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        Demo(ROOT / 'configs' / 'demo', tmp_path / 'out', **settings)
     assert not (tmp_path / 'out').exists()
+
+
+class TestControl:
+
+    @staticmethod
+    def demo(out_dir: Path, **settings) -> Demo:
+        return Demo(ROOT / 'configs' / 'demo', out_dir, preset='smoke', **settings)
+
+    @pytest.mark.parametrize('control', CONTROLS)
+    def test_it_is_the_generator_s(self, control: str, tmp_path: Path) -> None:
+        cfg = self.demo(tmp_path, control=control)._generator_config(seed=0)
+        assert MODELS.build(cfg.model.network).control == control
+
+    def test_a_scheme_s_result_is_not_another_s(self, tmp_path: Path) -> None:
+        siamese, path = self.demo(tmp_path, control='siamese'), tmp_path / 'result.json'
+        SeedResult(3).write(path, siamese.settings)
+        assert SeedResult.read(path, siamese.settings) == SeedResult(3)
+        assert SeedResult.read(path, self.demo(tmp_path).settings) is None
+
+    @pytest.mark.parametrize('arguments, name', [
+        ('', 'demo'),
+        ('--control triple --preset standard', 'demo'),
+        ('--control siamese', 'demo_siamese'),
+        ('--data some/set --smoke --control adapter', 'demo_set_smoke_adapter'),
+    ])
+    def test_each_has_a_folder_of_its_own(self, arguments: str, name: str) -> None:
+        tool = runpy.run_path(str(ROOT / 'tools' / 'demo.py'))
+        assert tool['default_out_dir'](tool['parse_args'](arguments.split())) == Path('work_dirs') / name
+
+    def test_the_tool_offers_what_the_network_has(self) -> None:
+        parse_args = runpy.run_path(str(ROOT / 'tools' / 'demo.py'))['parse_args']
+        assert [parse_args(['--control', control]).control for control in CONTROLS] == list(CONTROLS)
 
 
 def test_tables_give_mean_and_spread_and_paired_differences() -> None:

@@ -6,21 +6,33 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__ + ' Trains a critic and a generator, synthesizes with and without CRFM, trains a segmentor '
         'for each row of the table, and writes report.html and preview.png.')
     parser.add_argument('--data', type=Path,
                         help='folder with images/, masks/ (8-bit class index) and meta.json (classes, palette); '
                         'default: a land-cover set drawn here')
-    parser.add_argument('--out-dir', type=Path, help='where everything goes; default: work_dirs/demo[_DATA][_PRESET]')
+    parser.add_argument('--out-dir', type=Path, help='where everything goes; default: work_dirs/demo[_DATA][_PRESET]'
+                        '[_CONTROL]')
     parser.add_argument('--preset', choices=['standard', 'long', 'smoke'], default='standard',
                         help='how long to train: standard, about 10 minutes on two cores; long, about 25; smoke, three '
                         'iterations of everything; default: standard')
+    parser.add_argument('--control', choices=['triple', 'siamese', 'adapter'], default='triple',
+                        help='how masks steer the generator: triple, one attention over image, text and mask; siamese, '
+                        'a second attention over image and mask; adapter, a cross-attention to the mask; default: '
+                        'triple')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0],
                         help='run everything once per seed and give mean and spread; default: 0')
     parser.add_argument('--smoke', action='store_const', const='smoke', dest='preset', help='same as --preset smoke')
-    return parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def default_out_dir(args: argparse.Namespace) -> Path:
+    """A folder of its own for each combination of data, preset and control."""
+    named = dict(preset='standard', control='triple')
+    parts = [getattr(args, option) for option, default in named.items() if getattr(args, option) != default]
+    return Path('work_dirs') / '_'.join(['demo', *([args.data.resolve().name] if args.data else []), *parts])
 
 
 def main() -> None:
@@ -29,9 +41,8 @@ def main() -> None:
         sys.path.insert(0, str(ROOT))
     from mmsynth.apis.demo import Demo
     from mmsynth.apis.demo_report import report_demo
-    name = '_'.join(['demo', *([args.data.resolve().name] if args.data else []),
-                     *([args.preset] if args.preset != 'standard' else [])])
-    demo = Demo(ROOT / 'configs' / 'demo', args.out_dir or Path('work_dirs') / name, data=args.data, preset=args.preset)
+    demo = Demo(ROOT / 'configs' / 'demo', args.out_dir or default_out_dir(args), data=args.data, preset=args.preset,
+                control=args.control)
     report_demo(demo, [demo.run(seed) for seed in args.seeds])
 
 

@@ -21,6 +21,7 @@ from mmsynth.apis.synthesize import synthesize
 from mmsynth.datasets.prepare import split_folder, write_landcover
 from mmsynth.evaluation import Consistency, mask_consistency
 from mmsynth.guidance import SegmentorCritic
+from mmsynth.models.networks import CONTROLS
 from mmsynth.pool import Pool
 from mmsynth.utils.files import atomic_write
 
@@ -105,17 +106,26 @@ class Demo:
         out_dir: Where everything goes.
         data: A folder with images/, masks/ and meta.json; None draws the embedded land-cover set.
         preset: One of :data:`PRESETS`.
+        control: How masks steer the generator, one of the network's :data:`~mmsynth.models.networks.CONTROLS`.
 
     Raises:
-        ValueError: For an unknown preset.
+        ValueError: For an unknown preset or control.
     """
 
-    def __init__(self, config_dir: Path, out_dir: Path, *, data: Path | None = None, preset: str = 'standard') -> None:
-        if preset not in PRESETS:
-            raise ValueError(f'`preset` must be one of {", ".join(PRESETS)}, got {preset!r}.')
+    def __init__(self,
+                 config_dir: Path,
+                 out_dir: Path,
+                 *,
+                 data: Path | None = None,
+                 preset: str = 'standard',
+                 control: str = 'triple') -> None:
+        for name, value, known in (('preset', preset, PRESETS), ('control', control, CONTROLS)):
+            if value not in known:
+                raise ValueError(f'`{name}` must be one of {", ".join(known)}, got {value!r}.')
         self.config_dir = config_dir
         self.out_dir = out_dir
         self.preset = PRESETS[preset]
+        self.control = control
         self.data_root = out_dir / 'data'
         if data is None:
             count = self.preset.num_images
@@ -124,7 +134,8 @@ class Demo:
         else:
             split_folder(data, self.data_root)
         self.meta = json.loads((self.data_root / 'meta.json').read_text())
-        self.settings = json.loads(json.dumps(dict(preset=asdict(self.preset), data=self.meta['settings'])))
+        self.settings = json.loads(
+            json.dumps(dict(preset=asdict(self.preset), control=control, data=self.meta['settings'])))
 
     def run(self, seed: int) -> SeedResult:
         """Run every stage with one seed, unless it was run to its end before; an unfinished run is replaced.
@@ -176,9 +187,14 @@ class Demo:
         hub = self._train(stage, cfg, result).message_hub
         return float(hub.get_scalar('val/mIoU').current())
 
-    def _train_generator(self, seed: int, result: SeedResult) -> Path:
+    def _generator_config(self, seed: int) -> Config:
         cfg = self._config(self.preset.generator, seed)
+        cfg.model.network.control = self.control
         _set_iterations(cfg, self.preset.generator_iters)
+        return cfg
+
+    def _train_generator(self, seed: int, result: SeedResult) -> Path:
+        cfg = self._generator_config(seed)
         critic = cfg.synthesis.guidance.critic
         critic.config = str(self._folder(seed, 'configs') / 'critic.py')
         critic.checkpoint = str(_last_checkpoint(self._folder(seed, 'critic')))

@@ -88,6 +88,7 @@ def _summary(demo: Demo, results: Sequence[SeedResult]) -> dict[str, str]:
         'data': demo.meta.get('name', str(demo.data_root)),
         'classes': ', '.join(demo.meta['classes']),
         'generator config': demo.preset.generator,
+        'control': demo.control,
         'synthetic images': str(len(Pool.open(results[0].pools['plain']))),
         'seeds': ', '.join(str(result.seed) for result in results),
         'minutes': ', '.join(f'{sum(result.seconds.values()) / 60:.1f}' for result in results),

@@ -1,36 +1,16 @@
-"""The triple-attention network against diffusers' own blocks and in closed form."""
+"""The network under each control scheme: against diffusers' transformer, its start, its gradients, its messages."""
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
-from diffusers.models.attention import JointTransformerBlock
-from torch import Tensor, nn
+from tiny_mmdit import TRUNK, WIDTH, inputs, network
 
-from mmsynth.models.networks import MaskStream, MMDiT, triple_block
+from mmsynth.models.networks import CONTROLS, MMDiT
 from mmsynth.models.networks.mmdit import BRANCHES
 
-TRUNK = dict(
-    sample_size=8,
-    patch_size=2,
-    in_channels=4,
-    out_channels=4,
-    num_layers=3,
-    attention_head_dim=8,
-    num_attention_heads=2,
-    caption_projection_dim=16,
-    joint_attention_dim=12,
-    pooled_projection_dim=10,
-    pos_embed_max_size=8,
-    dual_attention_layers=(0, ),
-    qk_norm='rms_norm')
-WIDTH = 16
-BLOCKS = {
-    'plain': dict(),
-    'dual': dict(use_dual_attention=True),
-    'last': dict(context_pre_only=True),
-    'last_dual': dict(context_pre_only=True, use_dual_attention=True),
-}
+SCHEMES = [*(dict(control=control) for control in CONTROLS), dict(legacy=True)]
+every_scheme = pytest.mark.parametrize('settings', SCHEMES, ids=lambda settings: '-'.join(map(str, settings.values())))
 
 
 @pytest.fixture(autouse=True)
@@ -38,82 +18,20 @@ def seeded() -> None:
     torch.manual_seed(7)  # not the seed of the tiny folder: its weights would be drawn again
 
 
-def randomise(module: nn.Module) -> nn.Module:
-    """Give every weight a value of its own; a new trunk's output layer and modulation are zero."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator) + (parameter.ndim == 1))
-    return module
-
-
-def network(**settings) -> MMDiT:
-    return randomise(MMDiT(trunk=TRUNK, **settings))
-
-
-def inputs(batch: int = 2, mask_channels: int = 4, rows: int = 8) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    shapes = (batch, 4, rows, 8), (batch, 5, 12), (batch, 10), (batch, mask_channels, rows, 8)
-    latents, prompt, pooled, mask = (torch.randn(shape, generator=generator) for shape in shapes)
-    return [latents, torch.linspace(900, 100, batch), prompt, pooled, mask]
-
-
-class TestBlock:
-
-    @staticmethod
-    def build(kind: str, qk_norm: str | None = 'rms_norm',
-              pre_only: bool = False) -> tuple[JointTransformerBlock, MaskStream]:
-        torch.manual_seed(0)
-        block = JointTransformerBlock(WIDTH, 2, 8, qk_norm=qk_norm, **BLOCKS[kind])
-        return randomise(block), MaskStream(WIDTH, num_heads=2, head_dim=8, qk_norm=qk_norm, pre_only=pre_only)
-
-    @pytest.mark.parametrize('kind', BLOCKS)
-    @pytest.mark.parametrize('qk_norm', ['rms_norm', None])
-    def test_without_mask_tokens_it_is_sd3_s_block(self, kind: str, qk_norm: str | None) -> None:
-        block, stream = self.build(kind, qk_norm)
-        image, text, temb = torch.randn(2, 6, WIDTH), torch.randn(2, 3, WIDTH), torch.randn(2, WIDTH)
-        expected_text, expected_image = block(image, text, temb)
-        ours = triple_block(block, stream, image, text, torch.empty(2, 0, WIDTH), temb)
-        torch.testing.assert_close(ours[0], expected_image, atol=1e-5, rtol=1e-5)
-        assert (ours[1] is None) == (expected_text is None) == kind.startswith('last')
-        if expected_text is not None:
-            torch.testing.assert_close(ours[1], expected_text, atol=1e-5, rtol=1e-5)
-
-    def test_a_copied_stream_does_with_mask_tokens_what_the_image_stream_does(self) -> None:
-        block, stream = self.build('plain')
-        stream.copy_image_stream(block)
-        tokens, text, temb = torch.randn(2, 6, WIDTH), torch.randn(2, 3, WIDTH), torch.randn(2, WIDTH)
-        image, _, mask = triple_block(block, stream, tokens, text, tokens, temb)
-        torch.testing.assert_close(mask, image, atol=1e-5, rtol=1e-5)
-
-    def test_the_released_rule_takes_the_mask_mlp_s_modulation_from_the_image(self) -> None:
-        block, stream = self.build('plain')
-        stream.copy_image_stream(block)
-        text, temb = torch.randn(1, 3, WIDTH), torch.randn(1, WIDTH)
-        tokens = torch.randn(1, 6, WIDTH)
-        released = triple_block(block, stream, tokens, text, tokens, temb, mask_mlp_from_image=True)
-        own = triple_block(block, stream, tokens, text, tokens, temb)
-        torch.testing.assert_close(released[2], own[2])  # equal weights: no difference between the rules
-        with torch.no_grad():
-            stream.norm1.linear.bias[3 * WIDTH:] += 1  # shift, scale and gate of the mask's own MLP
-        again = triple_block(block, stream, tokens, text, tokens, temb, mask_mlp_from_image=True)
-        assert torch.equal(again[2], released[2])
-        assert not torch.allclose(triple_block(block, stream, tokens, text, tokens, temb)[2], own[2], atol=1e-2)
-
-    def test_a_last_stream_takes_part_and_is_dropped(self) -> None:
-        block, stream = self.build('last', pre_only=True)
-        stream.copy_image_stream(block)
-        image, text, temb = torch.randn(1, 6, WIDTH), torch.randn(1, 3, WIDTH), torch.randn(1, WIDTH)
-        outputs = [triple_block(block, stream, image, text, mask, temb) for mask in torch.randn(2, 1, 4, WIDTH)]
-        assert all(output[1] is None and output[2] is None for output in outputs)
-        assert not torch.allclose(outputs[0][0], outputs[1][0], atol=1e-4)
+def dropped_queries(control: str) -> set[str]:
+    """The last block's queries of the streams that end there, text and mask: nobody reads what they find."""
+    layers = [('trunk.transformer_blocks', 'add_q_proj', 'norm_added_q')]
+    if control != 'adapter':  # whose queries are the image's
+        layers.append(('mask_blocks', 'to_q', 'norm_q'))
+    return {f'{stack}.2.attn.{name}' for stack, query, norm in layers
+            for name in (f'{query}.weight', f'{query}.bias', f'{norm}.weight')}
 
 
 class TestParity:
 
-    @pytest.mark.parametrize('legacy', [False, True])
-    def test_without_a_mask_it_is_the_trunk(self, legacy: bool) -> None:
-        ours, reference = network(legacy=legacy), SD3Transformer2DModel(**TRUNK)
+    @every_scheme
+    def test_without_a_mask_it_is_the_trunk(self, settings: dict) -> None:
+        ours, reference = network(**settings), SD3Transformer2DModel(**TRUNK)
         reference.load_state_dict(ours.trunk.state_dict())
         latents, timestep, prompt, pooled, _ = inputs()
         expected = reference(latents, prompt, pooled, timestep).sample
@@ -158,20 +76,31 @@ class TestStart:
                 assert not torch.equal(value, block.get_parameter(name)[:len(value)])
         assert not torch.equal(ours.mask_embed.proj.weight, ours.trunk.pos_embed.proj.weight)
 
-    def test_a_mask_of_other_channels_has_an_embedding_of_its_own(self) -> None:
-        ours = network(mask_channels=7)
+    @pytest.mark.parametrize('control', ['siamese', 'adapter'])
+    def test_a_new_scheme_beside_sd3_s_attention_changes_nothing_yet(self, control: str, tiny_sd3: Path) -> None:
+        ours = MMDiT(pretrained=str(tiny_sd3), control=control)
+        latents, mask = torch.randn(2, 2, 4, 16, 16)
+        condition = torch.tensor([900.0, 100.0]), torch.randn(2, 5, 32), torch.randn(2, 48)
+        expected = ours(latents, *condition)
+        torch.testing.assert_close(ours(latents, *condition, mask), expected, atol=1e-5, rtol=1e-5)
+        assert expected.std() > 0.1
+
+    @pytest.mark.parametrize('control', CONTROLS)
+    def test_a_mask_of_other_channels_has_an_embedding_of_its_own(self, control: str) -> None:
+        ours = network(mask_channels=7, control=control)
         assert ours.mask_embed.proj.weight.shape[1] == ours.mask_channels == 7
         assert ours(*inputs(mask_channels=7)).shape == (2, 4, 8, 8)
 
-    def test_a_new_trunk_starts_by_predicting_nothing(self) -> None:
-        assert MMDiT(trunk=TRUNK)(*inputs()).abs().max() == 0
+    @pytest.mark.parametrize('control', CONTROLS)
+    def test_a_new_trunk_starts_by_predicting_nothing(self, control: str) -> None:
+        assert MMDiT(trunk=TRUNK, control=control)(*inputs()).abs().max() == 0
 
 
 class TestBranches:
 
-    @pytest.mark.parametrize('legacy', [False, True])
-    def test_they_share_out_all_parameters(self, legacy: bool) -> None:
-        ours = network(legacy=legacy)
+    @every_scheme
+    def test_they_share_out_all_parameters(self, settings: dict) -> None:
+        ours = network(**settings)
         names = [name for branch in BRANCHES for name in ours.branch_parameters(branch)]
         assert len(names) == len(set(names)) and set(names) == dict(ours.named_parameters()).keys()
         assert all(ours.branch_parameters(branch) for branch in BRANCHES)
@@ -188,8 +117,11 @@ class TestBranches:
         expected |= {f'trunk.transformer_blocks.{i}.attn.norm_added_{x}.weight' for i in range(3) for x in 'qk'}
         assert network().branch_parameters('text').keys() == expected
 
-    def test_the_output_layers_are_the_image_s_and_the_mask_s_own_are_the_mask_s(self) -> None:
-        ours = network()
+    @every_scheme
+    def test_image_and_text_are_the_trunk_s_and_the_mask_has_what_is_added(self, settings: dict) -> None:
+        ours = network(**settings)
+        trunk = ours.branch_parameters('image') | ours.branch_parameters('text')
+        assert trunk.keys() == {f'trunk.{name}' for name, _ in SD3Transformer2DModel(**TRUNK).named_parameters()}
         assert {name.split('.')[0] for name in ours.branch_parameters('mask')} == {'mask_embed', 'mask_blocks'}
         image = ours.branch_parameters('image')
         assert {'trunk.proj_out.weight', 'trunk.norm_out.linear.weight', 'trunk.pos_embed.proj.weight',
@@ -205,10 +137,14 @@ class TestGradients:
         ours(*inputs()).square().mean().backward()
         return {name for name, value in ours.named_parameters() if value.requires_grad and value.grad is None}
 
-    @pytest.mark.parametrize('settings', [dict(), dict(gradient_checkpointing=True), dict(mask_channels=4)])
-    def test_every_trained_parameter_has_one(self, settings: dict) -> None:
+    @pytest.mark.parametrize('control', CONTROLS)
+    @pytest.mark.parametrize('settings', [dict(), dict(gradient_checkpointing=True)])
+    def test_every_trained_parameter_has_one(self, control: str, settings: dict) -> None:
         """Otherwise DistributedDataParallel would need `find_unused_parameters`."""
-        assert self.without_gradient(network(**settings)) == set()
+        ours = network(control=control, **settings)
+        assert self.without_gradient(ours) == set()
+        zero = {name for name, value in ours.branch_parameters('mask').items() if not value.grad.any()}
+        assert zero == dropped_queries(control) - dropped_queries('adapter')
 
     def test_the_released_network_has_unused_layers_in_its_last_block(self) -> None:
         unused = self.without_gradient(network(legacy=True))
@@ -216,9 +152,9 @@ class TestGradients:
             f'mask_blocks.2.{layer}' for layer in ('attn.to_out.0', 'ff.net.0.proj', 'ff.net.2')
         }
 
-    @pytest.mark.parametrize('legacy', [False, True])
-    def test_checkpointing_changes_neither_output_nor_gradients(self, legacy: bool) -> None:
-        plain, frugal = network(legacy=legacy), network(legacy=legacy, gradient_checkpointing=True)
+    @every_scheme
+    def test_checkpointing_changes_neither_output_nor_gradients(self, settings: dict) -> None:
+        plain, frugal = network(**settings), network(gradient_checkpointing=True, **settings)
         outputs = [ours(*inputs()) for ours in (plain, frugal)]
         torch.testing.assert_close(outputs[1], outputs[0])
         for output in outputs:
@@ -229,16 +165,43 @@ class TestGradients:
                 torch.testing.assert_close(other.grad, value.grad)
 
 
-@pytest.mark.parametrize('legacy', [False, True])
-def test_a_batch_of_two_is_two_batches_of_one(legacy: bool) -> None:
-    ours = network(legacy=legacy).eval()
+class TestLearning:
+
+    @staticmethod
+    def unmoved(ours: MMDiT, steps: int) -> set[str]:
+        """The parameters that some steps without weight decay leave as they are."""
+        optimizer = torch.optim.Adam(ours.parameters(), lr=1e-2)
+        before = {name: value.clone() for name, value in ours.named_parameters()}
+        *plain, mask = inputs()
+        for _ in range(steps):
+            optimizer.zero_grad()
+            (ours(*plain, mask) - mask).square().mean().backward()
+            optimizer.step()
+        return {name for name, value in ours.named_parameters() if torch.equal(value, before[name])}
+
+    @pytest.mark.parametrize('control', CONTROLS)
+    def test_on_a_trained_trunk_every_parameter_moves_within_two_steps(self, control: str, tmp_path: Path) -> None:
+        """The first step leaves the zeros of the scheme's output projection."""
+        network().trunk.save_pretrained(tmp_path / 'transformer')
+        assert self.unmoved(MMDiT(pretrained=str(tmp_path), control=control), 2) == dropped_queries(control)
+
+    @pytest.mark.parametrize('control', CONTROLS)
+    def test_on_a_new_trunk_no_scheme_needs_longer_than_the_trunk_s_own_zeros(self, control: str) -> None:
+        """Those leave step by step: the output layer, the image's gates, the text's and the mask's, what is behind."""
+        assert self.unmoved(MMDiT(trunk=TRUNK, control=control), 4) == dropped_queries(control)
+
+
+@every_scheme
+def test_a_batch_of_two_is_two_batches_of_one(settings: dict) -> None:
+    ours = network(**settings).eval()
     both = inputs()
     alone = torch.cat([ours(*(value[row:row + 1] for value in both)) for row in range(2)])
     torch.testing.assert_close(ours(*both), alone, atol=1e-5, rtol=1e-5)
 
 
-def test_the_mask_is_seen_where_it_changes() -> None:
-    ours = network()
+@every_scheme
+def test_the_mask_is_seen_where_it_changes(settings: dict) -> None:
+    ours = network(**settings)
     *plain, mask = inputs()
     changed = mask.clone()
     changed[1, :, 0, 0] += 1
@@ -252,6 +215,15 @@ class TestErrors:
     def test_exactly_one_source_is_needed(self, settings: dict) -> None:
         with pytest.raises(ValueError, match='`pretrained` and `trunk`: exactly one must be given'):
             MMDiT(**settings)
+
+    def test_an_unknown_scheme_is_named_before_anything_is_built(self) -> None:
+        with pytest.raises(ValueError, match="`control` must be one of triple, siamese, adapter, got 'tripel'"):
+            MMDiT(pretrained='no/such/folder', control='tripel')
+
+    @pytest.mark.parametrize('control', ['siamese', 'adapter'])
+    def test_the_released_network_has_one_scheme(self, control: str) -> None:
+        with pytest.raises(ValueError, match=f"`legacy=True` keeps the released network.*'triple', got '{control}'"):
+            MMDiT(trunk=TRUNK, control=control, legacy=True)
 
     def test_a_folder_without_transformer_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f'the folder {tmp_path} has no `transformer` in it.*diffusers layout'):

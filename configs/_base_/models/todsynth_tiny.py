@@ -9,6 +9,7 @@ model = dict(
     text_encoder=dict(type='mmsynth.ClassNameEmbedding', classes=classes, embed_dims=width, pooled_dims=width),
     network=dict(
         type='mmsynth.MMDiT',
+        control='triple',  # how masks steer the image; or 'siamese', 'adapter' (tools/demo.py --control)
         mask_channels=len(classes),
         trunk=dict(
             sample_size=12,

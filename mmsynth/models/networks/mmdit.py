@@ -1,10 +1,11 @@
-"""The MM-DiT of TODSynth: Stable Diffusion 3.5's transformer with a mask stream (arXiv 2512.16740, section 3).
+"""The MM-DiT of TODSynth: Stable Diffusion 3.5's transformer, steered by a mask (arXiv 2512.16740, section 3).
 
 The trunk is diffusers' own ``SD3Transformer2DModel``; without a mask the network is that model. With a mask every block
-becomes a triple-attention block.
+runs under a control scheme: unified triple attention, or one of the two that the paper compares it with.
 
 Legend: B batch, C latent channels, Cm mask channels, h w latent cells, D width.
 """
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,9 +14,13 @@ from diffusers.models.embeddings import PatchEmbed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmsynth.models.networks.triple_attention import MaskStream, triple_block
+from mmsynth.models.networks.control_block import ControlBlock
+from mmsynth.models.networks.mask_adapter import MaskAdapter
+from mmsynth.models.networks.siamese_attention import SiameseAttention
+from mmsynth.models.networks.triple_attention import TripleAttention
 from mmsynth.registry import MODELS
 
+CONTROLS: dict[str, type[ControlBlock]] = dict(triple=TripleAttention, siamese=SiameseAttention, adapter=MaskAdapter)
 BRANCHES = ('image', 'mask', 'text')
 _TEXT_PARTS = ('context_embedder', 'time_text_embed', 'norm1_context', 'ff_context', 'add_q_proj', 'add_k_proj',
                'add_v_proj', 'norm_added_q', 'norm_added_k', 'to_add_out')
@@ -23,28 +28,35 @@ _TEXT_PARTS = ('context_embedder', 'time_text_embed', 'norm1_context', 'ff_conte
 
 @MODELS.register_module()
 class MMDiT(nn.Module):
-    """SD3.5's transformer with a mask stream and unified triple attention.
+    """SD3.5's transformer with a mask input.
 
     Args:
         pretrained: A folder or hub id in the diffusers layout whose ``transformer`` the trunk is loaded from.
         trunk: Settings of an ``SD3Transformer2DModel`` built from scratch. Exactly one of the two is given.
         mask_channels: Channels Cm of the mask input; by default those of the latent.
+        control: How the mask steers the image: 'triple', one attention over image, text and mask tokens; 'siamese', a
+            second attention over image and mask beside SD3's own; 'adapter', a cross-attention from image to mask.
+            All start from the trunk's image stream; a new 'siamese' or 'adapter' changes nothing until it is trained.
         legacy: Keep the released network: the mask MLP modulated by the image stream, a random start of the mask
-            stream, and the last block's unused mask layers, so that released weights load.
+            stream, and the last block's unused mask layers, so that released weights load. Only with 'triple'.
         gradient_checkpointing: Recompute the blocks in the backward pass instead of storing their activations.
 
     Raises:
-        ValueError: If not exactly one of ``pretrained`` and ``trunk`` is given.
+        ValueError: If not exactly one of ``pretrained`` and ``trunk`` is given, ``control`` is unknown, or ``legacy``
+            is asked for with another scheme than 'triple'.
     """
 
     def __init__(self,
                  pretrained: str | None = None,
                  trunk: dict | None = None,
                  mask_channels: int | None = None,
+                 control: str = 'triple',
                  legacy: bool = False,
                  gradient_checkpointing: bool = False) -> None:
+        _check_control(control, legacy)
         super().__init__()
         self.trunk = _build_trunk(pretrained, trunk)
+        self.control = control
         self.legacy = legacy
         self.gradient_checkpointing = gradient_checkpointing
         config = self.trunk.config
@@ -56,14 +68,7 @@ class MMDiT(nn.Module):
             in_channels=self.mask_channels,
             embed_dim=self.trunk.inner_dim,
             pos_embed_max_size=config.pos_embed_max_size)
-        last = config.num_layers - 1
-        self.mask_blocks = nn.ModuleList(
-            MaskStream(
-                self.trunk.inner_dim,
-                num_heads=config.num_attention_heads,
-                head_dim=config.attention_head_dim,
-                qk_norm=config.qk_norm,
-                pre_only=index == last and not legacy) for index in range(config.num_layers))
+        self.mask_blocks = _build_blocks(self.trunk, control, legacy)
         if not legacy:
             self._copy_image_stream()
 
@@ -78,7 +83,8 @@ class MMDiT(nn.Module):
     def branch_parameters(self, branch: str) -> dict[str, nn.Parameter]:
         """The named parameters of one branch: 'image', 'mask' or 'text'.
 
-        'text' includes the time and pooled-text embedder, 'image' the patch embedding and the output layers.
+        'text' includes the time and pooled-text embedder, 'image' the patch embedding and the output layers, 'mask' all
+        that a control scheme adds to SD3, the layers by which image tokens look at the mask among it.
         """
         return {name: value for name, value in self.named_parameters() if _branch_of(name) == branch}
 
@@ -113,25 +119,16 @@ class MMDiT(nn.Module):
         text = trunk.context_embedder(prompt_embeds)  # (B, T, D)
         mask = self.mask_embed(mask_latents)  # (B, M, D), M = N
         temb = trunk.time_text_embed(timestep, pooled_prompt_embeds)  # (B, D)
-        for block, stream in zip(trunk.transformer_blocks, self.mask_blocks):
-            image, text, mask = self._run_block(block, stream, image, text, mask, temb)
+        for block, control in zip(trunk.transformer_blocks, self.mask_blocks):
+            image, text, mask = self._run_block(control, block, image, text, mask, temb)
         image = trunk.proj_out(trunk.norm_out(image, temb))  # (B, N, p * p * C)
         return self._unpatchify(image, size)
 
-    def _run_block(self, block: nn.Module, stream: MaskStream, image: Tensor, text: Tensor, mask: Tensor,
+    def _run_block(self, control: ControlBlock, block: nn.Module, image: Tensor, text: Tensor, mask: Tensor,
                    temb: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(
-                triple_block,
-                block,
-                stream,
-                image,
-                text,
-                mask,
-                temb,
-                mask_mlp_from_image=self.legacy,
-                use_reentrant=False)
-        return triple_block(block, stream, image, text, mask, temb, mask_mlp_from_image=self.legacy)
+            return checkpoint(control, block, image, text, mask, temb, use_reentrant=False)
+        return control(block, image, text, mask, temb)
 
     def _unpatchify(self, tokens: Tensor, size: torch.Size) -> Tensor:
         patch = self.patch_size
@@ -140,16 +137,38 @@ class MMDiT(nn.Module):
         return torch.einsum('bhwpqc->bchpwq', cells).reshape(len(tokens), self.trunk.out_channels, *size)
 
     def _copy_image_stream(self) -> None:
-        for block, stream in zip(self.trunk.transformer_blocks, self.mask_blocks):
-            stream.copy_image_stream(block)
-        if self.mask_channels == self.latent_channels:
-            self.mask_embed.load_state_dict(self.trunk.pos_embed.state_dict())
+        for block, control in zip(self.trunk.transformer_blocks, self.mask_blocks):
+            control.copy_image_stream(block)
+        own, trunk = self.mask_embed.state_dict(), self.trunk.pos_embed.state_dict()
+        self.mask_embed.load_state_dict({  # positions always; the projection where the channels agree
+            name: trunk[name] if trunk[name].shape == value.shape else value for name, value in own.items()})
 
 
 def _branch_of(name: str) -> str:
     if name.startswith(('mask_embed.', 'mask_blocks.')):
         return 'mask'
     return 'text' if any(part in _TEXT_PARTS for part in name.split('.')) else 'image'
+
+
+def _check_control(control: str, legacy: bool) -> None:
+    if control not in CONTROLS:
+        raise ValueError(f'`control` must be one of {", ".join(CONTROLS)}, got {control!r}.')
+    if legacy and control != 'triple':
+        raise ValueError(f"`legacy=True` keeps the released network, which has control='triple', got {control!r}; "
+                         'leave out one of the two.')
+
+
+def _build_blocks(trunk: SD3Transformer2DModel, control: str, legacy: bool) -> nn.ModuleList:
+    config = trunk.config
+    last = config.num_layers - 1
+    build = partial(TripleAttention, mask_mlp_from_image=True) if legacy else CONTROLS[control]
+    return nn.ModuleList(
+        build(
+            trunk.inner_dim,
+            num_heads=config.num_attention_heads,
+            head_dim=config.attention_head_dim,
+            qk_norm=config.qk_norm,
+            pre_only=index == last and not legacy) for index in range(config.num_layers))
 
 
 def _build_trunk(pretrained: str | None, trunk: dict | None) -> SD3Transformer2DModel:
