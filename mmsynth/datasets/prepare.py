@@ -31,7 +31,7 @@ _FORMAT = 3  # raise it when the same settings give other files
 _OURS = {'img_dir', 'ann_dir', 'synthesis.jsonl', 'meta.json'}
 
 
-def write_landcover(out: str | Path, *, num_labelled: int = 40, num_val: int = 40, num_judge: int = 120,
+def write_landcover(out: str | Path, *, num_labelled: int = 12, num_val: int = 40, num_judge: int = 120,
                     num_synthesis: int = 96, size: int = 96, tile_size: int = 48, seed: int = 0) -> dict[str, Any]:
     """Write a drawn land-cover set; every part has scenes of its own.
 
