@@ -16,20 +16,27 @@ from mmsynth import registry  # noqa: E402, F401  (after the gate: it imports mm
 
 if TYPE_CHECKING:
     from mmsynth.datasets.manifest import ManifestDataset
+    from mmsynth.guidance.best_of_n import BestOfN
     from mmsynth.guidance.crfm import CRFM
     from mmsynth.guidance.critic import SegmentorCritic
+    from mmsynth.guidance.ensemble import CriticEnsemble
+    from mmsynth.guidance.latent_critic import LatentCritic
     from mmsynth.models.data_preprocessor import SynthDataPreprocessor
     from mmsynth.models.generators.todsynth import TODSynth
 
 _HOMES = {
+    'BestOfN': 'mmsynth.guidance.best_of_n',
     'CRFM': 'mmsynth.guidance.crfm',
+    'CriticEnsemble': 'mmsynth.guidance.ensemble',
+    'LatentCritic': 'mmsynth.guidance.latent_critic',
     'ManifestDataset': 'mmsynth.datasets.manifest',
     'SegmentorCritic': 'mmsynth.guidance.critic',
     'SynthDataPreprocessor': 'mmsynth.models.data_preprocessor',
     'TODSynth': 'mmsynth.models.generators.todsynth',
 }
 
-__all__ = ['__version__', 'CRFM', 'ManifestDataset', 'SegmentorCritic', 'SynthDataPreprocessor', 'TODSynth']
+__all__ = ['__version__', 'BestOfN', 'CRFM', 'CriticEnsemble', 'LatentCritic', 'ManifestDataset', 'SegmentorCritic',
+           'SynthDataPreprocessor', 'TODSynth']
 
 
 def __getattr__(name: str) -> Any:

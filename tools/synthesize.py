@@ -16,8 +16,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config with `model` (a generator) and `synthesis` (masks, guidance)')
     parser.add_argument('checkpoint', help="the generator's weights: a file, or a release's folder")
     parser.add_argument('--out-dir', required=True, help='folder of the pool: img_dir/, ann_dir/, manifest.jsonl')
-    parser.add_argument('--guidance', choices=['crfm', 'none'],
-                        help='guide by the segmentor in the config, or not; default: guide if the config has one')
+    parser.add_argument('--guidance', choices=['crfm', 'best-of-n', 'none'],
+                        help="correct each step by the critic in the config, paint several and keep the critic's best, "
+                        'or neither; default: what the config has')
+    parser.add_argument('--candidates', type=int, help="images painted per sample by best-of-n; default: the "
+                        "config's, or 4")
     parser.add_argument('--num-per-mask', type=int, help="images per mask; default: the config's, or 1")
     parser.add_argument('--limit', type=int, help='use only the first LIMIT masks')
     parser.add_argument('--seed', type=int, default=0, help='seed of the run; default: 0')
@@ -43,6 +46,7 @@ def main() -> None:
         args.checkpoint,
         args.out_dir,
         guidance=args.guidance,
+        candidates=args.candidates,
         num_per_mask=args.num_per_mask,
         limit=args.limit,
         seed=args.seed,

@@ -1,4 +1,5 @@
-"""Synthesis of a pool: masks of a data set → images, with or without the guidance of a segmentor."""
+"""Synthesis of a pool: masks of a data set → images, with or without the guidance of a critic."""
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,13 +13,14 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
 from mmsynth.apis.config import build_dataset, build_generator, config_hash, file_hash
-from mmsynth.guidance import CRFM
+from mmsynth.apis.guidance import build_guidance, critic_hashes, guidance_settings
+from mmsynth.guidance import Guidance
 from mmsynth.models.generators import BaseGenerator
-from mmsynth.pool import Pool
-from mmsynth.registry import MODELS
+from mmsynth.pool import Pool, PoolRecord
 from mmsynth.structures import SynthDataSample
 from mmsynth.utils import derive_seed, progress_bar
 from mmsynth.visualization import colorize, draw_grid, pool_report, save_png
+from mmsynth.visualization.plots import count_uncorrected
 
 PREVIEW_FILE = 'preview.png'
 REPORT_FILE = 'report.html'
@@ -45,6 +47,7 @@ def synthesize(cfg: Config,
                out_dir: str | Path,
                *,
                guidance: str | None = None,
+               candidates: int | None = None,
                num_per_mask: int | None = None,
                limit: int | None = None,
                seed: int = 0,
@@ -59,7 +62,9 @@ def synthesize(cfg: Config,
             ``num_per_mask`` and ``batch_size``.
         checkpoint: The generator's weights.
         out_dir: The pool's folder; new, empty, or a pool of the same settings.
-        guidance: 'crfm', 'none', or None for 'crfm' where the config has one.
+        guidance: 'crfm', 'best-of-n', 'none', or None for what the config has. 'best-of-n' takes the critic of the
+            config's guidance, whatever that is.
+        candidates: Images painted per sample by best-of-n; None for the config's, or 4.
         num_per_mask: Images per mask; 1 by default.
         limit: Use only so many masks, the first.
         seed: The run's seed; a sample's own follows from it and the mask's id.
@@ -76,12 +81,13 @@ def synthesize(cfg: Config,
     num_per_mask = settings.get('num_per_mask', 1) if num_per_mask is None else num_per_mask
     batch_size = settings.get('batch_size', 4) if batch_size is None else batch_size
     _check_counts(num_per_mask=num_per_mask, limit=limit, batch_size=batch_size)
+    chosen = guidance_settings(cfg, guidance, candidates)
     dataset = build_dataset(settings.dataset)
     generator = build_generator(cfg, checkpoint, device)
-    guide = _build_guidance(cfg, guidance, device)
-    _check_classes(dataset, generator, guide)
+    guide = build_guidance(chosen, device)
+    _check_fit(dataset, generator, guide)
     requests = list_requests(dataset, seed, num_per_mask, limit)
-    description = _describe(cfg, checkpoint, seed, generator, guide)
+    description = _describe(cfg, checkpoint, seed, generator, chosen)
     meta = dataset.metainfo
     with Pool.create(out_dir, description, meta['classes'], meta['palette']) as pool:
         missing = [request for request in requests if not pool.has(request.id)]
@@ -90,6 +96,8 @@ def synthesize(cfg: Config,
             for batch in _batches(dataset, missing, batch_size):
                 _paint(batch, generator, guide, pool, description)
                 bar.update(len(batch))
+        painted = {request.id for request in missing}
+        _report_uncorrected([record for record in pool.records if record.id in painted])
         draw_preview(pool, pool.root / PREVIEW_FILE)
         pool_report(pool, pool.root / REPORT_FILE, class_counts_before=None)
     print_log(f'{len(missing)} images painted, {done} were there; pool {pool.root}', logger='current')
@@ -127,8 +135,8 @@ def draw_preview(pool: Pool, path: Path) -> None:
         save_png(draw_grid(columns), path)
 
 
-def _paint(batch: Sequence[tuple[Request, SynthDataSample]], generator: BaseGenerator, guide: CRFM | None, pool: Pool,
-           description: dict[str, Any]) -> None:
+def _paint(batch: Sequence[tuple[Request, SynthDataSample]], generator: BaseGenerator, guide: Guidance | None,
+           pool: Pool, description: dict[str, Any]) -> None:
     data = generator.data_preprocessor(dict(data_samples=[sample for _, sample in batch]))
     samples = generator.synthesize(data['data_samples'], [request.seed for request, _ in batch], guidance=guide)
     for (request, _), sample in zip(batch, samples):
@@ -188,39 +196,31 @@ def _synthesis_settings(cfg: Config) -> Any:
     return settings
 
 
-def _build_guidance(cfg: Config, guidance: str | None, device: torch.device | str) -> CRFM | None:
-    if guidance not in (None, 'none', 'crfm'):
-        raise ValueError(f"`guidance` must be 'crfm' or 'none', got {guidance!r}.")
-    settings = cfg.synthesis.get('guidance')
-    if guidance == 'crfm' and settings is None:
-        raise ValueError(f'{cfg.filename}: guidance is asked for, but `synthesis.guidance` is not set; add '
-                         "dict(type='mmsynth.CRFM', critic=dict(type='mmsynth.SegmentorCritic', config=…, "
-                         'checkpoint=…)).')
-    return None if guidance == 'none' or settings is None else MODELS.build(settings).to(device)
-
-
-def _check_classes(dataset: BaseDataset, generator: BaseGenerator, guide: CRFM | None) -> None:
+def _check_fit(dataset: BaseDataset, generator: BaseGenerator, guide: Guidance | None) -> None:
     count = len(dataset.metainfo['classes'])
     if count != generator.num_classes:
         raise ValueError(f'the data set has {count} classes, the generator {generator.num_classes} '
                          '(`model.label_codec`); use a generator trained on the same classes.')
     if guide is not None:
-        guide.critic.check_num_classes(count)
-        guide.check_run(generator.num_steps)
+        generator.check_guidance(guide)
 
 
 def _describe(cfg: Config, checkpoint: str | Path, seed: int, generator: BaseGenerator,
-              guide: CRFM | None) -> dict[str, Any]:
+              guidance: dict[str, Any] | None) -> dict[str, Any]:
     """Everything that decides what a sample looks like."""
-    description: dict[str, Any] = dict(
+    return dict(
         generator=dict(
             type=type(generator).__name__, config_sha256=config_hash(cfg.model), weights_sha256=file_hash(checkpoint)),
         seed=seed,
         masks_sha256=config_hash(cfg.synthesis.dataset),
-        guidance=None)
-    if guide is not None:
-        settings = cfg.synthesis.guidance
-        critic = settings.critic.get('checkpoint')
-        description['guidance'] = dict(
-            settings=settings.to_dict(), critic_weights_sha256=None if critic is None else file_hash(critic))
-    return description
+        guidance=None if guidance is None else dict(
+            settings=guidance, critic_weights_sha256=critic_hashes(guidance['critic'])))
+
+
+def _report_uncorrected(records: Sequence[PoolRecord]) -> None:
+    """Say so if guidance could not do its work; silence means that it could."""
+    samples, steps = count_uncorrected([record.guidance['trace'] for record in records if record.guidance])
+    if steps:
+        print_log(f'guidance left {steps} steps of {samples} samples uncorrected, because the gradient of the '
+                  "critic's loss was not finite there; the manifest marks them as skipped.", logger='current',
+                  level=logging.WARNING)

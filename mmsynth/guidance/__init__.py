@@ -1,5 +1,13 @@
 """Guidance of a sampler by the task."""
+from mmsynth.guidance.base import Critic, Guidance, GuidanceDecoder, Verdict
+from mmsynth.guidance.best_of_n import BestOfN
 from mmsynth.guidance.crfm import CRFM
-from mmsynth.guidance.critic import SegmentorCritic, Verdict
+from mmsynth.guidance.critic import SegmentorCritic
+from mmsynth.guidance.decoders import ReducedDecoder, TinyDecoder
+from mmsynth.guidance.ensemble import CriticEnsemble
+from mmsynth.guidance.latent_critic import LatentCritic
 
-__all__ = ['CRFM', 'SegmentorCritic', 'Verdict']
+__all__ = [
+    'BestOfN', 'CRFM', 'Critic', 'CriticEnsemble', 'Guidance', 'GuidanceDecoder', 'LatentCritic', 'ReducedDecoder',
+    'SegmentorCritic', 'TinyDecoder', 'Verdict'
+]

@@ -10,32 +10,35 @@ pass of the critic, forwards and backwards. The same works for noise prediction,
 Differs from the release (``legacy=True`` keeps the released rule): the step is a fraction of the sample's own ‖v‖ along
 the normalised gradient instead of a raw gradient followed by a clamp of v to [-1, 1]; it is per sample, so it does not
 shrink with the batch; a trust region bounds the sum of the corrections of one step.
+
+The parts of the released rule by themselves: ``legacy=True, norm='raw', step_size=0`` is its clamp alone,
+``norm='raw', trust_region=None`` its gradient alone (per sample), ``legacy=True, norm='raw'`` both.
 """
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmsynth.guidance.critic import Verdict
+from mmsynth.guidance.base import Critic, Decode, Guidance, GuidanceDecoder, Record, Verdict
 from mmsynth.registry import MODELS
-from mmsynth.sampling.step import SamplingStep
-
-Record = dict[str, float]
-Decode = Callable[[Tensor], Tensor]
+from mmsynth.sampling import Guide, SamplingStep
 
 
 @MODELS.register_module()
-class CRFM(nn.Module):
-    """Guidance of a sampler by the loss of a segmentor.
+class CRFM(Guidance):
+    """Guidance of a sampler by the gradient of a critic's loss.
 
     Args:
-        critic: A :class:`~mmsynth.guidance.SegmentorCritic`, or its config.
-        steps: Number of steps guided, from the first on; 'all' guides the whole run, 0 none.
+        critic: A :class:`~mmsynth.guidance.Critic` such as :class:`~mmsynth.guidance.SegmentorCritic`, or its config.
+        steps: Number of steps guided, from the first on; 'all' guides the whole run, 0 none. A step at which noise is
+            predicted and no signal is left (alpha 0) has no clean estimate and is passed over.
         step_size: Largest step. With ``norm='relative'`` a fraction of ‖v‖.
-        policy: How the step size goes over the run of N steps, at step i: 'constant', 'increase' = (i + 1) / N,
+        policy: How the step size goes over N steps, at step i: 'constant', 'increase' = (i + 1) / N,
             'decrease' = 1 - (i + 1) / N of ``step_size``.
+        policy_over: Which steps the policy's N counts: 'run': all of the run, as released; 'guided': only those that
+            are guided, so that 'increase' reaches ``step_size`` at the last of them and 'decrease' 0.
         norm: 'relative': the step is ``step_size * ‖v‖`` along the normalised gradient; 'raw': the gradient times
             ``step_size``; 'l2': the normalised gradient times ``step_size``.
         num_rectified: Corrections per guided step.
@@ -45,13 +48,15 @@ class CRFM(nn.Module):
         attenuate: Multiply v by ``1 - step size`` before each correction (the release's ``is_synth``).
         legacy: The released rule: loss averaged over the batch, v clamped to [-1, 1] after each correction;
             ``norm`` must then be 'raw' or 'l2'.
+        decoder: What the critic looks through: a :class:`~mmsynth.guidance.GuidanceDecoder`, or its config; None for
+            the generator's own full decode.
 
     Raises:
         ValueError: If an option is out of range or has no effect in the chosen mode.
     """
 
     def __init__(self,
-                 critic: nn.Module | dict,
+                 critic: Critic | dict,
                  steps: int | Literal['all'] = 'all',
                  step_size: float = 0.1,
                  policy: Literal['constant', 'increase', 'decrease'] = 'constant',
@@ -60,9 +65,11 @@ class CRFM(nn.Module):
                  trust_region: float | None = 0.5,
                  pixels: Literal['wrong', 'all'] = 'wrong',
                  attenuate: bool = False,
-                 legacy: bool = False) -> None:
-        super().__init__()
+                 legacy: bool = False,
+                 policy_over: Literal['run', 'guided'] = 'run',
+                 decoder: GuidanceDecoder | dict | None = None) -> None:
         _check_choice('policy', policy, ('constant', 'increase', 'decrease'))
+        _check_choice('policy_over', policy_over, ('run', 'guided'))
         _check_choice('norm', norm, ('relative', 'raw', 'l2'))
         _check_choice('pixels', pixels, ('wrong', 'all'))
         if steps != 'all' and not (isinstance(steps, int) and steps >= 0):
@@ -73,10 +80,14 @@ class CRFM(nn.Module):
         if legacy and norm == 'relative':
             raise ValueError("`legacy=True` is the released rule, which knows `norm='raw'` and 'l2' only, got "
                              "'relative'.")
-        self.critic = MODELS.build(critic) if isinstance(critic, dict) else critic
+        if policy_over == 'guided' and policy == 'constant':
+            raise ValueError("`policy_over='guided'` has no effect with `policy='constant'`; leave it out, or choose "
+                             "'increase' or 'decrease'.")
+        super().__init__(critic, decoder)
         self.steps = steps
         self.step_size = step_size
         self.policy = policy
+        self.policy_over = policy_over
         self.norm = norm
         self.num_rectified = num_rectified
         self.trust_region = trust_region
@@ -88,16 +99,12 @@ class CRFM(nn.Module):
         """Raise ValueError if more steps are to be guided than the run has."""
         if self.steps != 'all' and self.steps > num_steps:
             raise ValueError(f'CRFM: `steps` {self.steps} is more than the run\'s {num_steps} sampling steps; '
-                             "use at most that many, or 'all'.")
+                             f"use 0 to {num_steps}, or 'all'.")
 
-    def bind(self, decode: Decode,
-             masks: Tensor) -> Callable[[Tensor, SamplingStep], tuple[Tensor, list[Record] | None]]:
-        """The guide of one batch, for :func:`mmsynth.sampling.sample_flow_match`.
-
-        Args:
-            decode: Latents (B, C, h, w) → images (B, 3, H, W), nominally [-1, 1], differentiable.
-            masks: (B, H, W), integer class ids.
-        """
+    def bind(self, decode: Decode, masks: Tensor) -> Guide | None:
+        """As in :class:`Guidance`."""
+        if self.steps == 0:
+            return None
 
         def guide(prediction: Tensor, step: SamplingStep) -> tuple[Tensor, list[Record] | None]:
             if not self.guides(step):
@@ -108,11 +115,11 @@ class CRFM(nn.Module):
 
     def guides(self, step: SamplingStep) -> bool:
         """Whether this step is corrected."""
-        return self.steps == 'all' or step.index < self.steps
+        return (self.steps == 'all' or step.index < self.steps) and step.has_clean_estimate
 
     def step_size_at(self, index: int, total: int) -> float:
-        """The step size at step ``index`` of ``total``."""
-        share = (index + 1) / total
+        """The step size at step ``index`` of a run of ``total``."""
+        share = (index + 1) / (total if self.policy_over == 'run' or self.steps == 'all' else self.steps)
         return self.step_size * {'constant': 1.0, 'increase': share, 'decrease': 1 - share}[self.policy]
 
     def correct(self, prediction: Tensor, step: SamplingStep, decode: Decode,
@@ -127,35 +134,36 @@ class CRFM(nn.Module):
 
         Returns:
             The corrected prediction, and per sample: step, sigma, loss_before, loss_after, wrong_before, wrong_after
-            (misclassified shares), relative_change (‖dv‖ / ‖v‖) and skipped (1 if a gradient was not finite, so that
-            the sample was left uncorrected).
+            (misclassified shares), relative_change (‖dv‖ / ‖v‖) and skipped (1 if a gradient or the prediction that
+            it led to was not finite, so that the sample was left uncorrected at this step).
         """
+        with self.critic.judging():
+            return self._correct(prediction, step, decode, masks)
+
+    def _correct(self, prediction: Tensor, step: SamplingStep, decode: Decode,
+                 masks: Tensor) -> tuple[Tensor, list[Record]]:
         size = self.step_size_at(step.index, step.total)
         start = prediction.float()
         current, skipped, before = start, torch.zeros(len(start), dtype=torch.bool, device=start.device), None
         for _ in range(self.num_rectified):
             verdict, gradient = self._gradient(current, step, decode, masks)
             before = verdict if before is None else before
-            finite = gradient.flatten(1).isfinite().all(1)
-            skipped |= ~finite
             updated = self._update(current, gradient, size, start)
-            current = torch.where(finite[:, None, None, None], updated, current)
+            skipped |= ~(gradient.isfinite() & updated.isfinite()).flatten(1).all(1)
+            current = torch.where(skipped[:, None, None, None], start, updated)
         with torch.no_grad():
-            after = self._judge(step.clean_estimate(current), decode, masks)
+            after = self.judge(step.clean_estimate(current), decode, masks)
         records = _records(step, before, after, start, current, skipped)
         return current.to(prediction.dtype), records
 
     def _gradient(self, current: Tensor, step: SamplingStep, decode: Decode, masks: Tensor) -> tuple[Verdict, Tensor]:
         with torch.enable_grad():
             variable = current.detach().requires_grad_(True)
-            verdict = self._judge(step.clean_estimate(variable), decode, masks)
+            verdict = self.judge(step.clean_estimate(variable), decode, masks)
             loss = verdict.wrong_loss if self.pixels == 'wrong' else verdict.mean_loss
             total = loss.mean() if self.legacy else loss.sum()
             gradient = torch.autograd.grad(total, variable)[0]
         return replace(verdict, loss=verdict.loss.detach()), gradient
-
-    def _judge(self, clean: Tensor, decode: Decode, masks: Tensor) -> Verdict:
-        return self.critic((decode(clean) / 2 + 0.5).clamp(0, 1), masks)
 
     def _update(self, current: Tensor, gradient: Tensor, size: float, start: Tensor) -> Tensor:
         if self.norm in ('l2', 'relative'):

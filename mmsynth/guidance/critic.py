@@ -1,8 +1,9 @@
-"""The critic: a frozen mmseg segmentor that says how well an image shows its mask.
+"""The critic of choice: a frozen mmseg segmentor, with its own preprocessing and its own way of inference.
 
 Legend: B batch, K classes, H W pixels.
 """
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -10,88 +11,83 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
+from mmsynth.guidance.base import Critic
 from mmsynth.registry import MODELS
 from mmsynth.utils.checkpoint import load_state_dict, read_checkpoint
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What a critic says of a batch.
-
-    Attributes:
-        loss: Cross entropy per pixel (B, H, W), float32; 0 where ignored.
-        wrong: Pixels that are not ignored and are misclassified (B, H, W), bool.
-        valid: Pixels that are not ignored (B, H, W), bool.
-    """
-
-    loss: Tensor
-    wrong: Tensor
-    valid: Tensor
-
-    @property
-    def wrong_share(self) -> Tensor:
-        """Misclassified share of the pixels that are not ignored (B,), in [0, 1]; 0 where all are ignored."""
-        return self.wrong.sum((1, 2)) / self.valid.sum((1, 2)).clamp_min(1)
-
-    @property
-    def wrong_loss(self) -> Tensor:
-        """Mean cross entropy over the misclassified pixels (B,); 0 where there are none."""
-        return (self.loss * self.wrong).sum((1, 2)) / self.wrong.sum((1, 2)).clamp_min(1)
-
-    @property
-    def mean_loss(self) -> Tensor:
-        """Mean cross entropy over the pixels that are not ignored (B,); 0 where all are."""
-        return self.loss.sum((1, 2)) / self.valid.sum((1, 2)).clamp_min(1)
-
-
 @MODELS.register_module()
-class SegmentorCritic(nn.Module):
-    """A frozen segmentor with its own preprocessing.
+class SegmentorCritic(Critic):
+    """A segmentor that reads images exactly as mmseg's own test loop would.
+
+    Masks must hold the class ids that the segmentor was trained on, which for a data set with ``reduce_zero_label`` are
+    those after the reduction; mmsynth's and mmseg's data sets give them so.
 
     Args:
-        config: A segmentation config: a path, or its content as a dict (with a ``model``).
+        config: A segmentation config: a path, or its content as a dict (with a ``model``). The model is built and
+            frozen.
         checkpoint: The segmentor's weights, loaded without running code from the file.
         num_classes: The class count that the critic must have, usually the data set's; None checks nothing.
+        segmentor: A built segmentor in the place of ``config``. It is borrowed: not frozen, moved or saved with the
+            critic. Even if it is in training it reads in eval mode, and is left as found (modes, ``requires_grad``,
+            buffers).
 
     Raises:
-        ValueError: If the config has no model, or a model of another class count.
+        ValueError: If not exactly one of config and segmentor is given, the config has no model, or the model is no
+            segmentor that can guide, or one of another class count.
         FileNotFoundError: If a file does not exist.
     """
 
-    def __init__(self, config: str | dict, checkpoint: str | None = None, num_classes: int | None = None) -> None:
+    segmentor: nn.Module
+
+    def __init__(self,
+                 config: str | dict | None = None,
+                 checkpoint: str | None = None,
+                 num_classes: int | None = None,
+                 *,
+                 segmentor: nn.Module | None = None) -> None:
         super().__init__()
-        self.segmentor = _build_segmentor(config)
-        if checkpoint is not None:
-            load_state_dict(self.segmentor, read_checkpoint(checkpoint), source=str(checkpoint))
-        self.segmentor.requires_grad_(False).eval()
-        self.num_classes: int = self.segmentor.decode_head.num_classes
-        self.ignore_index: int = self.segmentor.decode_head.ignore_index
+        if (config is None) == (segmentor is None):
+            raise ValueError('critic: exactly one of `config` and `segmentor` must be given, got '
+                             f'{"neither" if config is None else "both"}.')
+        if segmentor is not None and checkpoint is not None:
+            raise ValueError('critic: `checkpoint` goes with `config`; a `segmentor` has its weights already.')
+        if segmentor is None:
+            self.segmentor = _build_segmentor(config)
+            _check_segmentor(self.segmentor)
+            if checkpoint is not None:
+                load_state_dict(self.segmentor, read_checkpoint(checkpoint), source=str(checkpoint))
+            self.segmentor.requires_grad_(False).eval()
+        else:
+            _check_segmentor(segmentor)
+            self.__dict__['segmentor'] = segmentor  # not as a submodule: it stays its owner's
+        self.num_classes: int = self.segmentor.num_classes
+        head = self.segmentor.decode_head
+        self.ignore_index: int = (head[-1] if isinstance(head, nn.ModuleList) else head).ignore_index
         self.check_num_classes(num_classes)
 
-    def check_num_classes(self, num_classes: int | None) -> None:
-        """Raise ValueError if the segmentor has another class count than ``num_classes`` (None: anything goes)."""
-        if num_classes is not None and num_classes != self.num_classes:
-            raise ValueError(f'critic: the segmentor has {self.num_classes} classes, the data set has {num_classes}. '
-                             'Use a segmentor trained on the same classes.')
-        if self.segmentor.out_channels != self.num_classes:
-            raise ValueError(f'critic: a segmentor with {self.segmentor.out_channels} output channel(s) for '
-                             f'{self.num_classes} classes (sigmoid) cannot guide; use one channel per class.')
+    @contextmanager
+    def judging(self) -> Iterator[None]:
+        """Eval mode, parameters without gradients, no reentrant checkpointing; afterwards everything as before.
 
-    def train(self, mode: bool = True) -> 'SegmentorCritic':
-        """Stay in eval mode: the critic is frozen."""
-        return super().train(False)
-
-    def forward(self, images: Tensor, masks: Tensor) -> Verdict:
-        """Judge images against their masks.
-
-        Args:
-            images: (B, 3, H, W), float, [0, 1], RGB; differentiable.
-            masks: (B, H, W), integer class ids; the segmentor's ignore index where unlabelled.
+        Gradients must be taken inside, for a backbone that runs its layers again in the backward pass.
         """
-        logits = self.read(images).float()
-        loss = F.cross_entropy(logits, masks.long(), ignore_index=self.ignore_index, reduction='none')
-        valid = masks != self.ignore_index
-        return Verdict(loss, valid & (logits.argmax(1) != masks), valid)
+        modules, parameters = list(self.segmentor.modules()), list(self.segmentor.parameters())
+        found = [(module.training, getattr(module, 'with_cp', None)) for module in modules]
+        wanted = [parameter.requires_grad for parameter in parameters]
+        try:
+            self.segmentor.requires_grad_(False).eval()
+            for module, (_, with_cp) in zip(modules, found):
+                if with_cp:  # mmseg checkpoints in the reentrant way, which torch.autograd.grad refuses
+                    module.with_cp = False
+            yield
+        finally:
+            for module, (training, with_cp) in zip(modules, found):
+                module.training = training
+                if with_cp:
+                    module.with_cp = with_cp
+            for parameter, requires_grad in zip(parameters, wanted):
+                parameter.requires_grad = requires_grad
 
     def read(self, images: Tensor) -> Tensor:
         """Logits (B, K, H, W) for images (B, 3, H, W), float, [0, 1], RGB, by the segmentor's own inference mode."""
@@ -102,7 +98,8 @@ class SegmentorCritic(nn.Module):
             img_shape=tuple(inputs.shape[-2:]),
             pad_shape=tuple(inputs.shape[-2:]),
             padding_size=[0, inputs.shape[-1] - width, 0, inputs.shape[-2] - height])
-        logits = self.segmentor.inference(inputs, [dict(meta) for _ in images])
+        with self.judging():
+            logits = self.segmentor.inference(inputs, [dict(meta) for _ in images])
         return logits[..., :height, :width]
 
     def _preprocess(self, images: Tensor) -> Tensor:
@@ -142,3 +139,17 @@ def _build_segmentor(config: str | dict) -> nn.Module:
         model.data_preprocessor = config.data_preprocessor
     with DefaultScope.overwrite_default_scope('mmseg'):
         return MODELS.build(model)
+
+
+def _check_segmentor(model: nn.Module) -> None:
+    """Raise ValueError for a model that cannot be read as mmseg reads its segmentors, or has no channel per class."""
+    from mmseg.models import EncoderDecoder, SegDataPreProcessor
+    if not isinstance(model, EncoderDecoder):
+        raise ValueError(f'critic: the model is {type(model).__name__}; it must be an EncoderDecoder of mmseg or a '
+                         'class derived from it. Of a model that is wrapped for training, give its `module`.')
+    if not isinstance(model.data_preprocessor, SegDataPreProcessor):
+        raise ValueError(f'critic: the segmentor\'s `data_preprocessor` is {type(model.data_preprocessor).__name__}, '
+                         "which does not say how images are normalised; use mmseg's SegDataPreProcessor.")
+    if model.out_channels != model.num_classes:
+        raise ValueError(f'critic: a segmentor with {model.out_channels} output channel(s) for {model.num_classes} '
+                         'classes (sigmoid) cannot guide; use one channel per class.')

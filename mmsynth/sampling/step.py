@@ -33,6 +33,11 @@ class SamplingStep:
     sigma: float
     prediction_type: PredictionType = 'velocity'
 
+    @property
+    def has_clean_estimate(self) -> bool:
+        """Whether there is one: a predicted noise says nothing of z0 where z holds no signal (alpha 0)."""
+        return self.prediction_type == 'velocity' or self.alpha > 0
+
     def clean_estimate(self, prediction: Tensor) -> Tensor:
         """The clean latent z0_hat (B, C, h, w) that a prediction of the same shape stands for; differentiable."""
         if self.prediction_type == 'velocity':

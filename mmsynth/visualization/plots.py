@@ -66,6 +66,7 @@ def plot_guidance(traces: Sequence[Sequence[Mapping[str, float | None]]]) -> byt
         traces: Per sample one dict per guided step, with 'step' and any of 'loss_before', 'loss_after' (the critic's
             loss), 'wrong_before', 'wrong_after' (share of pixels the critic misreads) and 'relative_change'
             (how much the prediction was changed, as a fraction of its norm). None and non-finite values are left out.
+            Of a choice among candidates, one dict: before is the first candidate, after the one kept.
 
     Returns:
         PNG, one panel per quantity that was recorded.
@@ -152,6 +153,12 @@ def guidance_series(traces: Sequence[Sequence[Mapping[str, float | None]]], key:
         if value is not None and step is not None and math.isfinite(value):
             series.setdefault(int(step), []).append(float(value))
     return series
+
+
+def count_uncorrected(traces: Sequence[Sequence[Mapping[str, float | None]]]) -> tuple[int, int]:
+    """How many samples guidance left uncorrected at any step, and at how many steps in all (their 'skipped')."""
+    skipped = [sum(bool(entry.get('skipped')) for entry in trace) for trace in traces]
+    return sum(count > 0 for count in skipped), sum(skipped)
 
 
 def percent(share: float) -> str:

@@ -11,7 +11,8 @@ from mmsynth.pool.manifest import PoolRecord
 from mmsynth.pool.store import Pool
 from mmsynth.utils import progress_bar
 from mmsynth.visualization.grid import colorize, draw_grid
-from mmsynth.visualization.plots import class_shares, guidance_series, percent, plot_class_balance, plot_guidance
+from mmsynth.visualization.plots import (class_shares, count_uncorrected, guidance_series, percent, plot_class_balance,
+                                         plot_guidance)
 from mmsynth.visualization.report import Report
 
 _GRIDS_BESIDE = {2: 3, 3: 2}  # by number of columns: what the page's width holds
@@ -126,16 +127,36 @@ def _add_guidance(report: Report, records: Sequence[PoolRecord]) -> None:
     series = {key: guidance_series(traces, key) for key in
               ('loss_before', 'loss_after', 'wrong_before', 'wrong_after', 'relative_change')}
     steps = sorted({step for values in series.values() for step in values})
-    if not steps:
-        return
-    report.add_figure('Guidance', plot_guidance(traces),
-                      f"The critic's loss before and after the correction of each step: mean over {len(traces)} "
-                      f'samples, band of one standard deviation.')
-    present = [key for key, values in series.items() if values]
-    rows = [[step, *(float(np.mean(series[key][step])) if step in series[key] else None for key in present)]
-            for step in steps]
-    report.add_table('Guidance in numbers', ['step', *(key.replace('_', ' ') for key in present)], rows,
-                     'Means over the samples.')
+    if steps:
+        compared = ('of the first candidate (before) and of the one kept (after)' if _kept(traces) else
+                    'before and after the correction of each step')
+        report.add_figure('Guidance', plot_guidance(traces),
+                          f"The critic's loss {compared}: mean over {len(traces)} samples, band of one standard "
+                          'deviation.')
+        present = [key for key, values in series.items() if values]
+        rows = [[step, *(float(np.mean(series[key][step])) if step in series[key] else None for key in present)]
+                for step in steps]
+        report.add_table('Guidance in numbers', ['step', *(key.replace('_', ' ') for key in present)], rows,
+                         'Means over the samples.')
+    _add_choices(report, traces)
+    samples, skipped = count_uncorrected(traces)
+    if skipped:
+        report.add_text('Uncorrected steps', f'{skipped} of {sum(map(len, traces))} guided steps were left uncorrected '
+                        f'because the gradient of the critic\'s loss was not finite there, in {samples} of '
+                        f'{len(traces)} samples.')
+
+
+def _add_choices(report: Report, traces: Sequence[Sequence[Mapping[str, float | None]]]) -> None:
+    """How often which candidate was kept, where guidance chose among several."""
+    kept = _kept(traces)
+    if kept:
+        rows = [[number, count, percent(count / len(kept))] for number, count in enumerate(np.bincount(kept).tolist())]
+        report.add_table('Candidates kept', ['candidate', 'samples', 'share'], rows,
+                         'Candidate 0 is what is painted without guidance.')
+
+
+def _kept(traces: Sequence[Sequence[Mapping[str, float | None]]]) -> list[int]:
+    return [int(entry['candidate']) for trace in traces for entry in trace if entry.get('candidate') is not None]
 
 
 def _add_filter(report: Report, records: Sequence[PoolRecord]) -> None:

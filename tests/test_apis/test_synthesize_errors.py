@@ -58,7 +58,8 @@ def test_config_without_guidance_paints_plain_images(small_run: SmallRun, tmp_pa
 
 
 def test_unknown_guidance(small_run: SmallRun, out_dir: Path) -> None:
-    refused(small_run, out_dir, small_run.config(), "`guidance` must be 'crfm' or 'none', got 'crmf'", guidance='crmf')
+    refused(small_run, out_dir, small_run.config(), "`guidance` must be one of crfm, best-of-n and none, got 'crmf'",
+            guidance='crmf')
 
 
 @pytest.mark.parametrize('option', ['num_per_mask', 'limit', 'batch_size'])

@@ -1,57 +1,21 @@
 """CRFM on a toy critic: the gradient by finite differences, the step's size, and what must not change it."""
-import math
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler
-from torch import Tensor, nn
+from torch import Tensor
+from toy_critic import CELLS, CHANNELS, PIXELS, ToyCritic, batch, decode, step_at
 
-from mmsynth.guidance import CRFM, Verdict
-from mmsynth.guidance.crfm import Record
+from mmsynth.guidance import CRFM
+from mmsynth.guidance.base import Record
 from mmsynth.registry import MODELS
-from mmsynth.sampling import SamplingStep, sample_flow_match
-
-CHANNELS, CELLS, PIXELS = 4, 4, 8
-
-
-class ToyCritic(nn.Module):
-    """A smooth reader of three classes; it sees ``kernel`` pixels, and spoils the rows named in ``broken``."""
-
-    def __init__(self, kernel: int = 3, broken: tuple[int, ...] = ()) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(3)
-        self.weight = nn.Parameter(torch.randn(3, 3, kernel, kernel, generator=generator), requires_grad=False)
-        self.broken = broken
-
-    def forward(self, images: Tensor, masks: Tensor) -> Verdict:
-        logits = F.conv2d(images.to(self.weight.dtype), self.weight, padding='same')
-        loss = F.cross_entropy(logits, masks, ignore_index=255, reduction='none')
-        spoil = torch.tensor([math.nan if row in self.broken else 1.0 for row in range(len(images))])
-        valid = masks != 255
-        return Verdict(loss * spoil[:, None, None], valid & (logits.argmax(1) != masks), valid)
-
-
-def decode(latents: Tensor) -> Tensor:
-    """Every latent cell becomes 2 x 2 pixels, all well inside [-1, 1]."""
-    return F.interpolate(0.1 * latents[:, :3] + 0.02 * latents[:, 3:], scale_factor=2)
+from mmsynth.sampling import sample_flow_match
 
 
 def crfm(*, kernel: int = 3, broken: tuple[int, ...] = (), **settings) -> CRFM:
     return CRFM(ToyCritic(kernel, broken), **settings)
-
-
-def batch(rows: int = 2) -> tuple[Tensor, Tensor, Tensor]:
-    """A prediction, latents and masks."""
-    generator = torch.Generator().manual_seed(1)
-    prediction, latents = torch.randn(2, 3, CHANNELS, CELLS, CELLS, generator=generator)
-    return prediction[:rows], latents[:rows], torch.randint(3, (3, PIXELS, PIXELS), generator=generator)[:rows]
-
-
-def step_at(latents: Tensor, index: int = 0, total: int = 4, prediction_type: str = 'velocity') -> SamplingStep:
-    alpha = 0.3 if prediction_type == 'velocity' else math.sqrt(1 - 0.7**2)
-    return SamplingStep(index, total, latents, alpha=alpha, sigma=0.7, prediction_type=prediction_type)
 
 
 def corrected(guidance: CRFM, rows: int = 2, prediction_type: str = 'velocity') -> tuple[Tensor, Tensor, list[Record]]:
@@ -278,7 +242,7 @@ class TestRun:
         assert (losses[1] < losses[0]).all()
 
     def test_more_steps_than_the_run_has_are_refused(self) -> None:
-        with pytest.raises(ValueError, match="`steps` 6 is more than the run's 5 sampling steps; use at most"):
+        with pytest.raises(ValueError, match="`steps` 6 is more than the run's 5 sampling steps; use 0 to 5, or 'all'"):
             crfm(steps=6).check_run(5)
         crfm(steps=5).check_run(5)
         crfm(steps='all').check_run(1)
@@ -291,6 +255,8 @@ class TestRun:
     (dict(num_rectified=0), '`num_rectified` at least 1'),
     (dict(trust_region=0.0), '`trust_region` positive or None, got 0.1, 1 and 0.0'),
     (dict(policy='linear'), "`policy` must be one of constant, increase, decrease, got 'linear'"),
+    (dict(policy_over='all'), "`policy_over` must be one of run, guided, got 'all'"),
+    (dict(policy_over='guided'), "`policy_over='guided'` has no effect with `policy='constant'`; leave it out"),
     (dict(norm='l1'), "`norm` must be one of relative, raw, l2, got 'l1'"),
     (dict(pixels='right'), "`pixels` must be one of wrong, all, got 'right'"),
     (dict(legacy=True), "`legacy=True` is the released rule, which knows `norm='raw'` and 'l2' only, got 'relative'"),

@@ -1,17 +1,20 @@
 """TODSynth painting: against a known answer, guided by prompt and critic, and the message of each mistake."""
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.structures import PixelData
-from tiny_generator import PROMPTS, SIZE, TRUNK, Oracle, images, oracle, samples, segmentor, todsynth
+from tiny_generator import CHANNELS, PROMPTS, SIZE, TRUNK, Oracle, images, oracle, samples, segmentor, todsynth
 from torch import Tensor, nn
 
-from mmsynth.guidance import CRFM, SegmentorCritic
+from mmsynth.guidance import CRFM, BestOfN, Guidance, LatentCritic, ReducedDecoder, SegmentorCritic, TinyDecoder
 from mmsynth.models import OneHotCodec, PatchPCACodec, TODSynth
 from mmsynth.structures import SynthDataSample
 
 SEEDS = [10, 11, 12, 13]
+TINY = dict(latent_channels=4, encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
+            num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1))
 
 
 class PromptLength(nn.Module):
@@ -29,7 +32,7 @@ class Pooled(Oracle):
         return pooled[:, :, None, None].expand_as(latents)
 
 
-def paint(model: TODSynth, rows: slice = slice(0, 4), guidance: CRFM | None = None) -> Tensor:
+def paint(model: TODSynth, rows: slice = slice(0, 4), guidance: Guidance | None = None) -> Tensor:
     """Generated images of the rows, each under its own seed"""
     painted = model.synthesize(samples()[rows], SEEDS[rows], guidance=guidance)
     return torch.stack([sample.generated_img.data for sample in painted])
@@ -130,12 +133,79 @@ class TestTaskGuidance:
         alone = torch.cat([paint(model, slice(row, row + 1), guidance) for row in range(4)])
         assert (together.int() - alone.int()).abs().max() <= 1
 
+    @pytest.mark.parametrize('settings', [dict(), dict(num_rectified=2, steps=2), dict(norm='l2', step_size=1.0)],
+                             ids=str)
+    def test_with_prompt_guidance_four_samples_are_four_times_one(self, critic: SegmentorCritic,
+                                                                  settings: dict) -> None:
+        """Prompts of several lengths, one of them empty; latents, so that no rounding to bytes hides a difference."""
+        model, guidance = todsynth(guidance_scale=3.0), CRFM(critic, pixels='all', **settings)
+        masks = torch.stack([sample.gt_sem_seg.data[0] for sample in samples()])
+        together, traces = model.sample_latents(samples(), masks, SEEDS, guidance=guidance)
+        for row in range(4):
+            one = slice(row, row + 1)
+            alone, trace = model.sample_latents(samples()[one], masks[one], SEEDS[one], guidance=guidance)
+            torch.testing.assert_close(together[one], alone, atol=1e-4, rtol=0)
+            assert [record['skipped'] for record in trace[0]] == [0] * len(trace[0]) and trace[0]
+            losses = [[record['loss_after'] for record in records] for records in (trace[0], traces[row])]
+            assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+        plain, _ = model.sample_latents(samples(), masks, SEEDS, guidance=None)
+        assert ((together - plain).flatten(1).norm(dim=1) > 1e-2).all()
+
+    def test_another_sample_s_mask_and_seed_make_no_difference(self, critic: SegmentorCritic) -> None:
+        model, guidance = todsynth(guidance_scale=3.0), CRFM(critic)
+        masks = torch.stack([sample.gt_sem_seg.data[0] for sample in samples()])
+        first, _ = model.sample_latents(samples(), masks, SEEDS, guidance=guidance)
+        changed = masks.clone()
+        changed[1:] = 255
+        second, _ = model.sample_latents(samples(), changed, [SEEDS[0], 1, 2, 3], guidance=guidance)
+        torch.testing.assert_close(first[0], second[0], atol=1e-4, rtol=0)
+        assert (first[1:] - second[1:]).abs().amax() > 0.1
+
+    @pytest.mark.parametrize('parts, message', [
+        (lambda critic: dict(critic=LatentCritic(CHANNELS, 8, 3)),
+         "it reads latents of 6 channels and 8 pixels per cell, the generator's codec has 6 and 4"),
+        (lambda critic: dict(critic=critic, decoder=TinyDecoder(config=TINY)), 'TinyDecoder'),
+    ], ids=['critic', 'decoder'])
+    @pytest.mark.parametrize('kind', [CRFM, BestOfN])
+    def test_parts_for_other_latents_are_refused(self, critic: SegmentorCritic, kind: type[Guidance],
+                                                 parts: Callable[[SegmentorCritic], dict], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            paint(todsynth(), guidance=kind(**parts(critic)))
+
     def test_a_critic_of_other_classes_and_too_many_steps_are_refused(self, critic: SegmentorCritic) -> None:
         network = dict(type='mmsynth.MMDiT', trunk=TRUNK, mask_channels=4)
         with pytest.raises(ValueError, match='the segmentor has 3 classes, the data set has 4'):
             paint(todsynth(network=network, label_codec=OneHotCodec(4)), guidance=CRFM(critic))
         with pytest.raises(ValueError, match="`steps` 5 is more than the run's 4"):
             paint(todsynth(), guidance=CRFM(critic, steps=5))
+
+
+class TestBestOfN:
+
+    def test_it_paints_the_seed_that_the_critic_likes_best(self, critic: SegmentorCritic) -> None:
+        model, masks = todsynth(), torch.stack([sample.gt_sem_seg.data[0] for sample in samples()])
+        painted = model.synthesize(samples(), SEEDS, guidance=BestOfN(critic, 4))
+        entries = [sample.guidance_trace[0] for sample in painted]
+        kept = torch.stack([sample.generated_img.data for sample in painted])
+        again = model.synthesize(samples(), [entry['seed'] for entry in entries])
+        assert all(torch.equal(sample.generated_img.data, image) for sample, image in zip(again, kept))
+        losses = critic(kept / 255, masks).mean_loss, critic(paint(model) / 255, masks).mean_loss
+        assert (losses[0] <= losses[1] + 1e-3).all() and losses[0].sum() < losses[1].sum()
+        assert [sample.seed for sample in painted] == SEEDS and {entry['step'] for entry in entries} == {3}
+
+    def test_one_candidate_is_bit_equal_to_none(self, critic: SegmentorCritic) -> None:
+        assert torch.equal(paint(todsynth(), guidance=BestOfN(critic, 1)), paint(todsynth()))
+
+    def test_the_batch_makes_no_difference(self, critic: SegmentorCritic) -> None:
+        model, guidance = todsynth(guidance_scale=2.0), BestOfN(critic, 3)
+        together = paint(model, guidance=guidance)
+        alone = torch.cat([paint(model, slice(row, row + 1), guidance) for row in range(4)])
+        assert (together.int() - alone.int()).abs().max() <= 1
+
+    def test_it_may_look_through_a_cheaper_decoder(self, critic: SegmentorCritic) -> None:
+        guidance = BestOfN(critic, 4, decoder=ReducedDecoder(2))
+        entries = [sample.guidance_trace[0] for sample in todsynth().synthesize(samples(), SEEDS, guidance=guidance)]
+        assert all(entry['loss_after'] <= entry['loss_before'] for entry in entries)
 
 
 class TestErrors:

@@ -39,3 +39,13 @@ def test_the_slope_is_that_of_the_formula(prediction_type: str, slope: float) ->
 def test_without_noise_the_latent_is_its_own_estimate() -> None:
     latents = torch.randn(SHAPE)
     assert torch.equal(SamplingStep(0, 1, latents, alpha=1.0, sigma=0.0).clean_estimate(torch.randn(SHAPE)), latents)
+
+
+@pytest.mark.parametrize('prediction_type, alpha, expected', [
+    ('velocity', 0.0, True), ('velocity', 0.5, True), ('noise', 0.5, True), ('noise', 1e-6, True), ('noise', 0.0, False)
+])
+def test_only_a_noise_without_signal_has_no_clean_estimate(prediction_type: str, alpha: float, expected: bool) -> None:
+    step = SamplingStep(0, 1, torch.randn(SHAPE), alpha=alpha, sigma=0.6, prediction_type=prediction_type)
+    assert step.has_clean_estimate is expected
+    if expected:
+        assert step.clean_estimate(torch.randn(SHAPE)).isfinite().all()

@@ -7,13 +7,13 @@ from mmengine.model import BaseModel
 from mmengine.structures import PixelData
 from torch import Tensor
 
-from mmsynth.guidance.crfm import CRFM
+from mmsynth.guidance.base import Guidance
 from mmsynth.models.encoders import LatentCodec
 from mmsynth.models.label_codecs import LabelCodec
 from mmsynth.registry import MODELS
 from mmsynth.structures import SynthDataSample
 
-TRAINABLE_STATES = ('full', 'frozen')
+TRAINABLE_STATES = ('full', 'lora', 'frozen')
 
 
 class BaseGenerator(BaseModel):
@@ -73,7 +73,7 @@ class BaseGenerator(BaseModel):
 
     @abstractmethod
     def sample_latents(self, data_samples: Sequence[SynthDataSample], masks: Tensor, seeds: Sequence[int], *,
-                       guidance: CRFM | None) -> tuple[Tensor, list[list[dict[str, float]]]]:
+                       guidance: Guidance | None) -> tuple[Tensor, list[list[dict[str, float]]]]:
         """Latents (B, C, h, w) painted for masks (B, H, W), and the guidance records of each sample."""
 
     def predict(self, inputs: Tensor | None, data_samples: list[SynthDataSample]) -> list[SynthDataSample]:
@@ -86,33 +86,47 @@ class BaseGenerator(BaseModel):
                    data_samples: Sequence[SynthDataSample],
                    seeds: Sequence[int],
                    *,
-                   guidance: CRFM | None = None) -> list[SynthDataSample]:
+                   guidance: Guidance | None = None) -> list[SynthDataSample]:
         """Paint an image for every sample's mask and prompt.
 
         Args:
             data_samples: Samples with ``gt_sem_seg`` (1, H, W) of one size and the metainfo ``prompt``.
             seeds: One per sample. A sample's image depends on its own seed, not on the batch it is in.
-            guidance: Corrects the first steps, or all, by the loss of a segmentor.
+            guidance: Steers by the loss of a critic: corrects the steps, or chooses among candidates.
 
         Returns:
             The samples given, each with ``generated_img`` (3, H, W), uint8, RGB, and the metainfo ``seed`` and
             ``guidance_trace``.
 
         Raises:
-            ValueError: If counts or sizes differ, or the critic has another class count.
+            ValueError: If counts or sizes differ, or the guidance does not fit the generator.
         """
         if len(seeds) != len(data_samples):
             raise ValueError(f'`seeds`: one per sample is needed, got {len(seeds)} for {len(data_samples)} samples.')
         if guidance is not None:
-            guidance.critic.check_num_classes(self.num_classes)
-            guidance.check_run(self.num_steps)
+            self.check_guidance(guidance)
         masks = stack_masks(data_samples, self.device)
-        latents, traces = self.sample_latents(data_samples, masks, seeds, guidance=guidance)
+        latents, traces = self._sample(data_samples, masks, seeds, guidance)
         images = ((self.latent_codec.decode(latents).float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
         for sample, image, seed, trace in zip(data_samples, images, seeds, traces):
             sample.generated_img = PixelData(data=image)
             sample.set_metainfo(dict(seed=int(seed), guidance_trace=trace))
         return list(data_samples)
+
+    def check_guidance(self, guidance: Guidance) -> None:
+        """Raise ValueError if a guidance does not fit the classes, the latents and the run of this generator."""
+        codec = self.latent_codec
+        guidance.check_fit(self.num_classes, channels=codec.channels, factor=codec.factor)
+        guidance.check_run(self.num_steps)
+
+    def _sample(self, data_samples: Sequence[SynthDataSample], masks: Tensor, seeds: Sequence[int],
+                guidance: Guidance | None) -> tuple[Tensor, list[list[dict[str, float]]]]:
+        def sample(seeds: Sequence[int]) -> tuple[Tensor, list[list[dict[str, float]]]]:
+            return self.sample_latents(data_samples, masks, seeds, guidance=guidance)
+
+        if guidance is None:
+            return sample(seeds)
+        return guidance.run(sample, seeds, self.latent_codec.decode, masks, num_steps=self.num_steps)
 
     @property
     def device(self) -> torch.device:

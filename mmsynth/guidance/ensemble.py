@@ -1,0 +1,77 @@
+"""Several critics as one: an image pleases the ensemble only if it pleases on average.
+
+A single critic can be pleased by what only it sees; critics of different architecture or training share less of that.
+"""
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from mmsynth.guidance.base import Critic, Verdict
+from mmsynth.registry import MODELS
+
+
+@MODELS.register_module()
+class CriticEnsemble(Critic):
+    """Weighted mean of several critics.
+
+    The loss of a pixel is the weighted mean of the critics' cross entropies; it is misread where the class of highest
+    weighted mean probability is not the mask's.
+
+    Args:
+        critics: :class:`~mmsynth.guidance.Critic` s, or their configs, of the same classes, ignore index and kind of
+            input.
+        weights: One positive weight per critic, brought to a sum of 1; all equal by default.
+
+    Raises:
+        ValueError: If there is no critic, the weights do not fit, or the critics do not fit each other.
+    """
+
+    def __init__(self, critics: Sequence[Critic | dict], weights: Sequence[float] | None = None) -> None:
+        weights = [1.0] * len(critics) if weights is None else list(weights)
+        if not critics or len(weights) != len(critics) or not all(0 < weight < float('inf') for weight in weights):
+            raise ValueError('`critics` must hold at least one critic and `weights` one positive number for each, got '
+                             f'{len(critics)} critics and the weights {weights}.')
+        super().__init__()
+        self.critics = nn.ModuleList(MODELS.build(critic) if isinstance(critic, dict) else critic for critic in critics)
+        self.weights = [weight / sum(weights) for weight in weights]
+        for setting in ('num_classes', 'ignore_index', 'reads'):
+            _check_agreement(setting, [getattr(critic, setting) for critic in self.critics])
+        self.num_classes = self.critics[0].num_classes
+        self.ignore_index = self.critics[0].ignore_index
+        self.reads = self.critics[0].reads
+
+    def check_latents(self, channels: int, factor: int) -> None:
+        for critic in self.critics:
+            critic.check_latents(channels, factor)
+
+    @contextmanager
+    def judging(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for critic in self.critics:
+                stack.enter_context(critic.judging())
+            yield
+
+    def read(self, inputs: Tensor) -> Tensor:
+        """The log of the weighted mean probability (B, K, H, W)."""
+        return self._mean_log_probability([critic.read(inputs) for critic in self.critics])
+
+    def forward(self, inputs: Tensor, masks: Tensor) -> Verdict:
+        """As in :class:`Critic`."""
+        readings = [critic.read(inputs).float() for critic in self.critics]
+        loss = sum(weight * self.pixel_loss(logits, masks) for weight, logits in zip(self.weights, readings))
+        valid = self.counts(masks)
+        return Verdict(loss, valid & (self._mean_log_probability(readings).argmax(1) != masks), valid)
+
+    def _mean_log_probability(self, readings: Sequence[Tensor]) -> Tensor:
+        weighted = [logits.float().log_softmax(1) + math.log(weight)
+                    for weight, logits in zip(self.weights, readings)]
+        return torch.stack(weighted).logsumexp(0)
+
+
+def _check_agreement(setting: str, values: Sequence[object]) -> None:
+    if len(set(values)) > 1:
+        raise ValueError(f'`critics` must agree in `{setting}`, got {", ".join(map(str, values))} in their order. Use '
+                         'critics trained on the same classes and labels, all for images or all for latents.')
