@@ -15,7 +15,7 @@ from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.runner import Runner
 from small_run import NAMES, ROOT, SmallRun, command, run, train
 
-from mmsynth.apis import build_dataset
+from mmsynth.apis import build_dataset, load_config, synthesize
 from mmsynth.pool import Pool
 from mmsynth.utils import read_checkpoint
 
@@ -140,6 +140,35 @@ def test_a_segmentor_trains_on_real_and_synthetic_without_mmsynth(small_run: Sma
     assert 'mmsynth cannot be imported' in output and 'training done' in output
     trained, start = read_checkpoint(work_dir / 'mixed' / 'iter_2.pth'), read_checkpoint(small_run.critic)
     assert trained.keys() == start.keys() and all(value.isfinite().all() for value in trained.values())
+
+
+def test_training_by_lora(small_run: SmallRun, train_script: Path, tmp_path: Path) -> None:
+    """A trained generator is adapted for two iterations, by a config that inherits its own; the checkpoint paints."""
+    config = tmp_path / 'lora.py'
+    config.write_text(f"_base_ = '{small_run.config_file.as_posix()}'\nload_from = '{small_run.generator.as_posix()}'\n"
+                      "model = dict(trainable=dict(image='lora', mask='lora', text='frozen'), lora=dict(rank=2))\n")
+    run(train_script, config, '--work-dir', tmp_path / 'work', cwd=tmp_path, on_path=True)
+    run(ROOT / 'tools' / 'synthesize.py', config, tmp_path / 'work' / 'iter_2.pth', '--out-dir', 'pool', '--limit', '1',
+        '--guidance', 'none', cwd=tmp_path)
+    assert len(Pool.open(tmp_path / 'pool').records) == 1
+    adapted, start = read_checkpoint(tmp_path / 'work' / 'iter_2.pth'), read_checkpoint(small_run.generator)
+    assert all(torch.equal(adapted[key], value) for key, value in start.items() if key.startswith('network.'))
+    updates = {key: value for key, value in adapted.items() if 'to_v.lora_B' in key}
+    assert len(updates) == 2 and all(value.any() for value in updates.values())
+
+
+@pytest.mark.parametrize('control', ['siamese', 'adapter'])
+def test_training_by_another_control_scheme(small_run: SmallRun, train_script: Path, tmp_path: Path,
+                                            control: str) -> None:
+    """One option changes the scheme ('triple' is the one that all else here runs); its checkpoint paints, guided."""
+    option = f'model.network.control={control}'
+    run(train_script, small_run.config_file, '--work-dir', tmp_path / 'work', '--cfg-options', option, cwd=tmp_path,
+        on_path=True)
+    cfg = load_config(small_run.config_file, {'model.network.control': control})
+    pool = synthesize(cfg, tmp_path / 'work' / 'iter_2.pth', tmp_path / 'pool', limit=1)
+    assert len(pool) == 1 and pool.records[0].guidance['name'] == 'CRFM'
+    with pytest.raises(ValueError, match='does not fit TODSynth'):
+        synthesize(load_config(small_run.config_file), tmp_path / 'work' / 'iter_2.pth', tmp_path / 'triple', limit=1)
 
 
 # ---- settings of the training

@@ -1,6 +1,10 @@
 """Tiny parts for the tests of generators: a TODSynth, one that knows the answer, masks, images, and a segmentor."""
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 from mmengine.structures import PixelData
+from tiny_backbone import JOINT_DIM, POOLED_DIM
 from torch import Tensor, nn
 
 from mmsynth.models import OneHotCodec, PatchPCACodec, TODSynth
@@ -53,6 +57,37 @@ def todsynth(**changes) -> TODSynth:
         for parameter in model.network.parameters():
             parameter.normal_(std=0.1)
     return model.eval()
+
+
+def pretrained_config(folder: Path, *, network: dict | None = None, **changes) -> dict:
+    """The config of a TODSynth on a folder of :func:`tiny_backbone.write_tiny_sd3`, with learned class names."""
+    return dict(
+        type='mmsynth.TODSynth',
+        network=dict(type='mmsynth.MMDiT', pretrained=str(folder)) | (network or {}),
+        latent_codec=dict(type='mmsynth.VAECodec', pretrained=str(folder)),
+        label_codec=dict(type='mmsynth.GreyLevelCodec', num_classes=3),
+        text_encoder=TEXT | dict(embed_dims=JOINT_DIM, pooled_dims=POOLED_DIM),
+        num_steps=2) | changes
+
+
+def velocity(model: TODSynth, prompts: Sequence[str] = PROMPTS[:2]) -> Tensor:
+    """What a generator predicts on a fixed latent, for two masks and prompts."""
+    latents = torch.randn(2, *model.latent_codec.latent_shape(SIZE, SIZE), generator=torch.Generator().manual_seed(3))
+    masks = torch.stack([sample.gt_sem_seg.data[0] for sample in samples(2)])
+    with torch.no_grad():
+        condition = model.encode_condition(prompts, masks)
+        return model.network(latents, torch.tensor([900., 300.]), condition.prompt_embeds,
+                             condition.pooled_prompt_embeds, condition.mask_latents)
+
+
+def perturb(model: nn.Module, seed: int = 4) -> nn.Module:
+    """Move everything that trains, as training would."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
 
 
 class Oracle(nn.Module):

@@ -32,12 +32,14 @@ class LoadReport:
         missing: Keys of the module that the file lacks.
         unexpected: Keys of the file that the module lacks.
         mismatched: Keys of both whose shapes differ, with both shapes.
+        from_backbone: Number of tensors that the file leaves to the pretrained backbone, which the module has.
     """
 
     loaded: int = 0
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
+    from_backbone: int = 0
 
     @property
     def complete(self) -> bool:
@@ -45,6 +47,8 @@ class LoadReport:
 
     def __str__(self) -> str:
         lines = [f'{self.loaded} tensors loaded']
+        if self.from_backbone:
+            lines.append(f'{self.from_backbone} frozen tensors from the backbone')
         for title, keys in (('missing in the file', self.missing), ('unexpected in the file', self.unexpected),
                             ('of another shape', self.mismatched)):
             if keys:
@@ -79,7 +83,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_state_dict(module: nn.Module, state: Mapping[str, Tensor], *, source: str,
-                    optional: Collection[str] = ()) -> LoadReport:
+                    optional: Collection[str] = (), backbone: Mapping[str, Tensor] | None = None,
+                    ignored: Collection[str] = ()) -> LoadReport:
     """Copy a state dict into a module, which is changed only if everything fits.
 
     Args:
@@ -87,19 +92,25 @@ def load_state_dict(module: nn.Module, state: Mapping[str, Tensor], *, source: s
         state: The tensors, by the module's own names.
         source: Where they come from, for the message.
         optional: Keys of the module that may be missing; the report still lists them.
+        backbone: Tensors that the module has from its pretrained backbone. They may be missing as well, and are only
+            counted; the module's own state dict need not hold them.
+        ignored: Keys of the file or the module that are no tensors of it, and not reported.
 
     Raises:
         ValueError: If another key is missing, or one is unexpected or of another shape; the message is the report.
     """
-    own = module.state_dict()
+    backbone = backbone or {}
+    own = {key: value for key, value in {**backbone, **module.state_dict()}.items() if key not in ignored}
     shared = own.keys() & state.keys()
+    absent = own.keys() - state.keys()
     mismatched = {key for key in shared if own[key].shape != state[key].shape}
     report = LoadReport(
         loaded=len(shared) - len(mismatched),
-        missing=sorted(own.keys() - state.keys()),
-        unexpected=sorted(state.keys() - own.keys()),
+        missing=sorted(absent - backbone.keys()),
+        unexpected=sorted(state.keys() - own.keys() - set(ignored)),
         mismatched=[f'{key} (file {tuple(state[key].shape)}, model {tuple(own[key].shape)})'
-                    for key in sorted(mismatched)])
+                    for key in sorted(mismatched)],
+        from_backbone=len(absent & backbone.keys()))
     if report.unexpected or report.mismatched or not set(report.missing) <= set(optional):
         raise ValueError(f'checkpoint {source} does not fit {type(module).__name__}: {report}. '
                          'Use the config that it was trained with.')

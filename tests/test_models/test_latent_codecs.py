@@ -185,6 +185,69 @@ class TestVAE:
             VAECodec(pretrained=str(tmp_path))
 
 
+class TestCheckpointing:
+
+    @pytest.fixture(scope='class')
+    @staticmethod
+    def codecs() -> tuple[VAECodec, VAECodec]:
+        """Without and with, of the same weights; frozen and in eval mode, as a model in training has them."""
+        plain, checkpointed = VAECodec(config=VAE), VAECodec(config=VAE, gradient_checkpointing=True)
+        checkpointed.load_state_dict(plain.state_dict())
+        nn.ModuleList([plain, checkpointed]).train()
+        return plain, checkpointed
+
+    def test_images_and_gradients_are_the_same(self, codecs: tuple[VAECodec, VAECodec]) -> None:
+        latents, probe = torch.randn(2, 4, 8, 8), torch.randn(2, 3, 16, 16)
+        images, gradients = zip(*(differentiate(codec, latents, probe) for codec in codecs))
+        assert torch.equal(*images) and gradients[0].abs().min() > 0
+        torch.testing.assert_close(gradients[1], gradients[0], atol=1e-6, rtol=0)
+
+    def test_it_keeps_less_for_the_backward_pass(self, codecs: tuple[VAECodec, VAECodec]) -> None:
+        plain, checkpointed = (saved_bytes(codec, torch.randn(1, 4, 16, 16)) for codec in codecs)
+        assert 0 < checkpointed < plain / 3
+
+    @pytest.mark.parametrize('row, passes', [(0, 1), (1, 2)])
+    def test_a_block_is_computed_again_only_for_a_gradient(self, codecs: tuple[VAECodec, VAECodec], row: int,
+                                                           passes: int) -> None:
+        calls = []
+        block = codecs[row].vae.decoder.up_blocks[-1]
+        handle = block.register_forward_pre_hook(lambda *_: calls.append(1))  # torch stops the second pass early
+        differentiate(codecs[row], torch.randn(1, 4, 4, 4), torch.ones(1, 3, 8, 8))
+        assert len(calls) == passes
+        with torch.no_grad():
+            codecs[row].decode(torch.randn(1, 4, 4, 4))
+        handle.remove()
+        assert len(calls) == passes + 1
+
+    def test_its_layers_stay_in_eval_mode(self, codecs: tuple[VAECodec, VAECodec]) -> None:
+        decoder = codecs[1].vae.decoder
+        assert not any(module.training for module in codecs[1].modules() if module is not decoder)
+        assert not any(parameter.requires_grad for parameter in codecs[1].parameters())
+
+
+def differentiate(codec: VAECodec, latents: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
+    """The images, and the gradient of ``sum(images * probe)`` by the latents."""
+    latents = latents.clone().requires_grad_()
+    images = codec.decode(latents)
+    return images.detach(), torch.autograd.grad((images * probe).sum(), latents)[0]
+
+
+def saved_bytes(codec: VAECodec, latents: Tensor) -> int:
+    """What a decode keeps for its backward pass, beside the weights."""
+    kept: dict[int, int] = {}
+    weights = {parameter.data_ptr() for parameter in codec.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in weights:
+            kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        images = codec.decode(latents.clone().requires_grad_())
+    del images
+    return sum(kept.values())
+
+
 @pytest.mark.parametrize('build', [fitted, lambda: VAECodec(config=VAE)], ids=['pca', 'vae'])
 class TestBoth:
 

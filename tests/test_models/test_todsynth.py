@@ -105,7 +105,7 @@ class TestErrors:
         (dict(num_steps=0), '`num_steps` and `guidance_scale` must be at least 1, got 0 and 1.0'),
         (dict(guidance_scale=0.5), 'must be at least 1, got 4 and 0.5'),
         (dict(trainable=dict(images='full')), "`trainable` takes the branches image, mask, text, .*'images': 'full'"),
-        (dict(trainable=dict(image='lora')), "each one of full, frozen; got .*'image': 'lora'"),
+        (dict(trainable=dict(image='Lora')), "each one of full, lora, frozen; got .*'image': 'Lora'"),
         (dict(latent_codec=dict(type='mmsynth.PatchPCACodec', channels=5)),
          'latents of 6 channels, `latent_codec` makes 5; set the trunk'),
         (dict(label_codec=dict(type='mmsynth.OneHotCodec', num_classes=4)),

@@ -182,6 +182,19 @@ class TestLoadStateDict:
         with pytest.raises(ValueError, match='does not fit Linear'):
             load_state_dict(nn.Linear(3, 2), state, source='a.pth', optional=['bias'])
 
+    def test_what_the_backbone_has_is_only_counted(self) -> None:
+        layer = nn.Linear(3, 2)
+        backbone = dict(bias=layer.bias, elsewhere=torch.zeros(4))  # 'elsewhere' is left out of the state dict
+        report = load_state_dict(layer, {'weight': TENSORS['weight']}, source='a.pth', backbone=backbone)
+        assert report == LoadReport(loaded=1, from_backbone=2) and report.complete
+        assert str(report) == '1 tensors loaded; 2 frozen tensors from the backbone'
+        with pytest.raises(ValueError, match=r'elsewhere \(file \(5,\), model \(4,\)\)'):
+            load_state_dict(layer, {**TENSORS, 'elsewhere': torch.zeros(5)}, source='a.pth', backbone=backbone)
+
+    def test_what_is_ignored_is_not_reported(self) -> None:
+        state = {**TENSORS, 'note': torch.ones(1)}
+        assert load_state_dict(nn.Linear(3, 2), state, source='a.pth', ignored=['note']) == LoadReport(loaded=2)
+
     def test_a_long_list_is_cut(self) -> None:
         report = LoadReport(missing=[f'layer{i}' for i in range(8)])
         assert str(report).endswith('8 missing in the file: layer0, layer1, layer2, layer3, layer4, … (3 more)')

@@ -4,6 +4,7 @@ Legend: B batch, C latent channels, h w latent cells, H W pixels.
 """
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +12,12 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 from torch import Tensor, nn
 
-from mmsynth.guidance.crfm import CRFM
+from mmsynth.guidance.base import Guidance
+from mmsynth.models.backbone import keep_in_checkpoints, leave_out_backbone
 from mmsynth.models.encoders import LatentCodec
 from mmsynth.models.generators.base import TRAINABLE_STATES, BaseGenerator, build, stack_masks
 from mmsynth.models.label_codecs import LabelCodec
+from mmsynth.models.lora import LoRASettings, add_lora, merge_lora
 from mmsynth.models.networks.mmdit import BRANCHES, MMDiT
 from mmsynth.registry import MODELS
 from mmsynth.sampling import sample_flow_match
@@ -41,7 +44,7 @@ class Condition:
 
 @MODELS.register_module()
 class TODSynth(BaseGenerator):
-    """Paints images for masks and prompts with a triple-attention MM-DiT.
+    """Paints images for masks and prompts with an MM-DiT that the mask steers.
 
     Args:
         network: An :class:`~mmsynth.models.networks.MMDiT`, or its config.
@@ -49,7 +52,10 @@ class TODSynth(BaseGenerator):
         label_codec: Label codec, or its config; fixes the class count.
         text_encoder: A module with ``encode(prompts) -> (prompt_embeds, pooled_prompt_embeds)``, or its config.
         scheduler: Settings of a diffusers ``FlowMatchEulerDiscreteScheduler``; SD3's (shift 3) by default.
-        trainable: State of each branch, 'full' or 'frozen'; by default as released: text frozen.
+        trainable: State of each branch: 'full', 'lora' (its weights frozen, low-rank updates of them trained) or
+            'frozen'; by default as released: text frozen, the others full.
+        lora: Settings of the branches that are 'lora', see :class:`~mmsynth.models.lora.LoRASettings`: ``rank``,
+            ``alpha``, ``target_modules``, ``dropout``.
         weighting_scheme: SD3's density of training sigmas and loss weight: 'none', 'logit_normal', 'mode',
             'sigma_sqrt' or 'cosmap' (diffusers' names; SD3, arXiv 2403.03206, section 3.1).
         prompt_dropout: Share of training prompts replaced by the empty one, for classifier-free guidance, in [0, 1].
@@ -58,7 +64,9 @@ class TODSynth(BaseGenerator):
         data_preprocessor: Config of a :class:`~mmsynth.models.SynthDataPreprocessor`.
 
     Raises:
-        ValueError: If an option is out of range, or codecs and network do not fit each other.
+        ValueError: If an option is out of range, codecs and network do not fit each other, or LoRA finds no layer.
+
+    Checkpoints leave out the frozen tensors that a ``pretrained`` backbone holds (:mod:`mmsynth.models.backbone`).
     """
 
     def __init__(self,
@@ -68,6 +76,7 @@ class TODSynth(BaseGenerator):
                  text_encoder: nn.Module | dict,
                  scheduler: dict | None = None,
                  trainable: Mapping[str, str] | None = None,
+                 lora: Mapping[str, Any] | None = None,
                  weighting_scheme: str = 'none',
                  prompt_dropout: float = 0.0,
                  num_steps: int = 23,
@@ -78,6 +87,8 @@ class TODSynth(BaseGenerator):
                              f'got {weighting_scheme!r}.')
         if not 0 <= prompt_dropout <= 1:
             raise ValueError(f'`prompt_dropout` must be in [0, 1], got {prompt_dropout}.')
+        self._trainable = _check_trainable(trainable or {}, lora)
+        lora_settings = LoRASettings(**(lora or {}))
         super().__init__(data_preprocessor, latent_codec, label_codec, num_steps, guidance_scale)
         self.network: MMDiT = build(network)
         self.text_encoder: nn.Module = build(text_encoder)
@@ -85,7 +96,8 @@ class TODSynth(BaseGenerator):
         self.weighting_scheme = weighting_scheme
         self.prompt_dropout = prompt_dropout
         self._check_channels()
-        self._freeze(dict(image='full', mask='full', text='frozen') | dict(trainable or {}))
+        self._set_trainable(lora_settings)
+        leave_out_backbone(self)
 
     def loss(self, inputs: Tensor, data_samples: list[SynthDataSample]) -> dict[str, Tensor]:
         """Flow-matching loss ``weight * ‖v - (eps - z0)‖²``, averaged.
@@ -104,7 +116,7 @@ class TODSynth(BaseGenerator):
         return dict(loss_velocity=(weight * error).mean())
 
     def sample_latents(self, data_samples: Sequence[SynthDataSample], masks: Tensor, seeds: Sequence[int], *,
-                       guidance: CRFM | None) -> tuple[Tensor, list[list[dict[str, float]]]]:
+                       guidance: Guidance | None) -> tuple[Tensor, list[list[dict[str, float]]]]:
         """As in :class:`BaseGenerator`: flow matching from each sample's own noise."""
         condition = self.encode_condition([_prompt(sample) for sample in data_samples], masks)
         negative = None
@@ -130,6 +142,28 @@ class TODSynth(BaseGenerator):
         else:
             mask_latents = F.avg_pool2d(control, self.latent_codec.factor)
         return Condition(mask_latents=mask_latents, **self._encode_prompts(prompts))
+
+    @property
+    def has_lora(self) -> bool:
+        """Whether a branch is trained by low-rank updates."""
+        return 'lora' in self._trainable.values()
+
+    def merge_lora(self) -> int:
+        """Add the low-rank updates to the weights; the network computes the same as before, with plain layers.
+
+        The adapted branches count as fully trained afterwards: a checkpoint holds the whole of them.
+
+        Returns:
+            The number of layers that had an update.
+        """
+        count = merge_lora(self.network)
+        for branch in (branch for branch, state in self._trainable.items() if state == 'lora'):
+            parameters = self.network.branch_parameters(branch)
+            keep_in_checkpoints(self, (f'network.{name}' for name in parameters))
+            for parameter in parameters.values():
+                parameter.requires_grad_(True)
+            self._trainable[branch] = 'full'
+        return count
 
     def _encode_prompts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         embeds = self.text_encoder.encode(prompts)
@@ -161,15 +195,27 @@ class TODSynth(BaseGenerator):
             raise ValueError(f'`network.mask_channels` is {self.network.mask_channels}, `label_codec` '
                              f'({type(self.label_codec).__name__}) gives {channels}; set it to {channels}.')
 
-    def _freeze(self, trainable: Mapping[str, str]) -> None:
-        unknown = trainable.keys() - set(BRANCHES)
-        wrong = {branch: state for branch, state in trainable.items() if state not in TRAINABLE_STATES}
-        if unknown or wrong:
-            raise ValueError(f'`trainable` takes the branches {", ".join(BRANCHES)}, each one of '
-                             f'{", ".join(TRAINABLE_STATES)}; got {dict(trainable)}.')
-        for branch, state in trainable.items():
-            for parameter in self.network.branch_parameters(branch).values():
-                parameter.requires_grad_(state == 'full')
+    def _set_trainable(self, lora: LoRASettings) -> None:
+        adapted = [branch for branch, state in self._trainable.items() if state == 'lora']
+        if adapted:
+            add_lora(self.network, adapted, lora)
+        for branch, state in self._trainable.items():
+            for name, parameter in self.network.branch_parameters(branch).items():
+                parameter.requires_grad_(state == 'full' or state == 'lora' and 'lora_' in name)
+
+
+def _check_trainable(trainable: Mapping[str, str], lora: Mapping[str, Any] | None) -> dict[str, str]:
+    """The state of every branch, in the order of BRANCHES."""
+    unknown = trainable.keys() - set(BRANCHES)
+    wrong = {branch: state for branch, state in trainable.items() if state not in TRAINABLE_STATES}
+    if unknown or wrong:
+        raise ValueError(f'`trainable` takes the branches {", ".join(BRANCHES)}, each one of '
+                         f'{", ".join(TRAINABLE_STATES)}; got {dict(trainable)}.')
+    states = dict(image='full', mask='full', text='frozen') | dict(trainable)
+    if lora is not None and 'lora' not in states.values():
+        raise ValueError(f"`lora` has no effect: no branch of `trainable` is 'lora', got {states}. Set for example "
+                         "`trainable.image='lora'`, or leave `lora` out.")
+    return states
 
 
 def _prompt(sample: SynthDataSample) -> str:

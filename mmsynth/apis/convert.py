@@ -1,0 +1,206 @@
+"""Checkpoints from one layout to another: a release's or mmengine's → ours as safetensors, or a diffusers folder.
+
+The folder that is written:
+
+    transformer/   the trunk, for SD3Transformer2DModel.from_pretrained and ``mmsynth.MMDiT(pretrained=FOLDER)``
+    control/       what the network adds for masks: model.safetensors, and config.json, which says for which network
+    vae/           where the latent codec is a VAE
+    scheduler/
+"""
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmsynth.models.checkpoints import (
+    control_tensors,
+    is_released_todsynth,
+    load_generator_state,
+    own_tensors_outside_network,
+)
+from mmsynth.models.encoders import VAECodec
+from mmsynth.models.generators import TODSynth
+from mmsynth.registry import MODELS
+from mmsynth.utils import LoadReport, read_checkpoint
+from mmsynth.utils.files import TEMPORARY_PREFIX
+
+LAYOUTS = ('mmsynth', 'diffusers')
+_FILES = ('.safetensors', '.pth')
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was read and written.
+
+    Attributes:
+        report: Of loading the checkpoint.
+        merged: Number of layers whose LoRA was merged.
+        written: What stands where, one line each.
+        left_out: Parts of the generator for which the layout has no place.
+    """
+
+    report: LoadReport
+    merged: int
+    written: list[str]
+    left_out: list[str]
+
+    def __str__(self) -> str:
+        lines = [f'read: {self.report}']
+        if self.merged:
+            lines.append(f'merged: LoRA of {self.merged} layers')
+        lines += [f'wrote: {line}' for line in self.written]
+        if self.left_out:
+            lines.append(f'no place in this layout: {", ".join(self.left_out)}; keep the checkpoint for it')
+        return '\n'.join(lines)
+
+
+def convert_checkpoint(cfg: Config,
+                       checkpoint: str | Path,
+                       out: str | Path,
+                       *,
+                       to: str = 'mmsynth',
+                       merge_lora: bool = False) -> Conversion:
+    """Write a generator's checkpoint in another layout.
+
+    Args:
+        cfg: The config that the checkpoint was trained with; its ``pretrained`` backbone is read as well.
+        checkpoint: mmengine's .pth, .safetensors, or a release's file or folder.
+        out: A new file for 'mmsynth', a new folder for 'diffusers'.
+        to: 'mmsynth': a checkpoint with this package's names: ``.safetensors``, or ``.pth``, which mmengine's
+            ``load_from`` wants. 'diffusers': the folder described above.
+        merge_lora: Add the low-rank updates to the weights. The checkpoint then fits the same config without LoRA, the
+            adapted branches being 'full' or 'frozen'.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        FileExistsError: If ``out`` is there already.
+        ValueError: If an option is out of range or has no effect, or the checkpoint does not fit the config.
+    """
+    out = Path(out)
+    _check_out(out, to)
+    generator = _build(cfg)
+    _check_lora(generator, to, merge_lora)
+    report = _load(generator, checkpoint)
+    merged = generator.merge_lora() if merge_lora else 0
+    with _whole_or_nothing(out) as draft:
+        if to == 'mmsynth':
+            count, left_out = _save_tensors(generator.state_dict(), draft), []
+            written = [f'{out}: {count} tensors']
+        else:
+            written, left_out = _write_diffusers(generator, draft, out)
+    return Conversion(report, merged, written, left_out)
+
+
+def _check_out(out: Path, to: str) -> None:
+    if to not in LAYOUTS:
+        raise ValueError(f'`to` must be one of {", ".join(LAYOUTS)}, got {to!r}.')
+    if out.exists():
+        raise FileExistsError(f'`out`: {out} is there already and is not overwritten; choose another name, or remove '
+                              'it first.')
+    if (to == 'mmsynth') != (out.suffix in _FILES):
+        wanted = f'a file that ends in {" or ".join(_FILES)}' if to == 'mmsynth' else 'a folder'
+        raise ValueError(f'`out` must name {wanted} for the layout {to!r}, got {out}.')
+
+
+def _build(cfg: Config) -> TODSynth:
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        generator = MODELS.build(cfg.model)
+    if not isinstance(generator, TODSynth):
+        raise ValueError(f'{cfg.filename}: `model` is {type(generator).__name__}; only a TODSynth can be converted.')
+    return generator.eval()
+
+
+def _check_lora(generator: TODSynth, to: str, merge_lora: bool) -> None:
+    if merge_lora and not generator.has_lora:
+        raise ValueError("`merge_lora` has no effect: no branch of the config's `model.trainable` is 'lora'. Leave it "
+                         'out, or give the config that the checkpoint was trained with.')
+    if to == 'diffusers' and generator.has_lora and not merge_lora:
+        raise ValueError('`merge_lora`: the diffusers layout holds plain weights; merge the LoRA into them '
+                         '(--merge-lora).')
+
+
+def _load(generator: TODSynth, checkpoint: str | Path) -> LoadReport:
+    state = read_checkpoint(checkpoint)
+    report = load_generator_state(generator, state, source=str(checkpoint))
+    weights = {name for name, _ in generator.network.named_parameters()}  # what else is missing follows from settings
+    lacking = [name for name in report.missing if name in weights]
+    if is_released_todsynth(state):
+        lacking += own_tensors_outside_network(generator)
+    if lacking:
+        shown = ', '.join(lacking[:5]) + (f', … ({len(lacking) - 5} more)' if len(lacking) > 5 else '')
+        raise ValueError(f'checkpoint {checkpoint} is a release, which leaves to its backbone what it did not train. '
+                         f'The config builds these from nothing: {shown}. Set `model.network.pretrained` and the '
+                         'codecs of the release.')
+    return report
+
+
+def _write_diffusers(generator: TODSynth, folder: Path, out: Path) -> tuple[list[str], list[str]]:
+    """Write the parts into a folder that will be called ``out``; what was written, and what has no place there."""
+    network = generator.network
+    network.trunk.save_pretrained(folder / 'transformer')
+    (folder / 'control').mkdir()
+    count = _save_tensors(control_tensors(network), folder / 'control' / 'model.safetensors')
+    (folder / 'control' / 'config.json').write_text(json.dumps(_describe_control(generator), indent=2) + '\n')
+    generator.scheduler.save_pretrained(folder / 'scheduler')
+    written = [f'{out}/transformer: {type(network.trunk).__name__}, {len(network.trunk.state_dict())} tensors',
+               f'{out}/control: {count} tensors', f'{out}/scheduler: {type(generator.scheduler).__name__}']
+    outside = own_tensors_outside_network(generator)
+    if isinstance(generator.latent_codec, VAECodec):
+        generator.latent_codec.vae.save_pretrained(folder / 'vae')
+        written.append(f'{out}/vae: {type(generator.latent_codec.vae).__name__}')
+        outside = [name for name in outside if name != 'latent_codec']
+    return written, outside
+
+
+def _describe_control(generator: TODSynth) -> dict[str, Any]:
+    """The settings of the network that the control tensors fit."""
+    network = generator.network
+    return dict(
+        network=type(network).__name__,
+        control=network.control,
+        mask_channels=network.mask_channels,
+        legacy=network.legacy,
+        label_codec=type(generator.label_codec).__name__,
+        num_classes=generator.num_classes)
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> int:
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    if path.suffix == '.pth':
+        torch.save(dict(meta={}, state_dict=tensors), path)
+    else:
+        save_file(tensors, path, {'format': 'pt'})
+    return len(tensors)
+
+
+@contextmanager
+def _whole_or_nothing(out: Path) -> Iterator[Path]:
+    """A path beside ``out`` to write a file to, or a new folder; it becomes ``out`` when all is written."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = out.with_name(f'{TEMPORARY_PREFIX}{out.name}')
+    _remove(draft)  # of a run that was killed
+    if out.suffix not in _FILES:
+        draft.mkdir()
+    try:
+        yield draft
+        if out.exists():  # since the check at the start
+            raise FileExistsError(f'`out`: {out} has appeared meanwhile and is not overwritten.')
+        draft.rename(out)
+    finally:
+        _remove(draft)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,47 @@
+"""Write a generator's checkpoint in another layout."""
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.config import DictAction
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__ + " It reads mmengine's .pth, .safetensors, or a release's folder, and overwrites nothing.",
+        epilog='Examples: python tools/convert_checkpoint.py CONFIG work_dirs/NAME/iter_40000.pth --out '
+        'generator.safetensors --merge-lora. With --to diffusers --out FOLDER the trunk serves every config as '
+        'model.network.pretrained=FOLDER, and FOLDER/control is a checkpoint on top of it.')
+    parser.add_argument('config', help='the config that the checkpoint was trained with')
+    parser.add_argument('checkpoint', help="the generator's weights: a file, or a release's folder")
+    parser.add_argument(
+        '--out', required=True, help='new file, NAME.safetensors or NAME.pth, or new folder for diffusers')
+    parser.add_argument('--merge-lora', action='store_true', help='add the low-rank updates to the weights')
+    parser.add_argument(
+        '--to',
+        choices=['mmsynth', 'diffusers'],
+        default='mmsynth',
+        help='mmsynth: one file with the names of this package (default); diffusers: a folder with transformer/, '
+        'control/ (what the network adds for masks), scheduler/ and, where there is one, vae/')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='settings that replace the config\'s')
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the config and hand over."""
+    args = parse_args(arguments)
+    if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:  # a checkout that is not installed
+        sys.path.insert(0, str(ROOT))
+    from mmsynth.apis.config import load_config
+    from mmsynth.apis.convert import convert_checkpoint
+    cfg = load_config(args.config, args.cfg_options)
+    print(convert_checkpoint(cfg, args.checkpoint, args.out, to=args.to, merge_lora=args.merge_lora))
+
+
+if __name__ == '__main__':
+    main()
