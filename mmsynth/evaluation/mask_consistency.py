@@ -2,7 +2,6 @@
 
 The segmentor that judges must not be the one that guided; part of its answer would be its own wish.
 """
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +29,35 @@ class Consistency:
     class_iou: tuple[float, ...]
 
 
-@torch.no_grad()
+class ConsistencyMeter:
+    """Adds up how readings agree with masks.
+
+    Args:
+        num_classes: K.
+        ignore_index: Value of unlabelled pixels in the masks; they do not count.
+    """
+
+    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self._totals = torch.zeros(4, num_classes, dtype=torch.float64)  # intersection, union, reading, mask
+
+    def update(self, readings: Tensor, masks: Tensor) -> None:
+        """Take in readings and masks of one shape, integer class ids."""
+        areas = IoUMetric.intersect_and_union(
+            readings.cpu().long(), masks.cpu().long(), self.num_classes, self.ignore_index)
+        self._totals += torch.stack(areas)
+
+    def compute(self) -> Consistency:
+        """The agreement over all that was taken in."""
+        intersection, union, _, mask = self._totals
+        iou = torch.where(union > 0, intersection / union, torch.nan)
+        return Consistency(
+            mean_iou=float(iou.nanmean()),
+            accuracy=float(intersection.sum() / mask.sum()),
+            class_iou=tuple(iou.tolist()))
+
+
 def mask_consistency(pool: Pool, judge: SegmentorCritic) -> Consistency:
     """Read every image of a pool and compare with its mask.
 
@@ -41,10 +68,11 @@ def mask_consistency(pool: Pool, judge: SegmentorCritic) -> Consistency:
     records = pool.records
     if not records:
         raise ValueError(f'pool {pool.root} is empty; there is nothing to judge.')
-    totals = torch.zeros(4, judge.num_classes)
+    meter = ConsistencyMeter(judge.num_classes)
     for record in progress_bar(records, unit='img', title='judge'):
-        totals += _areas(judge, pool.load_image(record), pool.load_mask(record))
-    return _summary(totals)
+        reading = read_image(judge, pool.load_image(record))
+        meter.update(torch.from_numpy(reading), torch.from_numpy(pool.load_mask(record).astype(np.int64)))
+    return meter.compute()
 
 
 def read_image(judge: SegmentorCritic, image: np.ndarray) -> np.ndarray:
@@ -52,19 +80,3 @@ def read_image(judge: SegmentorCritic, image: np.ndarray) -> np.ndarray:
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
     with torch.no_grad():
         return judge.read(pixels).argmax(1)[0].to(torch.uint8).numpy()
-
-
-def _areas(judge: SegmentorCritic, image: np.ndarray, mask: np.ndarray) -> Tensor:
-    reading = torch.from_numpy(read_image(judge, image)).long()
-    areas: Sequence[Tensor] = IoUMetric.intersect_and_union(
-        reading, torch.from_numpy(mask.astype(np.int64)), judge.num_classes, 255)
-    return torch.stack([area.float() for area in areas])  # intersection, union, reading, mask
-
-
-def _summary(totals: Tensor) -> Consistency:
-    intersection, union, _, mask = totals
-    iou = torch.where(union > 0, intersection / union, torch.nan)
-    return Consistency(
-        mean_iou=float(iou.nanmean()),
-        accuracy=float(intersection.sum() / mask.sum()),
-        class_iou=tuple(iou.tolist()))

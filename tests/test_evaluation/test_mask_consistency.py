@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmsynth.evaluation import mask_consistency, read_image
+from mmsynth.evaluation import ConsistencyMeter, mask_consistency, read_image
 from mmsynth.guidance import SegmentorCritic
 from mmsynth.pool import Pool
 
@@ -79,6 +79,25 @@ def test_ignored_pixels_do_not_count(tmp_path: Path) -> None:
     seen, mask = halves(0, 2), halves(0, IGNORED)
     result = mask_consistency(make_pool(tmp_path, (seen, mask)), ColourJudge())
     assert result.accuracy == 1.0 and result.class_iou[0] == 1.0 and math.isnan(result.class_iou[2])
+
+
+def test_a_meter_takes_batches_and_single_masks_alike() -> None:
+    readings, masks = torch.randint(3, (2, 4, 8, 8), generator=torch.Generator().manual_seed(0))
+    masks[0, :2] = IGNORED
+    batch, single = ConsistencyMeter(3), ConsistencyMeter(3)
+    batch.update(readings, masks)
+    for reading, mask in zip(readings, masks):
+        single.update(reading, mask)
+    assert batch.compute() == single.compute()
+    assert batch.compute().accuracy == pytest.approx(float((readings == masks)[masks != IGNORED].float().mean()))
+
+
+def test_a_meter_counts_more_pixels_than_float32_can() -> None:
+    """2²⁴ and then one more pixel, which a float32 sum would lose."""
+    meter = ConsistencyMeter(2)
+    meter._totals[:] = 2**24
+    meter.update(torch.tensor([[0]]), torch.tensor([[0]]))
+    assert meter._totals[0].tolist() == [2**24 + 1, 2**24]
 
 
 def test_read_image_gives_classes() -> None:
