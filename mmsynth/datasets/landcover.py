@@ -2,8 +2,8 @@
 
 A scene is laid out first (parcels, water, woods, roads, buildings; the class map) and rendered second, from two
 independent random streams: :func:`draw_mask` gives exactly the mask of :func:`draw_scene` without paying for pixels.
-Every class has a range of colours of its own, so that a generator of a few minutes' training can learn to follow a mask;
-where light, shadow and tint blur these ranges, a segmentor has to read texture and context. About one metre per pixel.
+Every class has a range of colours of its own, so that a generator can learn in minutes to follow a mask; where light,
+shadow and tint blur these ranges, a segmentor has to read texture and context. About one metre per pixel.
 
 Legend: S side of the scene in pixels, n = 2 S side of the drawing canvas (averaged 2 x 2 at the end), P parcels.
 """
