@@ -10,19 +10,25 @@ from mmsynth.pool import Pool
 
 TOOLS = ROOT / 'tools'
 OPTIONS = dict(
-    demo=['--data', '--out-dir', '--preset', '--seed'],
+    benchmark=['config', 'checkpoint', '--size', '--batch-size', '--rounds', '--device', '--cfg-options'],
+    convert_checkpoint=['config', 'checkpoint', '--out', '--merge-lora', '--to {mmsynth,diffusers}', '--cfg-options'],
+    demo=['--data', '--out-dir', '--preset', '--control {triple,siamese,adapter}', '--seed'],
     encode_prompts=['config', '--cache-dir', '--pretrained', '--batch-size', '--device', '--cfg-options'],
-    synthesize=['config', 'checkpoint', '--out-dir', '--guidance {crfm,none}', '--num-per-mask', '--limit', '--seed',
-                '--batch-size', '--device', '--cfg-options'],
+    guidance_ablation=['config', 'checkpoint', '--judge-config', '--judge-checkpoint', '--demo-dir', '--out-dir',
+                       '--seeds', '--rules', '--steps', '--limit', '--batch-size', '--num-real', '--device'],
+    synthesize=['config', 'checkpoint', '--out-dir', '--guidance {crfm,best-of-n,none}', '--candidates',
+                '--num-per-mask', '--limit', '--seed', '--batch-size', '--device', '--cfg-options'],
+    train_latent_critic=['config', 'checkpoint', '--out', '--iters', '--batch-size', '--lr', '--width', '--seed',
+                         '--device', '--cfg-options'],
     train=['config', '--work-dir', '--resume', '--cfg-options'])
 
 
-@pytest.mark.parametrize('tool', sorted(path.stem for path in TOOLS.glob('*.py')))
-def test_help_names_the_options(tool: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize('tool', [pytest.param(path, id=path.stem) for path in sorted(TOOLS.glob('**/*.py'))])
+def test_help_names_the_options(tool: Path, tmp_path: Path) -> None:
     """Wherever it is called from, and without mmsynth being installed."""
-    text = run(TOOLS / f'{tool}.py', '--help', cwd=tmp_path)
-    assert f'usage: {tool}.py' in text
-    assert [option for option in OPTIONS[tool] if option not in text] == []
+    text = run(tool, '--help', cwd=tmp_path)
+    assert f'usage: {tool.name}' in text
+    assert [option for option in OPTIONS[tool.stem] if option not in text] == []
 
 
 def test_synthesize_takes_its_options(small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

@@ -57,12 +57,17 @@ class VAECodec(LatentCodec):
     Args:
         pretrained: A folder or hub id in the diffusers layout whose ``vae`` is loaded.
         config: Settings of an ``AutoencoderKL`` built from scratch (tests). Exactly one of the two is given.
+        gradient_checkpointing: Keep only the inputs of the decoder's blocks for the backward pass and compute the
+            rest again: less memory, more time, where guidance asks for the gradient of a decode. Changes nothing else.
 
     Raises:
         ValueError: If not exactly one of the two is given, or the folder holds no ``vae``.
     """
 
-    def __init__(self, pretrained: str | None = None, config: dict | None = None) -> None:
+    def __init__(self,
+                 pretrained: str | None = None,
+                 config: dict | None = None,
+                 gradient_checkpointing: bool = False) -> None:
         super().__init__()
         if (pretrained is None) == (config is None):
             raise ValueError('`pretrained` and `config`: exactly one must be given, got '
@@ -74,6 +79,7 @@ class VAECodec(LatentCodec):
                 raise ValueError(f'`pretrained`: the folder {pretrained} has no `vae` in it; it must be in the '
                                  'diffusers layout.')
             self.vae = AutoencoderKL.from_pretrained(pretrained, subfolder='vae')
+        self.set_gradient_checkpointing(gradient_checkpointing)
         self.requires_grad_(False).eval()
         self.channels = self.vae.config.latent_channels
         self.factor = 2**(len(self.vae.config.block_out_channels) - 1)
@@ -88,6 +94,23 @@ class VAECodec(LatentCodec):
 
     def decode(self, latents: Tensor) -> Tensor:
         return self.vae.decode(latents / self.scale + self.shift).sample
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Switch the option of that name on or off."""
+        self.gradient_checkpointing = enabled
+        if enabled:
+            self.vae.enable_gradient_checkpointing()
+        else:
+            self.vae.disable_gradient_checkpointing()
+        self.vae.decoder.training = enabled  # as below
+
+    def train(self, mode: bool = True) -> 'VAECodec':
+        """Stay in eval mode: the codec is frozen."""
+        super().train(False)
+        # diffusers 0.31 checkpoints only a decoder in training mode, later ones any; the flag is the decoder's own, its
+        # blocks stay in eval mode
+        self.vae.decoder.training = self.gradient_checkpointing
+        return self
 
 
 @MODELS.register_module()
