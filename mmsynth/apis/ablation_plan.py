@@ -16,6 +16,7 @@ RULES: Mapping[str, Mapping[str, Any] | None] = MappingProxyType({
     'gradient': dict(type='mmsynth.CRFM', norm='raw', step_size=0.1, policy='decrease', trust_region=None),
     'released': dict(type='mmsynth.CRFM', norm='raw', step_size=0.1, policy='decrease', legacy=True),
     'relative': dict(type='mmsynth.CRFM', norm='relative', step_size=0.1, policy='constant'),
+    'relative-0.3': dict(type='mmsynth.CRFM', norm='relative', step_size=0.3, policy='constant'),
     'best-of-n': dict(type='mmsynth.BestOfN', num_candidates=4),
 })
 RULE_TITLES: Mapping[str, str] = MappingProxyType({
@@ -24,6 +25,7 @@ RULE_TITLES: Mapping[str, str] = MappingProxyType({
     'gradient': 'gradient only',
     'released': 'released',
     'relative': 'relative',
+    'relative-0.3': 'relative 0.3',
     'best-of-n': 'best of 4',
 })
 WITHOUT_STEPS = ('none', 'best-of-n')

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from mmsynth.apis.ablation_plan import TrainedParts
 
 ROOT = Path(__file__).resolve().parents[2]
-RULES = ('none', 'clamp', 'gradient', 'released', 'relative', 'best-of-n')
+RULES = ('none', 'clamp', 'gradient', 'released', 'relative', 'relative-0.3', 'best-of-n')
 PARTS = ('config', 'checkpoint', 'judge_config', 'judge_checkpoint')
 
 
