@@ -38,7 +38,7 @@ def test_options_out_of_range(options: dict, message: str) -> None:
 
 def test_all_variants_by_default() -> None:
     variants = AblationOptions().variants
-    assert len(variants) == 18 and variants[0] == Variant('none') and variants[-1] == Variant('best-of-n')
+    assert len(variants) == 22 and variants[0] == Variant('none') and variants[-1] == Variant('best-of-n')
     assert Variant('released', 4).settings == dict(
         type='mmsynth.CRFM', norm='raw', step_size=0.1, policy='decrease', legacy=True, steps=4)
 
