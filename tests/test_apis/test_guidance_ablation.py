@@ -120,7 +120,9 @@ def test_figures_are_those_of_a_pool(name: str, paint: Callable[[SmallRun, Path]
 def test_no_step_is_none_and_rules_differ(measurements: dict[str, Measurement]) -> None:
     assert list(measurements) == FEW_NAMES  # nothing is sampled at 0 steps
     assert measurements['relative-all'].relative_change == pytest.approx(0.1, rel=1e-3)
-    assert len({own.frechet for own in measurements.values()}) == len(FEW_NAMES)
+    # the released rule hardly moves a generator that is almost untrained: its velocities are within the clamp
+    assert 0 < measurements['released-all'].relative_change < 0.01
+    assert len({measurements[name].frechet for name in ('none', 'relative-1', 'relative-all')}) == 3
     assert all(own.seconds_per_image > 0 for own in measurements.values())
 
 
