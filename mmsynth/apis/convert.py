@@ -28,7 +28,8 @@ from mmsynth.models.checkpoints import (
     own_tensors_outside_network,
 )
 from mmsynth.models.encoders import VAECodec
-from mmsynth.models.generators import TODSynth
+from mmsynth.models.generators import BaseGenerator, TISynth, TODSynth
+from mmsynth.models.ldm_checkpoints import is_ldm
 from mmsynth.registry import MODELS
 from mmsynth.utils import LoadReport, read_checkpoint
 from mmsynth.utils.files import TEMPORARY_PREFIX
@@ -73,7 +74,7 @@ def convert_checkpoint(cfg: Config,
 
     Args:
         cfg: The config that the checkpoint was trained with; its ``pretrained`` backbone is read as well.
-        checkpoint: mmengine's .pth, .safetensors, or a release's file or folder.
+        checkpoint: mmengine's .pth, .safetensors, or a release's file or folder (TISynth: in LDM's layout).
         out: A new file for 'mmsynth', a new folder for 'diffusers'.
         to: 'mmsynth': a checkpoint with this package's names: ``.safetensors``, or ``.pth``, which mmengine's
             ``load_from`` wants. 'diffusers': the folder described above.
@@ -87,7 +88,7 @@ def convert_checkpoint(cfg: Config,
     """
     out = Path(out)
     _check_out(out, to)
-    generator = _build(cfg)
+    generator = _build(cfg, to)
     _check_lora(generator, to, merge_lora)
     report = _load(generator, checkpoint)
     merged = generator.merge_lora() if merge_lora else 0
@@ -111,15 +112,19 @@ def _check_out(out: Path, to: str) -> None:
         raise ValueError(f'`out` must name {wanted} for the layout {to!r}, got {out}.')
 
 
-def _build(cfg: Config) -> TODSynth:
+def _build(cfg: Config, to: str) -> BaseGenerator:
     with DefaultScope.overwrite_default_scope('mmseg'):
         generator = MODELS.build(cfg.model)
-    if not isinstance(generator, TODSynth):
-        raise ValueError(f'{cfg.filename}: `model` is {type(generator).__name__}; only a TODSynth can be converted.')
+    if not isinstance(generator, (TODSynth, TISynth)):
+        raise ValueError(f'{cfg.filename}: `model` is {type(generator).__name__}; only a TODSynth or a TISynth can be '
+                         'converted.')
+    if to == 'diffusers' and not isinstance(generator, TODSynth):
+        raise ValueError(f"`to`: the layout 'diffusers' has no place for the all-in attentions of a "
+                         f"{type(generator).__name__}; use 'mmsynth'.")
     return generator.eval()
 
 
-def _check_lora(generator: TODSynth, to: str, merge_lora: bool) -> None:
+def _check_lora(generator: BaseGenerator, to: str, merge_lora: bool) -> None:
     if merge_lora and not generator.has_lora:
         raise ValueError("`merge_lora` has no effect: no branch of the config's `model.trainable` is 'lora'. Leave it "
                          'out, or give the config that the checkpoint was trained with.')
@@ -128,19 +133,26 @@ def _check_lora(generator: TODSynth, to: str, merge_lora: bool) -> None:
                          '(--merge-lora).')
 
 
-def _load(generator: TODSynth, checkpoint: str | Path) -> LoadReport:
+def _load(generator: BaseGenerator, checkpoint: str | Path) -> LoadReport:
     state = read_checkpoint(checkpoint)
     report = load_generator_state(generator, state, source=str(checkpoint))
-    weights = {name for name, _ in generator.network.named_parameters()}  # what else is missing follows from settings
-    lacking = [name for name in report.missing if name in weights]
-    if is_released_todsynth(state):
-        lacking += own_tensors_outside_network(generator)
+    lacking = _lacking(generator, state, report)
     if lacking:
         shown = ', '.join(lacking[:5]) + (f', … ({len(lacking) - 5} more)' if len(lacking) > 5 else '')
         raise ValueError(f'checkpoint {checkpoint} is a release, which leaves to its backbone what it did not train. '
                          f'The config builds these from nothing: {shown}. Set `model.network.pretrained` and the '
                          'codecs of the release.')
     return report
+
+
+def _lacking(generator: BaseGenerator, state: dict[str, Tensor], report: LoadReport) -> list[str]:
+    """The weights that neither the file nor a backbone has; what else is missing follows from settings."""
+    if is_ldm(state):  # the branches that such a file lacks start as new ones do
+        weights = {name for name, _ in generator.named_parameters() if not name.startswith('network.')}
+        return [name for name in report.missing if name in weights]
+    weights = {name for name, _ in generator.network.named_parameters()}
+    lacking = [name for name in report.missing if name in weights]
+    return lacking + (own_tensors_outside_network(generator) if is_released_todsynth(state) else [])
 
 
 def _write_diffusers(generator: TODSynth, folder: Path, out: Path) -> tuple[list[str], list[str]]:

@@ -8,19 +8,24 @@ Released TODSynth names (reference: the published state dict), for block i:
     mmdit_blocks.i.attn.sd3_attn.X       → trunk.transformer_blocks.i.attn.X
     mmdit_blocks.i.attn2.X               → trunk.transformer_blocks.i.attn2.X
     mmdit_blocks.i.{norm1,ff,attn}.X     → mask_blocks.i.{norm1,ff,attn}.X
+
+Names of latent diffusion, which TISynth's release has: :mod:`mmsynth.models.ldm_checkpoints`.
 """
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmsynth.models.backbone import FINGERPRINT, backbone_tensors, pretrained_names, whole_state_dict
+from mmsynth.models.encoders import VAECodec
+from mmsynth.models.ldm_checkpoints import LDMCheckpoint, is_ldm, read_ldm, start_branches
 from mmsynth.models.lora import plain_name
-from mmsynth.models.networks import MMDiT
+from mmsynth.models.networks import UNET_BRANCHES, ControlledUNet, MMDiT
 from mmsynth.utils.checkpoint import LoadReport, load_state_dict, read_checkpoint
 
+_VAE, _CLIP = 'latent_codec.vae.', 'text_encoder.text_encoder.'
 _RELEASED_TODSYNTH = tuple((re.compile(pattern), replacement) for pattern, replacement in (
     (r'^sd3_transformer\.(?!transformer_blocks)', 'trunk.'),
     (r'^msk_pos_embed\.', 'mask_embed.'),
@@ -61,6 +66,70 @@ def load_released_todsynth(network: MMDiT, state: Mapping[str, Tensor], *, sourc
         network, from_released_todsynth(state), source=source, optional=frozen, backbone=backbone)
 
 
+def load_ldm(generator: nn.Module, state: Mapping[str, Tensor], *, source: str) -> LoadReport:
+    """Load a file in the layout of latent diffusion into a TISynth: its release, a ControlNet, or Stable Diffusion 1.5.
+
+    What the file lacks as a whole stays as it is (reported as missing), but a control branch starts again as a copy of
+    the file's U-Net. VAE and CLIP go to the codec and the text encoder, if the generator has these. Anything else that
+    is missing, unexpected or of another shape is refused, and the generator left as it was.
+
+    Raises:
+        ValueError: If the generator's network is another, or the file does not fit; the message is the report.
+    """
+    if not isinstance(generator.network, ControlledUNet):
+        raise ValueError(f'checkpoint {source} has the layout of latent diffusion (TISynth, ControlNet, Stable '
+                         'Diffusion 1.5), whose network is a ControlledUNet; the config has a '
+                         f"{type(generator.network).__name__}. Use a config with model.type='mmsynth.TISynth'.")
+    found = read_ldm(state, generator.network, source=source)
+    if 'unet' in found.branches:
+        start_branches(found)
+    own = whole_state_dict(generator)
+    parts = {
+        'network.': found.network,
+        _VAE: found.vae if isinstance(generator.latent_codec, VAECodec) else {},
+        _CLIP: _clip_tensors(found.text_encoder, own),
+    }
+    tensors = {prefix + key: value for prefix, part in parts.items() for key, value in part.items()}
+    given = tuple(_ldm_prefixes(found, parts))
+    report = load_state_dict(
+        generator,
+        tensors | found.unknown,
+        source=source,
+        optional={name for name in own if not name.startswith(given) or 'lora_' in name},
+        backbone=backbone_tensors(generator),
+        ignored=(FINGERPRINT, ))
+    _log_left_out(found, parts, source)
+    return report
+
+
+def _ldm_prefixes(found: LDMCheckpoint, parts: Mapping[str, Mapping[str, Tensor]]) -> Iterator[str]:
+    """What of the generator an LDM file must hold in full: the U-Net, if not pretrained, and what it has at all."""
+    for branch in sorted({'unet', *found.branches}):
+        yield f'network.{UNET_BRANCHES[branch]}.'
+    yield from (prefix for prefix in (_VAE, _CLIP) if parts[prefix])
+
+
+def _log_left_out(found: LDMCheckpoint, parts: Mapping[str, Mapping[str, Tensor]], source: str) -> None:
+    """Say what of an LDM file has no place in the generator."""
+    counts = {
+        'of branch outputs that nobody reads': len(found.unread),
+        'beside the weights (noise schedule, averaged weights)': len(found.beside),
+        'of the VAE, as the config has another codec': 0 if parts[_VAE] else len(found.vae),
+        'of CLIP, as the config has another text encoder': 0 if parts[_CLIP] else len(found.text_encoder),
+    }
+    for what, count in counts.items():
+        if count:
+            print_log(f'{source}: {count} tensors not taken over: {what}', logger='current')
+
+
+def _clip_tensors(tensors: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+    """CLIP's tensors as the generator's text encoder calls them; none where it has no CLIP."""
+    if not any(name.startswith(_CLIP) for name in own):
+        return {}
+    nested = any(name.startswith(f'{_CLIP}text_model.') for name in own)  # transformers 4, no longer 5
+    return {key if nested else key.removeprefix('text_model.'): value for key, value in tensors.items()}
+
+
 def control_tensors(network: MMDiT) -> dict[str, Tensor]:
     """What a network has beside its trunk, which is what it knows about masks."""
     return {name: value for name, value in network.state_dict().items() if not name.startswith('trunk.')}
@@ -82,7 +151,8 @@ def load_generator(generator: nn.Module, path: str | Path) -> LoadReport:
     """Load a generator's weights from any known layout.
 
     Ours (mmengine's .pth, or .safetensors), with or without the frozen tensors of the backbone; a release's file or
-    folder; or the ``control`` folder of a converted generator whose trunk the network is built on.
+    folder; a file of latent diffusion, see :func:`load_ldm`; or the ``control`` folder of a converted generator whose
+    trunk the network is built on.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -97,6 +167,8 @@ def load_generator_state(generator: nn.Module, state: Mapping[str, Tensor], *, s
     """As :func:`load_generator`, from tensors that have been read."""
     if is_released_todsynth(state):
         return load_released_todsynth(generator.network, state, source=source)
+    if is_ldm(state):
+        return load_ldm(generator, state, source=source)
     if _is_control(state):
         lacking = own_tensors_outside_network(generator)
         if lacking:
