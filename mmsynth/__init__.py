@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mmsynth.guidance.ensemble import CriticEnsemble
     from mmsynth.guidance.latent_critic import LatentCritic
     from mmsynth.models.data_preprocessor import SynthDataPreprocessor
+    from mmsynth.models.generators.tisynth import TISynth
     from mmsynth.models.generators.todsynth import TODSynth
 
 _HOMES = {
@@ -32,11 +33,12 @@ _HOMES = {
     'ManifestDataset': 'mmsynth.datasets.manifest',
     'SegmentorCritic': 'mmsynth.guidance.critic',
     'SynthDataPreprocessor': 'mmsynth.models.data_preprocessor',
+    'TISynth': 'mmsynth.models.generators.tisynth',
     'TODSynth': 'mmsynth.models.generators.todsynth',
 }
 
 __all__ = ['__version__', 'BestOfN', 'CRFM', 'CriticEnsemble', 'LatentCritic', 'ManifestDataset', 'SegmentorCritic',
-           'SynthDataPreprocessor', 'TODSynth']
+           'SynthDataPreprocessor', 'TISynth', 'TODSynth']
 
 
 def __getattr__(name: str) -> Any:

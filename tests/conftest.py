@@ -32,6 +32,13 @@ def tiny_sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope='session')
+def tiny_sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in Stable Diffusion 1.5's layout with tiny random weights; do not write into it."""
+    from tiny_backbone import write_tiny_sd15
+    return write_tiny_sd15(tmp_path_factory.mktemp('tiny_sd15'))
+
+
+@pytest.fixture(scope='session')
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> 'SmallRun':
     """A tiny data set with its configs, a generator and a critic trained for two iterations; do not write into it."""
     from small_run import train_small_run

@@ -16,17 +16,19 @@ from small_run import ROOT
 
 from mmsynth.apis import build_dataset, load_config
 from mmsynth.datasets.landcover import CLASSES as LANDCOVER
-from mmsynth.models.generators import BaseGenerator, TODSynth
+from mmsynth.models.generators import BaseGenerator, TISynth, TODSynth
 from mmsynth.registry import DATASETS, MODELS
+from mmsynth.sampling import SAMPLERS
 
 CONFIG_DIR = ROOT / 'configs'
 CONFIGS = {path.relative_to(CONFIG_DIR).as_posix(): path for path in sorted(CONFIG_DIR.rglob('*.py'))
            if '_base_' not in path.parts}
-GENERATORS = [name for name in CONFIGS if 'todsynth' in Path(name).stem]
+GENERATORS = [name for name in CONFIGS if Path(name).stem.startswith(('tisynth', 'todsynth'))]
 SEGMENTORS = [name for name in CONFIGS if name not in GENERATORS]
-BACKBONES = [name for name in CONFIGS if name.startswith('todsynth/')]
+TODSYNTH = [name for name in CONFIGS if name.startswith('todsynth/')]
+TISYNTH = [name for name in CONFIGS if name.startswith('tisynth/')]
 REGISTRIES = [value for value in vars(root_registries).values() if isinstance(value, Registry)]
-BACKBONE_ID = 'stabilityai/'
+STABLE_DIFFUSION_3, STABLE_DIFFUSION_1 = 'stabilityai/', 'stable-diffusion-v1-5/'
 
 
 def load(name: str) -> Config:
@@ -50,12 +52,19 @@ def resolves(name: str) -> bool:
     return False
 
 
-def replace_backbone(node: Any, folder: Path) -> None:
+@pytest.fixture
+def backbones(tiny_sd3: Path, tiny_sd15: Path) -> dict[str, Path]:
+    """Tiny folders by the start of the hub id that they stand for."""
+    return {STABLE_DIFFUSION_3: tiny_sd3, STABLE_DIFFUSION_1: tiny_sd15}
+
+
+def replace_backbone(node: Any, backbones: Mapping[str, Path]) -> None:
     """Put a tiny folder in the place of every Stable Diffusion that would be downloaded."""
     for part in walk(node):
         for key, value in part.items():
-            if isinstance(value, str) and value.startswith(BACKBONE_ID):
-                part[key] = str(folder)
+            for start, folder in backbones.items():
+                if isinstance(value, str) and value.startswith(start):
+                    part[key] = str(folder)
 
 
 def data_sets(cfg: Config) -> Iterator[ConfigDict]:
@@ -79,16 +88,18 @@ def mmseg_class(name: str) -> type:
 
 
 def test_there_are_configs_of_every_kind() -> None:
-    assert {'demo/todsynth.py', 'demo/critic.py', 'demo/judge.py', 'demo/segmentor_real.py',
+    assert {'demo/todsynth.py', 'demo/tisynth.py', 'demo/critic.py', 'demo/judge.py', 'demo/segmentor_real.py',
             'demo/segmentor_mixed.py'} <= CONFIGS.keys()
-    assert {f'todsynth/todsynth_sd35m_{data}_512.py' for data in ('loveda', 'fusu', 'dubai')} <= set(BACKBONES)
+    assert {f'todsynth/todsynth_sd35m_{data}_512.py' for data in ('loveda', 'fusu', 'dubai')} <= set(TODSYNTH)
+    assert {f'tisynth/tisynth_sd15_{data}_512.py' for data in ('gid', 'fusu', 'loveda_rural2urban', 'dubai')} \
+        == set(TISYNTH)
 
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_every_registered_name_resolves(name: str) -> None:
     cfg = load(name)
     assert cfg.default_scope == 'mmseg' and 'mmsynth' in cfg.custom_imports.imports
-    names = {part[key] for part in walk(cfg._cfg_dict) for key in ('type', 'ema_type') if key in part}
+    names = {part[key] for part in walk(cfg._cfg_dict) for key in ('type', 'ema_type') if key in part} - set(SAMPLERS)
     assert len(names) > 10
     assert [unknown for unknown in sorted(names) if not resolves(unknown)] == []
 
@@ -121,23 +132,23 @@ def test_segmentors_build(name: str) -> None:
 
 
 @pytest.mark.parametrize('name', GENERATORS)
-def test_generators_build(name: str, tiny_sd3: Path) -> None:
+def test_generators_build(name: str, backbones: dict[str, Path]) -> None:
     cfg = load(name)
-    replace_backbone(cfg._cfg_dict, tiny_sd3)
+    replace_backbone(cfg._cfg_dict, backbones)
     model = MODELS.build(cfg.model)
     assert isinstance(model, BaseGenerator)
     trained = model.trainable_names()
     assert trained and not [parameter for parameter in trained if parameter.startswith('latent_codec.')]
 
 
-@pytest.mark.parametrize('name', BACKBONES)
-def test_backbone_configs_are_the_released_recipe(name: str, tiny_sd3: Path) -> None:
+@pytest.mark.parametrize('name', TODSYNTH)
+def test_todsynth_configs_are_the_released_recipe(name: str, backbones: dict[str, Path]) -> None:
     cfg = load(name)
     assert cfg.model.type == 'mmsynth.TODSynth' and cfg.model.num_steps == 23
     assert cfg.optim_wrapper.type == 'AmpOptimWrapper' and cfg.optim_wrapper.dtype == 'bfloat16'
     pretrained = {part['pretrained'] for part in walk(cfg._cfg_dict) if 'pretrained' in part}
     assert pretrained == {'stabilityai/stable-diffusion-3.5-medium'}, 'codec, network and text encoder of one backbone'
-    replace_backbone(cfg._cfg_dict, tiny_sd3)
+    replace_backbone(cfg._cfg_dict, backbones)
     model = MODELS.build(cfg.model)
     assert isinstance(model, TODSynth) and model.network.gradient_checkpointing
     frozen = [parameter for parameter in model.network.branch_parameters('text') if f'network.{parameter}' in
@@ -149,7 +160,26 @@ def test_backbone_configs_are_the_released_recipe(name: str, tiny_sd3: Path) -> 
     assert embeds.pooled_prompt_embeds.shape[-1] == model.network.trunk.config.pooled_projection_dim
 
 
-@pytest.mark.parametrize('name', BACKBONES)
+@pytest.mark.parametrize('name', TISYNTH)
+def test_tisynth_configs_are_the_released_recipe(name: str, backbones: dict[str, Path]) -> None:
+    cfg = load(name)
+    assert (cfg.model.type, cfg.model.num_steps, cfg.model.guidance_scale) == ('mmsynth.TISynth', 50, 9.0)
+    assert (cfg.optim_wrapper.optimizer.type, cfg.optim_wrapper.optimizer.lr) == ('AdamW', 1e-5)
+    assert cfg.train_dataloader.batch_size == 2 and tuple(cfg.crop_size) == (512, 512)
+    assert dict(type='RandomFlip', prob=0.5) in [part.to_dict() for part in cfg.train_dataloader.dataset.pipeline]
+    pretrained = {part['pretrained'] for part in walk(cfg._cfg_dict) if 'pretrained' in part}
+    assert pretrained == {'stable-diffusion-v1-5/stable-diffusion-v1-5'}
+    replace_backbone(cfg._cfg_dict, backbones)
+    model = MODELS.build(cfg.model)
+    assert isinstance(model, TISynth) and model.network.gradient_checkpointing
+    assert type(model.sampler).__name__ == 'DDIMScheduler' and model.sampler.config.steps_offset == 1
+    frozen = {f'network.{parameter}' for parameter in model.network.branch_parameters('unet')}
+    assert frozen and not frozen & set(model.trainable_names())
+    embeds = MODELS.build(cfg.prompt_encoder).encode(['a satellite image of road'])
+    assert embeds.prompt_embeds.shape[1:] == (77, model.network.cross_attention_dim)
+
+
+@pytest.mark.parametrize('name', TODSYNTH)
 def test_the_critic_is_a_shipped_config_of_the_same_classes(name: str) -> None:
     cfg = load(name)
     critic = cfg.synthesis.guidance.critic
@@ -164,7 +194,8 @@ def test_the_critic_is_a_shipped_config_of_the_same_classes(name: str) -> None:
 def test_schedules_end_where_the_training_ends(name: str) -> None:
     cfg = load(name)
     end = cfg.train_cfg.max_iters
-    last = max(part.get('end', part.get('total_steps', 0)) for part in cfg.param_scheduler)
+    rates = cfg.get('param_scheduler', ())  # none: a constant rate
+    last = max((part.get('end', part.get('total_steps', 0)) for part in rates), default=end)
     assert last == end and cfg.train_cfg.val_interval > end
     assert end % cfg.default_hooks.checkpoint.interval == 0
 
@@ -173,8 +204,8 @@ def test_schedules_end_where_the_training_ends(name: str) -> None:
 
 
 def tile_size(name: str) -> tuple[int, int]:
-    """Not that of the crop, but for FUSU, which comes in tiles of 512 pixels."""
-    return (512, 512) if 'fusu' in name else (600, 700)
+    """Not that of the crop, but for FUSU and GID, which come in tiles of 512 pixels."""
+    return (512, 512) if 'fusu' in name or 'gid' in name else (600, 700)
 
 
 def write_tile(root: Path, image: str, mask: str, size: tuple[int, int], num_classes: int) -> None:
@@ -194,13 +225,19 @@ def lay_out(dataset: ConfigDict, root: Path, size: tuple[int, int]) -> ConfigDic
         write_tile(root, f'{folders.img_path}/a.png', f'{folders.seg_map_path}/a.png', size, num_classes)
     else:
         write_tile(root, 'images/a.png', 'masks/a.png', size, num_classes)
-        (root / dataset.ann_file).write_text(json.dumps(dict(source='masks/a.png', target='images/a.png')))
+        line = dict(source='masks/a.png', target='images/a.png', ref_image='references/r.png')
+        (root / dataset.ann_file).write_text(json.dumps(line))
+    (root / 'references').mkdir()  # unlabelled, and of another size
+    Image.fromarray(np.full((520, 700, 3), 90, np.uint8)).save(root / 'references' / 'r.png')
+    for transform in dataset.pipeline:
+        if 'folder' in transform:
+            transform.folder = str(root / 'references')
     dataset.data_root = str(root)
     return dataset
 
 
 @pytest.mark.parametrize('part', ['train_dataloader', 'synthesis'])
-@pytest.mark.parametrize('name', BACKBONES)
+@pytest.mark.parametrize('name', [*TODSYNTH, *TISYNTH])
 def test_backbone_configs_read_their_data(name: str, part: str, tmp_path: Path) -> None:
     cfg = load(name)
     classes = class_names(cfg[part].dataset)
@@ -209,6 +246,8 @@ def test_backbone_configs_read_their_data(name: str, part: str, tmp_path: Path) 
     assert tuple(mask.shape) == (1, *cfg.crop_size) and mask.max() < len(classes)
     if part == 'train_dataloader':
         assert tuple(item['inputs'].shape) == (3, *cfg.crop_size)
+    if name in TISYNTH:
+        assert tuple(item['data_samples'].reference.data.shape) == (3, *cfg.crop_size)
     listed = item['data_samples'].prompt.removeprefix('a satellite image of ').split(', ')
     assert {classes[value] for value in mask.unique()} <= set(listed) <= set(classes)
 

@@ -1,18 +1,20 @@
-"""A tiny Stable Diffusion 3 folder in the diffusers layout, written offline with random weights.
+"""Tiny Stable Diffusion 3 and 1.5 folders in the diffusers layout, written offline with random weights.
 
 The loading code under test is then the real one. The widths keep SD3's relations: the two CLIP states side by side are
 at most as wide as T5's (zero-padded to it), T5's width is the transformer's joint width, and the two CLIP projections
-side by side are the pooled width.
+side by side are the pooled width. Of 1.5: CLIP's width is the U-Net's cross-attention width, and the VAE has 8 pixels
+per latent cell.
 """
 import json
 import string
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import (AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel,
+                       StableDiffusion3Pipeline, StableDiffusionPipeline, UNet2DConditionModel)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import (CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel,
-                          T5TokenizerFast)
+from transformers import (CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedModel,
+                          T5Config, T5EncoderModel, T5TokenizerFast)
 
 JOINT_DIM = 32  # T5 width = width of the prompt embeddings
 CLIP_WIDTHS = (12, 16)  # 12 + 16 < JOINT_DIM, so the padding is exercised
@@ -47,6 +49,52 @@ def write_tiny_sd3(folder: Path, *, latent_channels: int = 4, sample_size: int =
             tokenizer_3=_t5_tokenizer(folder / 'tokenizer_3'))
     pipeline.save_pretrained(folder)
     return folder
+
+
+def write_tiny_sd15(folder: Path, *, seed: int = 0) -> Path:
+    """Write a folder of Stable Diffusion 1.5 with 4 latent channels, and return it.
+
+    Args:
+        folder: Where to; created if needed.
+        seed: Of the random weights; the caller's random state is left alone.
+    """
+    folder = Path(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipeline = StableDiffusionPipeline(
+            unet=_unet(),
+            vae=AutoencoderKL(
+                down_block_types=('DownEncoderBlock2D', ) * 4,
+                up_block_types=('UpDecoderBlock2D', ) * 4,
+                block_out_channels=(8, 8, 8, 16),
+                layers_per_block=1,
+                latent_channels=4,
+                norm_num_groups=4,
+                sample_size=64),
+            scheduler=DDIMScheduler(
+                beta_start=0.00085, beta_end=0.012, beta_schedule='scaled_linear', clip_sample=False,
+                set_alpha_to_one=False, steps_offset=1),
+            text_encoder=_clip(CLIP_WIDTHS[0], model=CLIPTextModel),
+            tokenizer=_clip_tokenizer(folder / 'tokenizer'),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False)
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def _unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'),
+        up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D'),
+        cross_attention_dim=CLIP_WIDTHS[0],
+        attention_head_dim=2,
+        norm_num_groups=4)
 
 
 def _transformer(latent_channels: int, sample_size: int) -> SD3Transformer2DModel:
@@ -88,9 +136,10 @@ def _clip_vocab() -> dict[str, int]:
     return {piece: index for index, piece in enumerate([*pieces, START, END])}
 
 
-def _clip(width: int, projection: int) -> CLIPTextModelWithProjection:
+def _clip(width: int, projection: int = 16,
+          model: type[PreTrainedModel] = CLIPTextModelWithProjection) -> PreTrainedModel:
     vocab = _clip_vocab()
-    return CLIPTextModelWithProjection(
+    return model(
         CLIPTextConfig(
             vocab_size=len(vocab),
             hidden_size=width,

@@ -35,11 +35,13 @@ class Request:
         id: Of the sample in the pool: the mask's id, and the repeat's number from the second on.
         index: Of the mask in its data set.
         seed: Of the sample.
+        repeat: Number of the image among those of its mask, from 0.
     """
 
     id: str
     index: int
     seed: int
+    repeat: int = 0
 
 
 def synthesize(cfg: Config,
@@ -115,8 +117,9 @@ def list_requests(dataset: BaseDataset, seed: int, num_per_mask: int, limit: int
     requests = []
     for index in range(count):
         name = dataset.get_data_info(index).get('sample_id') or Path(dataset.get_data_info(index)['seg_map_path']).stem
-        requests += [Request(name if repeat == 0 else f'{name}~{repeat + 1}', index, derive_seed(seed, name, repeat))
-                     for repeat in range(num_per_mask)]
+        requests += [
+            Request(name if repeat == 0 else f'{name}~{repeat + 1}', index, derive_seed(seed, name, repeat), repeat)
+            for repeat in range(num_per_mask)]
     _check_unique(requests)
     return requests
 
@@ -156,7 +159,7 @@ def _paint(batch: Sequence[tuple[Request, SynthDataSample]], generator: BaseGene
 def _batches(dataset: BaseDataset, requests: Sequence[Request],
              batch_size: int) -> Iterator[list[tuple[Request, SynthDataSample]]]:
     """Requests with their loaded samples, in batches of one mask size."""
-    loaded = ((request, dataset[request.index]['data_samples']) for request in requests)
+    loaded = ((request, _load(dataset, request)) for request in requests)
     for _, same_size in groupby(loaded, key=lambda item: tuple(item[1].gt_sem_seg.shape)):
         batch: list[tuple[Request, SynthDataSample]] = []
         for item in same_size:
@@ -166,6 +169,17 @@ def _batches(dataset: BaseDataset, requests: Sequence[Request],
                 batch = []
         if batch:
             yield batch
+
+
+def _load(dataset: BaseDataset, request: Request) -> SynthDataSample:
+    """The sample of a request. The pipeline is told the repeat's number: each may get a reference of its own.
+
+    A wrapper such as ConcatDataset has no pipeline to tell; its repeats are painted with one reference.
+    """
+    pipeline = getattr(dataset, 'pipeline', None)
+    if request.repeat == 0 or pipeline is None:
+        return dataset[request.index]['data_samples']
+    return pipeline(dataset.get_data_info(request.index) | dict(repeat=request.repeat))['data_samples']
 
 
 def _check_counts(**counts: int | None) -> None:

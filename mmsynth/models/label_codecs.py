@@ -75,6 +75,21 @@ class GreyLevelCodec(LabelCodec):
 
 
 @MODELS.register_module()
+class IdCodec(LabelCodec):
+    """Class k → ``k / 255``, three equal channels in [0, 1] (TISynth as released); ignored pixels are 1.
+
+    No picture for a latent codec: the classes are hardly apart. TISynth's mask branch reads it pixel by pixel.
+    """
+
+    is_image = False
+    channels = 3
+
+    def _paint(self, ids: Tensor, ignored: Tensor) -> Tensor:
+        values = ids.masked_fill(ignored, 255).float() / 255
+        return values[:, None].expand(-1, 3, -1, -1).contiguous()
+
+
+@MODELS.register_module()
 class PaletteCodec(LabelCodec):
     """Class k → its palette colour, RGB in [-1, 1]; ignored pixels are black.
 

@@ -1,5 +1,8 @@
 """Sampling loops over diffusers' schedulers."""
+from mmsynth.sampling.denoise import SAMPLERS, build_sampler, complete_schedule, sample_denoising
 from mmsynth.sampling.flow_match import Guide, sample_flow_match
 from mmsynth.sampling.step import SamplingStep
 
-__all__ = ['Guide', 'SamplingStep', 'sample_flow_match']
+__all__ = [
+    'SAMPLERS', 'Guide', 'SamplingStep', 'build_sampler', 'complete_schedule', 'sample_denoising', 'sample_flow_match'
+]

@@ -5,13 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mmsynth.models import GreyLevelCodec, OneHotCodec, PaletteCodec
+from mmsynth.models import GreyLevelCodec, IdCodec, OneHotCodec, PaletteCodec
 from mmsynth.models.label_codecs import LabelCodec
 from mmsynth.registry import MODELS
 
 PALETTE = [[255, 0, 0], [0, 255, 0], [10, 20, 30]]
 CODECS = [
     dict(type='mmsynth.GreyLevelCodec', num_classes=3),
+    dict(type='mmsynth.IdCodec', num_classes=3),
     dict(type='mmsynth.PaletteCodec', palette=PALETTE),
     dict(type='mmsynth.OneHotCodec', num_classes=3)
 ]
@@ -37,6 +38,13 @@ class TestGreyLevelCodec:
         images = GreyLevelCodec(3).encode(MASK)
         assert images.shape == (1, 3, 2, 3) and images.dtype == torch.float32
         assert to_bytes(images)[0, 0].tolist() == [[0, 85, 170], [170, 255, 85]]
+
+
+def test_an_id_is_its_share_of_255_and_ignored_pixels_are_one() -> None:
+    codec = IdCodec(3)
+    control = codec.encode(MASK)
+    assert control.shape == (1, 3, 2, 3) and control.dtype == torch.float32 and not codec.is_image
+    torch.testing.assert_close(control, (MASK.float() / 255)[:, None].expand(-1, 3, -1, -1))
 
 
 class TestPaletteCodec:

@@ -1,13 +1,14 @@
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_backbone import CLIP_LENGTH, CLIP_WIDTHS, JOINT_DIM, POOLED_DIM, write_tiny_sd3
+from tiny_backbone import CLIP_LENGTH, CLIP_WIDTHS, JOINT_DIM, POOLED_DIM, write_tiny_sd3, write_tiny_sd15
 
 from mmsynth.datasets.transforms.prompts import build_prompt
-from mmsynth.models.encoders import ClassNameEmbedding, SD3TextEncoder
+from mmsynth.models.encoders import ClassNameEmbedding, CLIPTextEncoder, PromptCache, SD3TextEncoder
 from mmsynth.registry import MODELS
 
 CLASSES = ('park', 'park land', 'Road', 'water')
@@ -182,6 +183,65 @@ class TestSD3TextEncoder:
     def test_mistakes(self, tiny_sd3, changes, message):
         with pytest.raises(ValueError, match=message):
             SD3TextEncoder(**{'pretrained': str(tiny_sd3), **changes})
+
+
+@pytest.fixture(scope='module')
+def clip(tiny_sd15) -> CLIPTextEncoder:
+    return MODELS.build(dict(type='mmsynth.CLIPTextEncoder', pretrained=str(tiny_sd15)))
+
+
+class TestCLIPTextEncoder:
+
+    def test_is_the_whole_pipelines_encoding(self, clip, tiny_sd15):
+        """The last hidden state after the final norm, of 77 tokens, the empty prompt among them."""
+        from diffusers import StableDiffusionPipeline
+        pipeline = StableDiffusionPipeline.from_pretrained(tiny_sd15)
+        with torch.no_grad():
+            tokens, negative = pipeline.encode_prompt(PROMPTS, 'cpu', 1, True)
+        embeds = clip.encode(PROMPTS)
+        assert torch.equal(embeds.prompt_embeds, tokens) and torch.equal(clip.encode([''])[0][0], negative[0])
+        assert tokens.shape == (3, CLIP_LENGTH, CLIP_WIDTHS[0]) and embeds.pooled_prompt_embeds.shape[0] == 3
+        assert not torch.equal(tokens[0], tokens[1]) and not torch.equal(tokens[0], tokens[2])
+
+    def test_long_prompts_are_cut(self, clip):
+        assert torch.isfinite(clip.encode(['road, park ' * 100]).prompt_embeds).all()
+
+    def test_frozen(self, clip):
+        clip.train()
+        assert not any(module.training for module in clip.modules())
+        assert len(list(clip.parameters())) > 0 and not any(p.requires_grad for p in clip.parameters())
+        assert not clip.encode(PROMPTS).prompt_embeds.requires_grad
+
+    def test_it_fills_a_prompt_cache(self, clip, tmp_path):
+        cache = PromptCache(tmp_path, clip.identity)
+        assert cache.encode_missing(PROMPTS, clip) == 3
+        torch.testing.assert_close(cache.get(PROMPTS[0]).prompt_embeds, clip.encode(PROMPTS)[0][0])
+
+    def test_identity_sees_weights_and_dtype_but_not_the_place(self, clip, tiny_sd15, tmp_path):
+        copied = shutil.copytree(tiny_sd15, tmp_path / 'elsewhere', ignore=shutil.ignore_patterns('unet', 'vae'))
+        other = CLIPTextEncoder(str(write_tiny_sd15(tmp_path / 'other', seed=1)))
+        half = CLIPTextEncoder(str(tiny_sd15), dtype='bfloat16')
+        assert CLIPTextEncoder(str(copied)).identity == clip.identity
+        assert len({clip.identity, other.identity, half.identity}) == 3
+        assert half.encode(PROMPTS).prompt_embeds.dtype == torch.bfloat16
+
+    @pytest.mark.parametrize('remove, message', [
+        ('tokenizer', 'lacks tokenizer. .*text encoder and tokenizer are needed: download'),
+        ('text_encoder/model.safetensors', 'the text encoder of .* does not load'),
+    ])
+    def test_an_incomplete_folder(self, tiny_sd15, tmp_path, remove, message):
+        copied = shutil.copytree(tiny_sd15, tmp_path / 'copy', ignore=shutil.ignore_patterns('unet', 'vae'))
+        (shutil.rmtree if (copied / remove).is_dir() else Path.unlink)(copied / remove)
+        with pytest.raises(ValueError, match=message):
+            CLIPTextEncoder(str(copied))
+
+    @pytest.mark.parametrize('changes, message', [
+        (dict(pretrained='/no/such/folder'), 'no folder /no/such/folder.* stable-diffusion-v1-5'),
+        (dict(dtype='float16'), "float32, bfloat16, got 'float16'"),
+    ])
+    def test_mistakes(self, tiny_sd15, changes, message):
+        with pytest.raises(ValueError, match=message):
+            CLIPTextEncoder(**{'pretrained': str(tiny_sd15), **changes})
 
 
 def test_tiny_folder_is_a_whole_pipeline(tiny_sd3):

@@ -1,14 +1,14 @@
 """Text encoders: prompts → embeddings, behind one interface (DESIGN 5).
 
 ``ClassNameEmbedding`` is learned with the generator and needs no weights; ``SD3TextEncoder`` holds Stable Diffusion
-3's own three encoders and is run once per distinct prompt; ``CachedTextEncoder`` (:mod:`.prompt_cache`) reads what that
-wrote.
+3's own three encoders and is run once per distinct prompt, as is ``CLIPTextEncoder`` (:mod:`.clip_text_encoder`), that
+of Stable Diffusion 1.5; ``CachedTextEncoder`` (:mod:`.prompt_cache`) reads what they wrote.
 
 Legend: B prompts, N tokens, D width of a token, P width of the pooled embedding, K classes.
 """
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusion3Pipeline
 
 _SD3_PARTS = ('text_encoder', 'text_encoder_2', 'text_encoder_3', 'tokenizer', 'tokenizer_2', 'tokenizer_3')
-_DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
+DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 _INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}  # of the same width, to sum weights exactly
 _HUB_ID = re.compile(r'[\w.-]+/[\w.-]+')
 _PROBE = 'a satellite image of road, park land, 17 buildings'
@@ -179,10 +179,10 @@ class SD3TextEncoder(TextEncoder):
         super().__init__()
         if not 1 <= max_sequence_length <= 512:
             raise ValueError(f'`max_sequence_length` must be in [1, 512], got {max_sequence_length}.')
-        if dtype not in _DTYPES:
-            raise ValueError(f'`dtype` must be one of {", ".join(_DTYPES)}, got {dtype!r}.')
+        if dtype not in DTYPES:
+            raise ValueError(f'`dtype` must be one of {", ".join(DTYPES)}, got {dtype!r}.')
         self.max_sequence_length = max_sequence_length
-        self.dtype = _DTYPES[dtype]
+        self.dtype = DTYPES[dtype]
         self._pipeline = _load_sd3_text(pretrained, self.dtype)
         self.text_encoder = self._pipeline.text_encoder  # the pipeline is no module: these make `.to()` reach it
         self.text_encoder_2 = self._pipeline.text_encoder_2
@@ -198,7 +198,8 @@ class SD3TextEncoder(TextEncoder):
         which takes seconds for the real encoders, so the first call pays and the rest are free.
         """
         if not self._identity:
-            digest = self._fingerprint()
+            tokenizers = (self._pipeline.tokenizer, self._pipeline.tokenizer_2, self._pipeline.tokenizer_3)
+            digest = fingerprint(tokenizers, (self.text_encoder, self.text_encoder_2, self.text_encoder_3))
             self._identity = f'sd3-{digest[:16]}-n{self.max_sequence_length}-{str(self.dtype).removeprefix("torch.")}'
         return self._identity
 
@@ -219,15 +220,16 @@ class SD3TextEncoder(TextEncoder):
         """Stay in eval mode: the encoders are frozen."""
         return super().train(False)
 
-    def _fingerprint(self) -> str:
-        """Hash of the weights and of how the tokenizers read a probe; names and settings vary with library versions."""
-        digest = hashlib.sha256()
-        for tokenizer in (self._pipeline.tokenizer, self._pipeline.tokenizer_2, self._pipeline.tokenizer_3):
-            digest.update(repr(list(tokenizer(_PROBE).input_ids)).encode())
-        for encoder in (self.text_encoder, self.text_encoder_2, self.text_encoder_3):
-            for weight in encoder.parameters():
-                digest.update(repr((tuple(weight.shape), *_weight_sums(weight))).encode())
-        return digest.hexdigest()
+
+def fingerprint(tokenizers: Sequence[Callable], encoders: Sequence[nn.Module]) -> str:
+    """Hash of the weights and of how the tokenizers read a probe; names and settings vary with library versions."""
+    digest = hashlib.sha256()
+    for tokenizer in tokenizers:
+        digest.update(repr(list(tokenizer(_PROBE).input_ids)).encode())
+    for encoder in encoders:
+        for weight in encoder.parameters():
+            digest.update(repr((tuple(weight.shape), *_weight_sums(weight))).encode())
+    return digest.hexdigest()
 
 
 def _weight_sums(weight: Tensor, chunk: int = 2**24) -> tuple[int, list[int]]:
@@ -239,7 +241,8 @@ def _weight_sums(weight: Tensor, chunk: int = 2**24) -> tuple[int, list[int]]:
 
 def _load_sd3_text(pretrained: str, dtype: torch.dtype) -> 'StableDiffusion3Pipeline':
     """The pipeline without its transformer and VAE."""
-    _check_sd3_folder(pretrained)
+    check_folder(pretrained, ('model_index.json', *_SD3_PARTS), 'stabilityai/stable-diffusion-3.5-medium',
+                 'All three text encoders and tokenizers of Stable Diffusion 3 are needed')
     from diffusers import StableDiffusion3Pipeline  # here: it imports transformers, which a cache reader can do without
     try:  # `torch_dtype`, not the newer `dtype`: earlier releases ignore that one with a mere warning
         return StableDiffusion3Pipeline.from_pretrained(pretrained, transformer=None, vae=None, torch_dtype=dtype)
@@ -249,17 +252,25 @@ def _load_sd3_text(pretrained: str, dtype: torch.dtype) -> 'StableDiffusion3Pipe
                          '(Stable Diffusion 3.5 asks for its licence to be accepted on its page first).') from error
 
 
-def _check_sd3_folder(pretrained: str) -> None:
-    """Name what a folder lacks before gigabytes are read; hub ids are left to diffusers."""
+def check_folder(pretrained: str, parts: Sequence[str], example: str, needed: str) -> None:
+    """Name what a folder lacks before gigabytes are read; hub ids are left to the library that loads them.
+
+    Args:
+        pretrained: A folder, or a hub id.
+        parts: Files and folders that must be in it.
+        example: A hub id to download, for the message.
+        needed: What the parts are, for the message.
+
+    Raises:
+        ValueError: If it is neither, or a part is missing.
+    """
     folder = Path(pretrained)
     if not folder.is_dir():
         if _HUB_ID.fullmatch(pretrained) and not pretrained.startswith('.'):
             return
         raise ValueError(f'`pretrained`: no folder {pretrained}, and it is not a hub id of the form owner/name. Give a '
-                         'folder in the diffusers layout, such as a download of '
-                         'stabilityai/stable-diffusion-3.5-medium.')
-    missing = [name for name in ('model_index.json', *_SD3_PARTS) if not (folder / name).exists()]
+                         f'folder in the diffusers layout, such as a download of {example}.')
+    missing = [name for name in parts if not (folder / name).exists()]
     if missing:
-        raise ValueError(f'`pretrained`: the folder {pretrained} lacks {", ".join(missing)}. All three text encoders '
-                         'and tokenizers of Stable Diffusion 3 are needed: download the repository in the diffusers '
-                         'layout (not its single-file checkpoint).')
+        raise ValueError(f'`pretrained`: the folder {pretrained} lacks {", ".join(missing)}. {needed}: download the '
+                         'repository in the diffusers layout (not its single-file checkpoint).')

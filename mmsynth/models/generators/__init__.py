@@ -1,5 +1,6 @@
 """Generators: models that paint images for masks."""
 from mmsynth.models.generators.base import BaseGenerator
+from mmsynth.models.generators.tisynth import TISynth
 from mmsynth.models.generators.todsynth import TODSynth
 
-__all__ = ['BaseGenerator', 'TODSynth']
+__all__ = ['BaseGenerator', 'TISynth', 'TODSynth']

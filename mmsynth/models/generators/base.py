@@ -1,15 +1,18 @@
-"""What every generator shares: dispatch of loss / predict, branch freezing, and synthesis of a batch."""
+"""What every generator shares: its parts, what of them trains, dispatch of loss / predict, synthesis of a batch."""
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from mmengine.model import BaseModel
 from mmengine.structures import PixelData
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmsynth.guidance.base import Guidance
-from mmsynth.models.encoders import LatentCodec
+from mmsynth.models.backbone import keep_in_checkpoints, leave_out_backbone
+from mmsynth.models.encoders import LatentCodec, TextEmbeds
 from mmsynth.models.label_codecs import LabelCodec
+from mmsynth.models.lora import LoRASettings, add_lora, merge_lora
 from mmsynth.registry import MODELS
 from mmsynth.structures import SynthDataSample
 
@@ -19,29 +22,54 @@ TRAINABLE_STATES = ('full', 'lora', 'frozen')
 class BaseGenerator(BaseModel):
     """A model that paints images for masks.
 
-    Subclasses give :meth:`loss` (training) and :meth:`sample_latents` (sampling); everything else is here.
+    Subclasses give :meth:`loss` (training) and :meth:`sample_latents` (sampling); everything else is here. Checkpoints
+    leave out the frozen tensors that a ``pretrained`` backbone holds (:mod:`mmsynth.models.backbone`).
 
     Args:
-        data_preprocessor: Config of a :class:`~mmsynth.models.SynthDataPreprocessor`.
-        latent_codec: The latent codec, or its config.
-        label_codec: The label codec, or its config.
+        network: A network that tells its ``latent_channels``, ``mask_channels`` and ``branch_parameters(branch)``, or
+            its config.
+        latent_codec: Latent codec, or its config; its channels are the network's.
+        label_codec: Label codec, or its config; fixes the class count.
+        text_encoder: A module with ``encode(prompts) -> (prompt_embeds, pooled_prompt_embeds)``, or its config.
+        trainable: State of branches: 'full', 'lora' or 'frozen'; of those left out the one of ``branches``.
+        lora: Settings of the branches that are 'lora', see :class:`~mmsynth.models.lora.LoRASettings`.
+        prompt_dropout: Share of training prompts replaced by the empty one, in [0, 1].
         num_steps: Sampling steps.
         guidance_scale: Strength of classifier-free guidance; 1 switches it off.
+        data_preprocessor: Config of a :class:`~mmsynth.models.SynthDataPreprocessor`.
+
+    Attributes:
+        branches: The network's branches and their default states.
 
     Raises:
-        ValueError: If an option is out of range.
+        ValueError: If an option is out of range, codecs and network do not fit each other, or LoRA finds no layer.
     """
 
-    def __init__(self, data_preprocessor: dict | None, latent_codec: LatentCodec | dict,
-                 label_codec: LabelCodec | dict, num_steps: int, guidance_scale: float) -> None:
+    branches: ClassVar[Mapping[str, str]]
+
+    def __init__(self, network: nn.Module | dict, latent_codec: LatentCodec | dict, label_codec: LabelCodec | dict,
+                 text_encoder: nn.Module | dict, *, trainable: Mapping[str, str] | None, lora: Mapping[str, Any] | None,
+                 prompt_dropout: float, num_steps: int, guidance_scale: float,
+                 data_preprocessor: dict | None) -> None:
+        if not 0 <= prompt_dropout <= 1:
+            raise ValueError(f'`prompt_dropout` must be in [0, 1], got {prompt_dropout}.')
         if num_steps < 1 or guidance_scale < 1:
             raise ValueError('`num_steps` and `guidance_scale` must be at least 1, got '
                              f'{num_steps} and {guidance_scale}.')
+        states = _check_trainable(trainable or {}, lora, self.branches)
+        lora_settings = LoRASettings(**(lora or {}))
         super().__init__(data_preprocessor or dict(type='mmsynth.SynthDataPreprocessor'))
+        self._trainable = states
         self.latent_codec: LatentCodec = build(latent_codec)
         self.label_codec: LabelCodec = build(label_codec)
+        self.network: nn.Module = build(network)
+        self.text_encoder: nn.Module = build(text_encoder)
+        self.prompt_dropout = prompt_dropout
         self.num_steps = num_steps
         self.guidance_scale = guidance_scale
+        self._check_channels()
+        self._set_trainable(lora_settings)
+        leave_out_backbone(self)
 
     @property
     def num_classes(self) -> int:
@@ -136,6 +164,60 @@ class BaseGenerator(BaseModel):
         """The names of the parameters that an optimizer would train."""
         return [name for name, value in self.named_parameters() if value.requires_grad]
 
+    @property
+    def control_channels(self) -> int:
+        """Channels of the mask as the network is given it."""
+        return self.label_codec.channels
+
+    @property
+    def has_lora(self) -> bool:
+        """Whether a branch is trained by low-rank updates."""
+        return 'lora' in self._trainable.values()
+
+    def merge_lora(self) -> int:
+        """Add the low-rank updates to the weights; the network computes the same as before, with plain layers.
+
+        The adapted branches count as fully trained afterwards: a checkpoint holds the whole of them.
+
+        Returns:
+            The number of layers that had an update.
+        """
+        count = merge_lora(self.network)
+        for branch in (branch for branch, state in self._trainable.items() if state == 'lora'):
+            parameters = self.network.branch_parameters(branch)
+            keep_in_checkpoints(self, (f'network.{name}' for name in parameters))
+            for parameter in parameters.values():
+                parameter.requires_grad_(True)
+            self._trainable[branch] = 'full'
+        return count
+
+    def _set_trainable(self, lora: LoRASettings) -> None:
+        adapted = [branch for branch, state in self._trainable.items() if state == 'lora']
+        if adapted:
+            add_lora(self.network, adapted, lora)
+        for branch, state in self._trainable.items():
+            for name, parameter in self.network.branch_parameters(branch).items():
+                parameter.requires_grad_(state == 'full' or state == 'lora' and 'lora_' in name)
+
+    def _check_channels(self) -> None:
+        if self.latent_codec.channels != self.network.latent_channels:
+            raise ValueError(f'`network` takes latents of {self.network.latent_channels} channels, `latent_codec` '
+                             f'makes {self.latent_codec.channels}; set the trunk\'s or U-Net\'s `in_channels` to that, '
+                             'or change the codec.')
+        if self.control_channels != self.network.mask_channels:
+            raise ValueError(f'`network.mask_channels` is {self.network.mask_channels}, `label_codec` '
+                             f'({type(self.label_codec).__name__}) gives {self.control_channels}; set it to '
+                             f'{self.control_channels}.')
+
+    def _encode_prompts(self, prompts: Sequence[str]) -> TextEmbeds:
+        embeds = self.text_encoder.encode(prompts)
+        return TextEmbeds(*(getattr(embeds, name).to(self.device) for name in TextEmbeds._fields))
+
+    def _drop_prompts(self, data_samples: Sequence[SynthDataSample]) -> list[str]:
+        """The prompts, a share of them replaced by the empty one, for classifier-free guidance."""
+        dropped = torch.rand(len(data_samples)) < self.prompt_dropout
+        return ['' if drop else prompt_of(sample) for sample, drop in zip(data_samples, dropped)]
+
 
 def build(module: object) -> object:
     """Build a module from its config; a module stays as it is."""
@@ -154,3 +236,31 @@ def stack_masks(data_samples: Sequence[SynthDataSample], device: torch.device) -
         raise ValueError(f'masks of one batch must have one size, got {sorted(sizes)}; resize or crop them in the '
                          'pipeline of the dataset.')
     return torch.stack(masks).to(device)
+
+
+def prompt_of(sample: SynthDataSample) -> str:
+    """The prompt of a sample.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    if 'prompt' not in sample:
+        raise ValueError(f"sample {sample.get('sample_id', '?')} has no prompt; add dict(type='mmsynth.BuildPrompt') "
+                         'to the pipeline of the dataset, or prompts to its manifest.')
+    return sample.prompt
+
+
+def _check_trainable(trainable: Mapping[str, str], lora: Mapping[str, Any] | None,
+                     branches: Mapping[str, str]) -> dict[str, str]:
+    """The state of every branch, in the order of ``branches``."""
+    unknown = trainable.keys() - branches.keys()
+    wrong = {branch: state for branch, state in trainable.items() if state not in TRAINABLE_STATES}
+    if unknown or wrong:
+        raise ValueError(f'`trainable` takes the branches {", ".join(branches)}, each one of '
+                         f'{", ".join(TRAINABLE_STATES)}; got {dict(trainable)}.')
+    states = dict(branches) | dict(trainable)
+    if lora is not None and 'lora' not in states.values():
+        first = next(iter(branches))
+        raise ValueError(f"`lora` has no effect: no branch of `trainable` is 'lora', got {states}. Set for example "
+                         f"`trainable.{first}='lora'`, or leave `lora` out.")
+    return states

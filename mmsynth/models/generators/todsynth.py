@@ -4,7 +4,7 @@ Legend: B batch, C latent channels, h w latent cells, H W pixels.
 """
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +13,10 @@ from diffusers.training_utils import compute_density_for_timestep_sampling, comp
 from torch import Tensor, nn
 
 from mmsynth.guidance.base import Guidance
-from mmsynth.models.backbone import keep_in_checkpoints, leave_out_backbone
 from mmsynth.models.encoders import LatentCodec
-from mmsynth.models.generators.base import TRAINABLE_STATES, BaseGenerator, build, stack_masks
+from mmsynth.models.generators.base import BaseGenerator, prompt_of, stack_masks
 from mmsynth.models.label_codecs import LabelCodec
-from mmsynth.models.lora import LoRASettings, add_lora, merge_lora
-from mmsynth.models.networks.mmdit import BRANCHES, MMDiT
+from mmsynth.models.networks.mmdit import MMDiT
 from mmsynth.registry import MODELS
 from mmsynth.sampling import sample_flow_match
 from mmsynth.structures import SynthDataSample
@@ -65,9 +63,9 @@ class TODSynth(BaseGenerator):
 
     Raises:
         ValueError: If an option is out of range, codecs and network do not fit each other, or LoRA finds no layer.
-
-    Checkpoints leave out the frozen tensors that a ``pretrained`` backbone holds (:mod:`mmsynth.models.backbone`).
     """
+
+    branches: ClassVar[Mapping[str, str]] = dict(image='full', mask='full', text='frozen')
 
     def __init__(self,
                  network: MMDiT | dict,
@@ -85,19 +83,19 @@ class TODSynth(BaseGenerator):
         if weighting_scheme not in WEIGHTING_SCHEMES:
             raise ValueError(f'`weighting_scheme` must be one of {", ".join(WEIGHTING_SCHEMES)}, '
                              f'got {weighting_scheme!r}.')
-        if not 0 <= prompt_dropout <= 1:
-            raise ValueError(f'`prompt_dropout` must be in [0, 1], got {prompt_dropout}.')
-        self._trainable = _check_trainable(trainable or {}, lora)
-        lora_settings = LoRASettings(**(lora or {}))
-        super().__init__(data_preprocessor, latent_codec, label_codec, num_steps, guidance_scale)
-        self.network: MMDiT = build(network)
-        self.text_encoder: nn.Module = build(text_encoder)
+        super().__init__(
+            network,
+            latent_codec,
+            label_codec,
+            text_encoder,
+            trainable=trainable,
+            lora=lora,
+            prompt_dropout=prompt_dropout,
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            data_preprocessor=data_preprocessor)
         self.scheduler = FlowMatchEulerDiscreteScheduler(**(dict(shift=3.0) if scheduler is None else scheduler))
         self.weighting_scheme = weighting_scheme
-        self.prompt_dropout = prompt_dropout
-        self._check_channels()
-        self._set_trainable(lora_settings)
-        leave_out_backbone(self)
 
     def loss(self, inputs: Tensor, data_samples: list[SynthDataSample]) -> dict[str, Tensor]:
         """Flow-matching loss ``weight * ‖v - (eps - z0)‖²``, averaged.
@@ -118,10 +116,10 @@ class TODSynth(BaseGenerator):
     def sample_latents(self, data_samples: Sequence[SynthDataSample], masks: Tensor, seeds: Sequence[int], *,
                        guidance: Guidance | None) -> tuple[Tensor, list[list[dict[str, float]]]]:
         """As in :class:`BaseGenerator`: flow matching from each sample's own noise."""
-        condition = self.encode_condition([_prompt(sample) for sample in data_samples], masks)
+        condition = self.encode_condition([prompt_of(sample) for sample in data_samples], masks)
         negative = None
         if self.guidance_scale > 1:
-            negative = replace(condition, **self._encode_prompts([''] * len(masks)))
+            negative = replace(condition, **self._encode_prompts([''] * len(masks))._asdict())
 
         def predict(latents: Tensor, timestep: Tensor) -> Tensor:
             velocity = self._velocity(latents, timestep, condition)
@@ -141,41 +139,16 @@ class TODSynth(BaseGenerator):
             mask_latents = self.latent_codec.encode(control).float()
         else:
             mask_latents = F.avg_pool2d(control, self.latent_codec.factor)
-        return Condition(mask_latents=mask_latents, **self._encode_prompts(prompts))
+        return Condition(mask_latents=mask_latents, **self._encode_prompts(prompts)._asdict())
 
     @property
-    def has_lora(self) -> bool:
-        """Whether a branch is trained by low-rank updates."""
-        return 'lora' in self._trainable.values()
-
-    def merge_lora(self) -> int:
-        """Add the low-rank updates to the weights; the network computes the same as before, with plain layers.
-
-        The adapted branches count as fully trained afterwards: a checkpoint holds the whole of them.
-
-        Returns:
-            The number of layers that had an update.
-        """
-        count = merge_lora(self.network)
-        for branch in (branch for branch, state in self._trainable.items() if state == 'lora'):
-            parameters = self.network.branch_parameters(branch)
-            keep_in_checkpoints(self, (f'network.{name}' for name in parameters))
-            for parameter in parameters.values():
-                parameter.requires_grad_(True)
-            self._trainable[branch] = 'full'
-        return count
-
-    def _encode_prompts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        embeds = self.text_encoder.encode(prompts)
-        return {key: getattr(embeds, key).to(self.device) for key in ('prompt_embeds', 'pooled_prompt_embeds')}
+    def control_channels(self) -> int:
+        """As in :class:`BaseGenerator`: those of its latent, where the control image is a picture."""
+        return self.latent_codec.channels if self.label_codec.is_image else self.label_codec.channels
 
     def _velocity(self, latents: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         return self.network(latents, timestep, condition.prompt_embeds, condition.pooled_prompt_embeds,
                             condition.mask_latents)
-
-    def _drop_prompts(self, data_samples: Sequence[SynthDataSample]) -> list[str]:
-        dropped = torch.rand(len(data_samples)) < self.prompt_dropout
-        return ['' if drop else _prompt(sample) for sample, drop in zip(data_samples, dropped)]
 
     def _draw_sigmas(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Training sigmas (count, 1, 1, 1) from the scheduler's table, and their loss weights of the same shape."""
@@ -184,42 +157,3 @@ class TODSynth(BaseGenerator):
         table = self.scheduler.sigmas
         sigma = table[(share * len(table)).long().clamp(max=len(table) - 1)].to(device)[:, None, None, None]
         return sigma, compute_loss_weighting_for_sd3(self.weighting_scheme, sigma)
-
-    def _check_channels(self) -> None:
-        if self.latent_codec.channels != self.network.latent_channels:
-            raise ValueError(f'`network` takes latents of {self.network.latent_channels} channels, `latent_codec` '
-                             f'makes {self.latent_codec.channels}; set the trunk\'s `in_channels` to that, or change '
-                             'the codec.')
-        channels = self.latent_codec.channels if self.label_codec.is_image else self.label_codec.channels
-        if channels != self.network.mask_channels:
-            raise ValueError(f'`network.mask_channels` is {self.network.mask_channels}, `label_codec` '
-                             f'({type(self.label_codec).__name__}) gives {channels}; set it to {channels}.')
-
-    def _set_trainable(self, lora: LoRASettings) -> None:
-        adapted = [branch for branch, state in self._trainable.items() if state == 'lora']
-        if adapted:
-            add_lora(self.network, adapted, lora)
-        for branch, state in self._trainable.items():
-            for name, parameter in self.network.branch_parameters(branch).items():
-                parameter.requires_grad_(state == 'full' or state == 'lora' and 'lora_' in name)
-
-
-def _check_trainable(trainable: Mapping[str, str], lora: Mapping[str, Any] | None) -> dict[str, str]:
-    """The state of every branch, in the order of BRANCHES."""
-    unknown = trainable.keys() - set(BRANCHES)
-    wrong = {branch: state for branch, state in trainable.items() if state not in TRAINABLE_STATES}
-    if unknown or wrong:
-        raise ValueError(f'`trainable` takes the branches {", ".join(BRANCHES)}, each one of '
-                         f'{", ".join(TRAINABLE_STATES)}; got {dict(trainable)}.')
-    states = dict(image='full', mask='full', text='frozen') | dict(trainable)
-    if lora is not None and 'lora' not in states.values():
-        raise ValueError(f"`lora` has no effect: no branch of `trainable` is 'lora', got {states}. Set for example "
-                         "`trainable.image='lora'`, or leave `lora` out.")
-    return states
-
-
-def _prompt(sample: SynthDataSample) -> str:
-    if 'prompt' not in sample:
-        raise ValueError(f"sample {sample.get('sample_id', '?')} has no prompt; add dict(type='mmsynth.BuildPrompt') "
-                         'to the pipeline of the dataset, or prompts to its manifest.')
-    return sample.prompt

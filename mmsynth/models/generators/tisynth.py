@@ -1,0 +1,194 @@
+"""TISynth: latent diffusion steered by a mask and a reference image (Information Fusion, 10.1016/j.inffus.2025.103839).
+
+Legend: B batch, C latent channels, h w latent cells, H W pixels, T tokens of a prompt.
+"""
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+from mmsynth.guidance.base import Guidance
+from mmsynth.models.encoders import LatentCodec
+from mmsynth.models.generators.base import BaseGenerator, prompt_of, stack_masks
+from mmsynth.models.label_codecs import IdCodec, LabelCodec
+from mmsynth.registry import MODELS
+from mmsynth.sampling import build_sampler, complete_schedule, sample_denoising
+from mmsynth.structures import SynthDataSample
+from mmsynth.utils import seeded_noise
+
+
+@dataclass(frozen=True)
+class Condition:
+    """All that the network is given beside the noisy latents and the time; the same at every step of a run.
+
+    Attributes:
+        prompt_embeds: (B, T, cross_attention_dim).
+        mask_hint: What the network's ``encode_mask`` made of the control images, (B, D, h, w).
+        reference_hint: What its ``encode_reference`` made of the reference latents, (B, D, h, w).
+    """
+
+    prompt_embeds: Tensor
+    mask_hint: Tensor
+    reference_hint: Tensor
+
+    def with_negative(self, prompt_embeds: Tensor) -> 'Condition':
+        """The condition of 2 B samples: first those of a negative prompt (1, T, D), mask and reference kept."""
+        negative = prompt_embeds.expand_as(self.prompt_embeds)
+        return Condition(
+            prompt_embeds=torch.cat([negative, self.prompt_embeds]),
+            mask_hint=torch.cat([self.mask_hint, self.mask_hint]),
+            reference_hint=torch.cat([self.reference_hint, self.reference_hint]))
+
+
+@MODELS.register_module()
+class TISynth(BaseGenerator):
+    """Paints images with the layout of a mask and the appearance of a reference image.
+
+    Samples bring their reference in the field ``reference``: in training an augmented copy of the image itself
+    (:class:`~mmsynth.datasets.transforms.ReferenceAugment`), at synthesis an image of the domain to paint for
+    (:class:`~mmsynth.datasets.transforms.LoadReference`, :class:`~mmsynth.datasets.transforms.PickReference`).
+
+    Args:
+        network: A :class:`~mmsynth.models.networks.ControlledUNet`, or its config.
+        latent_codec: Latent codec, or its config; its channels are the network's.
+        label_codec: Label codec, or its config; fixes the class count. Its control image enters the mask branch at
+            pixel resolution.
+        text_encoder: A module with ``encode(prompts) -> (prompt_embeds, pooled_prompt_embeds)``, or its config.
+        scheduler: The training schedule, settings of a diffusers ``DDPMScheduler``: ``beta_schedule``, ``beta_start``,
+            ``beta_end``, ``num_train_timesteps``; those left out are Stable Diffusion's.
+        sampler: The diffusers scheduler of synthesis, ``type`` and its settings, see
+            :func:`~mmsynth.sampling.build_sampler`; DDIM as released by default.
+        trainable: State of each branch: 'full', 'lora' (its weights frozen, low-rank updates of them trained) or
+            'frozen'. By default the U-Net is frozen and the others train.
+        lora: Settings of the branches that are 'lora', see :class:`~mmsynth.models.lora.LoRASettings`.
+        prompt_dropout: Share of training prompts replaced by the empty one, for classifier-free guidance, in [0, 1].
+        num_steps: Sampling steps.
+        guidance_scale: Classifier-free guidance away from the empty prompt, mask and reference kept in both passes; 1
+            is off.
+        legacy: Train and encode as released: masks as class id / 255 (the label codec must be an
+            :class:`~mmsynth.models.label_codecs.IdCodec`), and the mask branch is frozen by default. (The release puts
+            it in a list of trained parameters that is overwritten; the paper means to train it.) The network has a
+            ``legacy`` of its own.
+        data_preprocessor: Config of a :class:`~mmsynth.models.SynthDataPreprocessor`.
+
+    Raises:
+        ValueError: If an option is out of range, codecs and network do not fit each other, or LoRA finds no layer.
+    """
+
+    branches: ClassVar[Mapping[str, str]] = dict(unet='frozen', attention='full', mask='full', reference='full')
+
+    def __init__(self,
+                 network: nn.Module | dict,
+                 latent_codec: LatentCodec | dict,
+                 label_codec: LabelCodec | dict,
+                 text_encoder: nn.Module | dict,
+                 scheduler: Mapping[str, Any] | None = None,
+                 sampler: Mapping[str, Any] | None = None,
+                 trainable: Mapping[str, str] | None = None,
+                 lora: Mapping[str, Any] | None = None,
+                 prompt_dropout: float = 0.0,
+                 num_steps: int = 50,
+                 guidance_scale: float = 9.0,
+                 legacy: bool = False,
+                 data_preprocessor: dict | None = None) -> None:
+        schedule = complete_schedule(scheduler)
+        sampling = build_sampler(sampler, schedule)
+        super().__init__(
+            network,
+            latent_codec,
+            label_codec,
+            text_encoder,
+            trainable=(dict(mask='frozen') if legacy else {}) | dict(trainable or {}),
+            lora=lora,
+            prompt_dropout=prompt_dropout,
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            data_preprocessor=data_preprocessor)
+        if legacy and not isinstance(self.label_codec, IdCodec):
+            raise ValueError('`legacy=True` is the released encoding of masks, class id / 255: it needs '
+                             "label_codec=dict(type='mmsynth.IdCodec', ...), got "
+                             f'{type(self.label_codec).__name__}. Change the codec, or leave `legacy` out.')
+        self.legacy = legacy
+        self.scheduler = DDPMScheduler(**schedule)
+        self.sampler = sampling
+
+    def loss(self, inputs: Tensor, data_samples: list[SynthDataSample]) -> dict[str, Tensor]:
+        """Denoising loss ``‖eps_hat - eps‖²``, averaged (DDPM, arXiv 2006.11239, equation 14).
+
+        Args:
+            inputs: Images (B, 3, H, W), float, [-1, 1], RGB.
+            data_samples: With masks, prompts and references.
+        """
+        clean = self.latent_codec.encode(inputs, sample=True).float()
+        masks = stack_masks(data_samples, inputs.device)
+        condition = self.encode_condition(self._drop_prompts(data_samples), masks, self._references(data_samples))
+        timestep = torch.randint(self.scheduler.config.num_train_timesteps, (len(clean), ), device=clean.device)
+        noise = torch.randn_like(clean)
+        predicted = self._noise(self.scheduler.add_noise(clean, noise, timestep), timestep, condition)
+        return dict(loss_noise=F.mse_loss(predicted.float(), noise))
+
+    def sample_latents(self, data_samples: Sequence[SynthDataSample], masks: Tensor, seeds: Sequence[int], *,
+                       guidance: Guidance | None) -> tuple[Tensor, list[list[dict[str, float]]]]:
+        """As in :class:`BaseGenerator`: denoising from each sample's own noise, given its reference too."""
+        shape = self.latent_codec.latent_shape(*masks.shape[-2:])
+        prompts = [prompt_of(sample) for sample in data_samples]
+        condition = self.encode_condition(prompts, masks, self._references(data_samples))
+        guided = None
+        if self.guidance_scale > 1:
+            guided = condition.with_negative(self._encode_prompts(['']).prompt_embeds)
+
+        def predict(latents: Tensor, timestep: Tensor) -> Tensor:
+            if guided is None:
+                return self._noise(latents, timestep, condition)
+            negative, positive = self._noise(latents.repeat(2, 1, 1, 1), timestep.repeat(2), guided).chunk(2)
+            return negative + self.guidance_scale * (positive - negative)
+
+        guide = None if guidance is None else guidance.bind(self.latent_codec.decode, masks)
+        noise = seeded_noise(seeds, shape, device=masks.device)
+        return sample_denoising(predict, noise, self.sampler, self.num_steps, guide)
+
+    def encode_condition(self, prompts: Sequence[str], masks: Tensor, references: Tensor) -> Condition:
+        """Encode prompts, masks (B, H, W) and references (B, 3, H, W), float, [-1, 1], RGB, for the network.
+
+        Of a reference the latent is the codec's mean, so that a sample depends on its own seed only.
+        """
+        return Condition(
+            prompt_embeds=self._encode_prompts(prompts).prompt_embeds,
+            mask_hint=self.network.encode_mask(self.label_codec.encode(masks)),
+            reference_hint=self.network.encode_reference(self.latent_codec.encode(references).float()))
+
+    def _check_channels(self) -> None:
+        super()._check_channels()
+        if self.network.mask_factor != self.latent_codec.factor:
+            raise ValueError(f'`network.mask_factor` is {self.network.mask_factor}, `latent_codec` '
+                             f'({type(self.latent_codec).__name__}) has {self.latent_codec.factor} pixels per latent '
+                             f'cell; set it to {self.latent_codec.factor}.')
+
+    def _noise(self, latents: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        return self.network(latents, timestep, condition.prompt_embeds, condition.mask_hint, condition.reference_hint)
+
+    def _references(self, data_samples: Sequence[SynthDataSample]) -> Tensor:
+        """The references (B, 3, H, W), each of the size of its mask."""
+        return torch.stack([_reference(sample) for sample in data_samples]).to(self.device)
+
+
+def _reference(sample: SynthDataSample) -> Tensor:
+    name = sample.get('sample_id', '?')
+    if 'reference' not in sample:
+        raise ValueError(f"sample {name} has no reference image; add to the pipeline of the dataset, before "
+                         "PackSynthInputs, dict(type='mmsynth.ReferenceAugment') for training, or for synthesis "
+                         "dict(type='mmsynth.PickReference', folder=...), or LoadReference and FitReference if its "
+                         "manifest has 'ref_image'.")
+    reference, size = sample.reference.data, sample.gt_sem_seg.data.shape[-2:]
+    if not reference.is_floating_point():
+        raise ValueError(f'the reference of sample {name} must be float in [-1, 1], got {reference.dtype}; pass the '
+                         'samples through the generator\'s `data_preprocessor` first.')
+    if reference.shape[-2:] != size:
+        raise ValueError(f'the reference of sample {name} is {reference.shape[-2]} x {reference.shape[-1]}, its mask '
+                         f"{size[0]} x {size[1]} (height x width); add dict(type='mmsynth.FitReference') after "
+                         'LoadReference in the pipeline of the dataset.')
+    return reference
