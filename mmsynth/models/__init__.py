@@ -3,9 +3,9 @@ from mmsynth.models.data_preprocessor import SynthDataPreprocessor
 from mmsynth.models.encoders import PatchPCACodec, VAECodec
 from mmsynth.models.generators import BaseGenerator, TISynth, TODSynth
 from mmsynth.models.label_codecs import GreyLevelCodec, IdCodec, OneHotCodec, PaletteCodec
-from mmsynth.models.networks import MMDiT
+from mmsynth.models.networks import ControlledUNet, MMDiT
 
 __all__ = [
-    'BaseGenerator', 'GreyLevelCodec', 'IdCodec', 'MMDiT', 'OneHotCodec', 'PaletteCodec', 'PatchPCACodec',
-    'SynthDataPreprocessor', 'TISynth', 'TODSynth', 'VAECodec'
+    'BaseGenerator', 'ControlledUNet', 'GreyLevelCodec', 'IdCodec', 'MMDiT', 'OneHotCodec', 'PaletteCodec',
+    'PatchPCACodec', 'SynthDataPreprocessor', 'TISynth', 'TODSynth', 'VAECodec'
 ]
