@@ -15,7 +15,8 @@ class TestStart:
     def test_a_new_network_is_the_unet_alone(self, size: tuple[int, int]) -> None:
         ours, plain = network().eval(), inputs(2, *size)
         expected = ours.unet(*plain).sample
-        assert torch.equal(predict(ours, plain, controls(2, *size)), expected)
+        # several threads sum in another order
+        torch.testing.assert_close(predict(ours, plain, controls(2, *size)), expected, atol=1e-4, rtol=1e-4)
 
     def test_the_released_start_is_random(self) -> None:
         ours = network(legacy=True).eval()
@@ -67,7 +68,7 @@ class TestWiring:
         ours, plain, control = randomize(network()).eval(), inputs(), controls()
         alone = [predict(ours, [value[row:row + 1] for value in plain], [value[row:row + 1] for value in control])
                  for row in range(2)]
-        torch.testing.assert_close(predict(ours), torch.cat(alone), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(predict(ours), torch.cat(alone), atol=1e-4, rtol=1e-4)  # float32, several threads
 
     @pytest.mark.parametrize('factor', [1, 2, 4, 8])
     def test_the_mask_may_have_any_of_the_factors(self, factor: int) -> None:
