@@ -1,8 +1,7 @@
 """Measures variants of guidance on one set of trained parts, all on the same masks and noise."""
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import groupby, islice
 from math import isnan
 from statistics import fmean
 from typing import Any
@@ -16,7 +15,7 @@ from tqdm import tqdm
 from mmsynth.apis.ablation_plan import AblationOptions, TrainedParts, Variant
 from mmsynth.apis.ablation_store import MASKS, AblationStore, Measurement
 from mmsynth.apis.config import build_dataset, build_generator, config_hash, file_hash, load_config
-from mmsynth.apis.synthesize import Request, list_requests
+from mmsynth.apis.synthesize import Request, list_requests, load_batches
 from mmsynth.evaluation import ConsistencyMeter, FeatureSet, class_distances, feature_distance, read_with_features
 from mmsynth.guidance import SegmentorCritic
 from mmsynth.guidance.base import Critic, Guidance
@@ -120,7 +119,7 @@ class AblationBench:
         guidance = self.build_guidance(variant)
         tally = _Tally(self.judge, self.critic)
         shown, pictures = _spread(self.requests[seed]), []
-        for batch in self._batches(self.requests[seed]):
+        for batch in load_batches(self.dataset, self.requests[seed], self.batch_size):
             start = time.perf_counter()
             samples = self._paint(batch, guidance)
             tally.seconds += time.perf_counter() - start
@@ -141,13 +140,6 @@ class AblationBench:
         """Forget the networks; they are built again when needed."""
         for name in ('generator', 'critic', 'judge', 'real_features'):
             self.__dict__.pop(name, None)
-
-    def _batches(self, requests: Sequence[Request]) -> Iterator[Batch]:
-        """Requests with their loaded samples, in batches of one mask size."""
-        loaded = ((request, self.dataset[request.index]['data_samples']) for request in requests)
-        for _, same_size in groupby(loaded, key=lambda item: tuple(item[1].gt_sem_seg.shape)):
-            while batch := list(islice(same_size, self.batch_size)):
-                yield batch
 
     def _paint(self, batch: Batch, guidance: Guidance | None) -> list[SynthDataSample]:
         data = self.generator.data_preprocessor(dict(data_samples=[sample for _, sample in batch]))

@@ -95,7 +95,7 @@ def synthesize(cfg: Config,
         missing = [request for request in requests if not pool.has(request.id)]
         done = len(requests) - len(missing)
         with progress_bar(total=len(requests), initial=done, unit='img', title='synthesize') as bar:
-            for batch in _batches(dataset, missing, batch_size):
+            for batch in load_batches(dataset, missing, batch_size):
                 _paint(batch, generator, guide, pool, description)
                 bar.update(len(batch))
         painted = {request.id for request in missing}
@@ -156,7 +156,7 @@ def _paint(batch: Sequence[tuple[Request, SynthDataSample]], generator: BaseGene
             guidance=None if guide is None else dict(name=type(guide).__name__, trace=trace))
 
 
-def _batches(dataset: BaseDataset, requests: Sequence[Request],
+def load_batches(dataset: BaseDataset, requests: Sequence[Request],
              batch_size: int) -> Iterator[list[tuple[Request, SynthDataSample]]]:
     """Requests with their loaded samples, in batches of one mask size."""
     loaded = ((request, _load(dataset, request)) for request in requests)
