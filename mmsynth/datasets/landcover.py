@@ -4,9 +4,12 @@ A scene is laid out first (parcels, water, woods, roads, buildings; the class ma
 independent random streams: :func:`draw_mask` gives exactly the mask of :func:`draw_scene` without paying for pixels.
 Every class has a range of colours of its own, so that a generator can learn in minutes to follow a mask; where light,
 shadow and tint blur these ranges, a segmentor has to read texture and context. About one metre per pixel.
+A second domain shows the same kinds of land with another :class:`Look`: a dry season, seen by another camera.
 
 Legend: S side of the scene in pixels, n = 2 S side of the drawing canvas (averaged 2 x 2 at the end), P parcels.
 """
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
@@ -25,12 +28,32 @@ _ASPHALT = np.array([[112, 112, 116], [126, 126, 128], [142, 140, 140]])
 _WATERS = np.array([[40, 66, 94], [48, 76, 102], [58, 84, 96]])
 
 
-def draw_scene(seed: int, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+@dataclass(frozen=True)
+class Look:
+    """How a domain looks beside the one of the colours above; layouts are of the same kind in both.
+
+    Attributes:
+        dry: Added to the share of straw in plants and grass, in [0, 1].
+        gain: The camera's response in red, green and blue, as factors.
+        haze: Added to the share of haze, in [0, 1].
+    """
+
+    dry: float = 0.0
+    gain: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    haze: float = 0.0
+
+
+SOURCE = Look()
+TARGET = Look(dry=0.6, gain=(1.15, 0.95, 0.65), haze=0.12)
+
+
+def draw_scene(seed: int, size: int, look: Look = SOURCE) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Draw one aerial scene.
 
     Args:
         seed: Names the scene, >= 0; the same seed and size give the same bytes.
         size: Side S in pixels, >= 16. Things keep their size in pixels: a larger scene holds more of them.
+        look: The domain's.
 
     Returns:
         image (S, S, 3), uint8, [0, 255], RGB; mask (S, S), uint8, indices into ``CLASSES``, nothing ignored.
@@ -39,7 +62,7 @@ def draw_scene(seed: int, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint
         ValueError: ``seed`` or ``size`` out of range.
     """
     layout = _checked_layout(seed, size)
-    return _render(np.random.default_rng([seed, 1]), layout), _to_mask(layout)
+    return _render(np.random.default_rng([seed, 1]), layout, look), _to_mask(layout)
 
 
 def draw_mask(seed: int, size: int) -> NDArray[np.uint8]:
@@ -63,19 +86,19 @@ def _to_mask(layout: Layout) -> NDArray[np.uint8]:
     return np.ascontiguousarray(layout.classes[::OVERSAMPLE, ::OVERSAMPLE])
 
 
-def _render(rng: Generator, layout: Layout) -> NDArray[np.uint8]:
+def _render(rng: Generator, layout: Layout, look: Look) -> NDArray[np.uint8]:
     """The scene as a camera sees it: surfaces, season, shadows, then optics, light and sensor."""
     n = len(layout.classes)
     texture = np.stack([noise(rng, n, cell) for cell in (1.6, 5, 16, 60)])  # fine to coarse, shared by all surfaces
     sun = rng.uniform(0, 2 * np.pi)
-    dry = max(0.0, rng.normal(0.05, 0.1))
+    dry = max(0.0, rng.normal(0.05, 0.1)) + look.dry
     image = np.zeros((n, n, 3), np.float32)
     for index, paint in enumerate((_ground, _roofs, _roads, _water, _fields, _canopy)):
         here = layout.classes == index
         colours = paint(rng, layout, texture[:, here], here, sun)
         image[here] = _dried(colours, dry) if index in (BACKGROUND, FIELD, FOREST) else colours
     image[_shadows(rng, layout.classes, sun)] *= rng.uniform(0.45, 0.7)
-    return _photograph(rng, image)
+    return _photograph(rng, image, look)
 
 
 # Each surface below takes the layout, the textures (4, M) at its M canvas pixels, where these are (n, n; bool) and the
@@ -173,12 +196,12 @@ def _shifted(here: NDArray[np.bool_], down: int, right: int) -> NDArray[np.bool_
     return moved
 
 
-def _photograph(rng: Generator, image: NDArray) -> NDArray[np.uint8]:
+def _photograph(rng: Generator, image: NDArray, look: Look) -> NDArray[np.uint8]:
     """Blur and sample a canvas (n, n, 3) to the image's pixels; light, colour cast and haze; sensor noise."""
     canvas = Image.fromarray(image.clip(0, 255).astype(np.uint8))
     seen = np.asarray(canvas.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.3))).reduce(OVERSAMPLE), np.float32)
-    gain = np.exp(rng.normal(0.05, 0.08) + rng.normal(0, 0.025, 3))
-    haze = max(0.0, rng.normal(0.02, 0.04))
+    gain = np.exp(rng.normal(0.05, 0.08) + rng.normal(0, 0.025, 3)) * np.array(look.gain)
+    haze = max(0.0, rng.normal(0.02, 0.04)) + look.haze
     clouds = 1 + 0.03 * noise(rng, len(seen), 40)[..., None]
     lit = (1 - haze) * seen * gain * clouds + haze * np.array([196, 204, 214])
     noisy = lit + rng.uniform(0.8, 4.0) * rng.standard_normal(lit.shape, dtype=np.float32)

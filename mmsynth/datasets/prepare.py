@@ -3,18 +3,19 @@
 ::
 
     OUT/img_dir/{train,val,judge}/*.png   OUT/ann_dir/{train,val,judge}/*.png   8-bit class index, 255 = ignore
+    OUT/img_dir/target/*.png              unlabelled images of another domain        (the drawn set only)
+    OUT/{img_dir,ann_dir}/{target_val,target_judge}/*.png   labelled ones, to validate and to judge by (dito)
     OUT/ann_dir/synthesis/*.png           masks the labelled set lacks, to synthesize for
     OUT/synthesis.jsonl                   {"source": "ann_dir/synthesis/NAME.png"} per line
     OUT/meta.json                         name, classes, palette, seed, settings, counts
 
 ``judge`` holds what an independent judge trains on: more than the labelled part, so that it may judge its pictures.
-The folder appears complete or not at all; a second call with the same settings and sources reuses it.
+The folder appears complete or not at all; a second call with the same settings and sources reuses it (``published``).
 """
 import fnmatch
 import hashlib
 import json
-import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,26 @@ from mmengine.logging import print_log
 from PIL import Image
 
 from mmsynth.datasets.labelled_folder import IGNORE, Source, Uint8, read_folder, read_pair, refuse
-from mmsynth.datasets.landcover import CLASSES, PALETTE, draw_mask, draw_scene
+from mmsynth.datasets.landcover import CLASSES, PALETTE, SOURCE, TARGET, draw_mask, draw_scene
+from mmsynth.datasets.published import publish
 from mmsynth.utils import derive_seed, progress_bar
 
-_WRITTEN_BY = 'mmsynth.datasets.prepare'
-_FORMAT = 3  # raise it when the same settings give other files
-_OURS = {'img_dir', 'ann_dir', 'synthesis.jsonl', 'meta.json'}
+_FORMAT = 4  # raise it when the same settings give other files
 
 
 def write_landcover(out: str | Path, *, num_labelled: int = 12, num_val: int = 40, num_judge: int = 120,
-                    num_synthesis: int = 96, size: int = 96, tile_size: int = 48, seed: int = 0) -> dict[str, Any]:
+                    num_target: int = 40, num_synthesis: int = 96, size: int = 96, tile_size: int = 48,
+                    seed: int = 0) -> dict[str, Any]:
     """Write a drawn land-cover set; every part has scenes of its own.
+
+    The parts ``target*`` show another domain: land of the same kinds with another look.
 
     Args:
         out: Folder to write. An earlier one of ours is reused or replaced; any other is refused.
         num_labelled: Scenes in ``train``.
-        num_val: Scenes in ``val``.
-        num_judge: Scenes in ``judge``.
+        num_val: Scenes in ``val`` and in ``target_val``.
+        num_judge: Scenes in ``judge`` and in ``target_judge``.
+        num_target: Scenes in ``target``, which get no masks.
         num_synthesis: Masks for synthesis: tiles, with at least two classes, of newly drawn layouts.
         size: Side of a scene in pixels.
         tile_size: Side of a mask for synthesis in pixels, at most ``size``.
@@ -51,21 +55,25 @@ def write_landcover(out: str | Path, *, num_labelled: int = 12, num_val: int = 4
     Raises:
         ValueError: A number out of range, or ``out`` exists and is not ours.
     """
-    numbers = dict(num_labelled=num_labelled, num_val=num_val, num_judge=num_judge, num_synthesis=num_synthesis)
+    numbers = dict(num_labelled=num_labelled, num_val=num_val, num_judge=num_judge, num_target=num_target,
+                   num_synthesis=num_synthesis)
     wrong = [f'`{name}` must be at least 1, got {value}' for name, value in numbers.items() if value < 1]
     if not 2 <= tile_size <= size:
         wrong.append(f'`tile_size` must be between 2 and `size` = {size}, got {tile_size}')
     refuse('cannot draw a land-cover set', wrong)
 
     def fill(folder: Path) -> None:
-        scenes = [(part, index) for part, count in (('train', num_labelled), ('val', num_val), ('judge', num_judge))
-                  for index in range(count)]
+        counts = dict(train=num_labelled, val=num_val, judge=num_judge, target=num_target, target_val=num_val,
+                      target_judge=num_judge)
+        scenes = [(part, index) for part, count in counts.items() for index in range(count)]
         for part, index in progress_bar(scenes, unit='image', title='drawing land cover'):
-            _write_pair(folder, part, f'{index:04d}', *draw_scene(derive_seed(seed, part, index), size))
+            look = TARGET if part.startswith('target') else SOURCE
+            image, mask = draw_scene(derive_seed(seed, part, index), size, look)
+            _write_pair(folder, part, f'{index:04d}', image, None if part == 'target' else mask)
         _write_synthesis(folder, _drawn_tiles(num_synthesis, size, tile_size, seed))
 
-    settings = dict(kind='landcover', **numbers, size=size, tile_size=tile_size, seed=seed)
-    return _publish(Path(out), dict(name='landcover', classes=CLASSES, palette=PALETTE, seed=seed), settings, fill)
+    settings = dict(format=_FORMAT, kind='landcover', **numbers, size=size, tile_size=tile_size, seed=seed)
+    return publish(Path(out), dict(name='landcover', classes=CLASSES, palette=PALETTE, seed=seed), settings, fill)
 
 
 def split_folder(data_dir: str | Path, out: str | Path, *, val_pattern: str = 'tile2_*',
@@ -113,10 +121,10 @@ def split_folder(data_dir: str | Path, out: str | Path, *, val_pattern: str = 't
         masks = _write_parts(folder, data_dir, sources, parts, len(about['classes']), downscale, piece_size)
         _write_synthesis(folder, _cut_tiles({stem: masks[stem] for stem in held_back}, tile_size, num_synthesis, seed))
 
-    settings = dict(kind='split', val_pattern=val_pattern, labelled_fraction=labelled_fraction, downscale=downscale,
-                    tile_size=tile_size, piece_size=piece_size, num_synthesis=num_synthesis, seed=seed,
-                    sources=_fingerprint(data_dir, sources))
-    return _publish(Path(out), dict(**about, seed=seed), settings, fill)
+    settings = dict(format=_FORMAT, kind='split', val_pattern=val_pattern, labelled_fraction=labelled_fraction,
+                    downscale=downscale, tile_size=tile_size, piece_size=piece_size, num_synthesis=num_synthesis,
+                    seed=seed, sources=_fingerprint(data_dir, sources))
+    return publish(Path(out), dict(**about, seed=seed), settings, fill)
 
 
 def _assign(sources: list[Source], data_dir: Path, val_pattern: str, labelled_fraction: float,
@@ -214,10 +222,11 @@ def _worth_synthesizing(tile: Uint8) -> bool:
 
 
 # -------------------------------------------------------------------------------------------------------------- writing
-def _write_pair(folder: Path, part: str, name: str, image: Uint8, mask: Uint8) -> None:
+def _write_pair(folder: Path, part: str, name: str, image: Uint8, mask: Uint8 | None) -> None:
     for kind, pixels in (('img_dir', image), ('ann_dir', mask)):
-        (folder / kind / part).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(folder / kind / part / f'{name}.png')
+        if pixels is not None:
+            (folder / kind / part).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / kind / part / f'{name}.png')
 
 
 def _write_synthesis(folder: Path, tiles: Iterable[tuple[str, Uint8]]) -> None:
@@ -233,58 +242,3 @@ def _fingerprint(data_dir: Path, sources: list[Source]) -> str:
     """Hash of the files' names and sizes: enough to see a folder change, without reading it."""
     files = [data_dir / 'meta.json', *(file for _, image, mask in sources for file in (image, mask))]
     return hashlib.sha256(json.dumps([[file.name, file.stat().st_size] for file in files]).encode()).hexdigest()
-
-
-def _publish(out: Path, about: dict[str, Any], settings: dict[str, Any],
-             fill: Callable[[Path], None]) -> dict[str, Any]:
-    """Reuse, or fill a folder next to ``out`` and give it the name ``out`` when it is complete."""
-    out = out.resolve()
-    settings = json.loads(json.dumps({'format': _FORMAT, **settings}))
-    previous = _meta_of_ours(out)
-    if previous.get('settings') == settings:
-        print_log(f'{out} is up to date', logger='current')
-        return previous
-    staging, retired = out.with_name(f'{out.name}.tmp'), out.with_name(f'{out.name}.old')
-    for folder in (out, staging, retired):
-        _check_removable(folder)
-    for folder in (staging, retired):
-        shutil.rmtree(folder, ignore_errors=True)
-    staging.mkdir(parents=True)
-    _write_meta(staging, {'written_by': _WRITTEN_BY, 'settings': None})  # so that a killed run can be cleared away
-    try:
-        fill(staging)
-        counts = {folder.name: len(list(folder.iterdir())) for folder in sorted((staging / 'ann_dir').iterdir())}
-        _write_meta(staging, dict(about, written_by=_WRITTEN_BY, settings=settings, counts=counts))
-    except BaseException:
-        shutil.rmtree(staging)
-        raise
-    if out.exists():
-        out.rename(retired)
-    staging.rename(out)
-    shutil.rmtree(retired, ignore_errors=True)
-    return _meta_of_ours(out)
-
-
-def _write_meta(folder: Path, meta: dict[str, Any]) -> None:
-    (folder / 'meta.json').write_text(json.dumps(meta, indent=1), encoding='utf-8')
-
-
-def _meta_of_ours(folder: Path) -> dict[str, Any]:
-    """``meta.json`` of a folder that this module wrote, else {}."""
-    try:
-        meta = json.loads((folder / 'meta.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError):
-        return {}
-    return meta if isinstance(meta, dict) and meta.get('written_by') == _WRITTEN_BY else {}
-
-
-def _check_removable(folder: Path) -> None:
-    """Only a folder that this module wrote, and nobody added to, may go."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    foreign = sorted({item.name for item in folder.iterdir()} - _OURS) if _meta_of_ours(folder) else []
-    if not _meta_of_ours(folder):
-        raise ValueError(f'{folder} exists and was not written by this tool; give another `out`, or remove it yourself')
-    if foreign:
-        raise ValueError(f'{folder} was written with other settings and also holds {", ".join(foreign[:5])}; move that '
-                         'elsewhere, or give another `out`')

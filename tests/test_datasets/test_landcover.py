@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from mmsynth.datasets.landcover import CLASSES, PALETTE, draw_mask, draw_scene
+from mmsynth.datasets.landcover import CLASSES, PALETTE, SOURCE, TARGET, draw_mask, draw_scene
 from mmsynth.datasets.landcover_layout import _area, _cut, noise
 
 
@@ -82,3 +82,15 @@ def test_mistakes_are_named(seed, size, message):
     for draw in (draw_scene, draw_mask):
         with pytest.raises(ValueError, match=message):
             draw(seed, size)
+
+
+def test_another_look_is_the_same_land_in_other_colours():
+    image, mask = draw_scene(5, 96)
+    dry, mask_dry = draw_scene(5, 96, TARGET)
+    np.testing.assert_array_equal(mask, mask_dry)
+    np.testing.assert_array_equal(image, draw_scene(5, 96, SOURCE)[0])
+    plants = mask == CLASSES.index('field')
+    red_over_blue = [pixels[plants].mean(0)[0] / pixels[plants].mean(0)[2] for pixels in (image, dry)]
+    assert red_over_blue[1] > 1.5 * red_over_blue[0]
+    lightness = [pixels.mean(2).ravel() for pixels in (image, dry)]
+    assert np.corrcoef(*lightness)[0, 1] > 0.8, 'what lies where stays visible'

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmsynth.datasets import prepare
+from mmsynth.datasets import prepare, published
 from mmsynth.datasets.prepare import split_folder, write_landcover
 
-SMALL = dict(num_labelled=2, num_val=1, num_judge=2, num_synthesis=5, size=32, tile_size=16)
+SMALL = dict(num_labelled=2, num_val=1, num_judge=2, num_target=3, num_synthesis=5, size=32, tile_size=16)
 
 
 def read(file):
@@ -52,11 +52,12 @@ def test_landcover_has_the_layout_and_the_counts(tmp_path):
     out = tmp_path / 'deep/set'
     meta = write_landcover(out, **SMALL)
     assert meta == json.loads((out / 'meta.json').read_text())
-    assert meta['counts'] == {'train': 2, 'val': 1, 'judge': 2, 'synthesis': 5}
+    assert meta['counts'] == {'train': 2, 'val': 1, 'judge': 2, 'target_val': 1, 'target_judge': 2, 'synthesis': 5}
     assert meta['name'] == 'landcover' and meta['seed'] == 0 and len(meta['classes']) == len(meta['palette']) == 6
-    for part in ('train', 'val', 'judge'):
+    for part in ('train', 'val', 'judge', 'target_val', 'target_judge'):
         assert stems(out / 'img_dir' / part) == stems(out / 'ann_dir' / part)
         assert all(read(file).shape == (32, 32, 3) for file in (out / 'img_dir' / part).iterdir())
+    assert len(stems(out / 'img_dir/target')) == 3 and not (out / 'ann_dir/target').exists(), 'it has no labels'
     sources = [json.loads(line)['source'] for line in (out / 'synthesis.jsonl').read_text().splitlines()]
     assert len(set(sources)) == 5
     for tile in (read(out / source) for source in sources):
@@ -71,7 +72,7 @@ def test_landcover_parts_share_no_scene_and_the_seed_decides(tmp_path):
     assert first == again
     images = [content for name, content in {**first, **{'c' + k: v for k, v in other.items()}}.items()
               if 'img_dir' in name]
-    assert len(images) == len(set(images)) == 10
+    assert len(images) == len(set(images)) == 22
 
 
 def test_more_scenes_leave_the_first_ones_as_they_are(tmp_path):
@@ -143,7 +144,7 @@ def test_a_failed_run_leaves_the_earlier_folder_and_no_rest(tmp_path, monkeypatc
 def test_the_rest_of_a_killed_run_is_cleared_away(tmp_path):
     rest = tmp_path / 'set.tmp'
     (rest / 'img_dir/train').mkdir(parents=True)
-    prepare._write_meta(rest, {'written_by': prepare._WRITTEN_BY, 'settings': None})
+    published._write_meta(rest, {'written_by': published._WRITTEN_BY, 'settings': None})
     (tmp_path / 'set').mkdir()  # empty: nothing to lose
     write_landcover(tmp_path / 'set', **SMALL)
     assert stems(tmp_path) == ['set']
