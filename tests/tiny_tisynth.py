@@ -85,6 +85,15 @@ class NoiseOracle(nn.Module):
         return (latents - level.sqrt() * clean) / (1 - level).sqrt()
 
 
+class VelocityOracle(NoiseOracle):
+    """Knows the true velocity ``alpha eps - sigma z0``."""
+
+    def forward(self, latents: Tensor, timestep: Tensor, *condition: Tensor) -> Tensor:
+        noise = super().forward(latents, timestep, *condition)
+        level = self.signal[timestep.long()][:, None, None, None]
+        return level.sqrt() * noise - (1 - level).sqrt() * self.clean.repeat(len(latents) // len(self.clean), 1, 1, 1)
+
+
 def oracle(network: type[NoiseOracle] = NoiseOracle, **changes) -> TISynth:
     """A generator that paints :func:`tiny_generator.images`, whose codec is exact."""
     codec = PatchPCACodec(4, 48)

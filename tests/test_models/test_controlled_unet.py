@@ -22,6 +22,12 @@ class TestStart:
         ours = network(legacy=True).eval()
         assert (predict(ours) - ours.unet(*inputs()).sample).abs().max() > 1e-4
 
+    def test_a_hint_is_about_as_strong_as_what_it_is_added_to(self) -> None:
+        ours, (control, reference) = network(), controls(4)
+        features = ours.unet.conv_in(torch.randn_like(reference))
+        for hint in (ours.encode_mask(control), ours.encode_reference(reference)):
+            assert 0.1 < float(hint.std() / features.std()) < 10
+
     @pytest.mark.parametrize('branch', ['mask_branch', 'reference_branch'])
     def test_branches_start_as_the_encoder(self, branch: str) -> None:
         ours = network()
@@ -63,6 +69,29 @@ class TestWiring:
         changed[which][1, :, :4, :4] += 1
         difference = (predict(ours, control=changed) - predict(ours)).abs().amax((1, 2, 3))
         assert difference[0] == 0 and difference[1] > 1e-5
+
+    def test_locality_is_a_bell_around_each_cell_that_heads_learn(self) -> None:
+        fusion = network(mask_locality=True).fusions.middle[0]
+        with torch.no_grad():
+            fusion.mask_locality[1] = 0.5
+        scores = fusion._locality((2, 3))
+        assert scores.shape == (2, 6, 6) and (scores.diagonal(dim1=1, dim2=2) == 0).all()
+        assert scores[0, 0].tolist() == [0, -1, -4, -1, -2, -5]  # cells (0, 0) to (1, 2): squared distances
+        torch.testing.assert_close(scores[1], scores[0] / 2)
+        assert fusion.mask_locality.requires_grad
+
+    def test_strong_locality_sees_the_mask_of_its_own_cell_only(self) -> None:
+        fusion = randomize(network(mask_locality=True)).fusions.middle[0].eval()
+        with torch.no_grad():
+            fusion.mask_locality.fill_(1e4)
+            tokens, control = torch.randn(1, 6, 16), torch.randn(1, 6, 16)
+            changed = control.clone()
+            changed[:, 2] += 1
+            difference = fusion(tokens, control, changed, (2, 3)) - fusion(tokens, control, control, (2, 3))
+        assert difference[0].abs().amax(-1).nonzero().flatten().tolist() == [2]
+
+    def test_by_default_there_is_none(self) -> None:
+        assert not [name for name, _ in network().named_parameters() if 'locality' in name]
 
     def test_a_batch_of_two_is_two_batches_of_one(self) -> None:
         ours, plain, control = randomize(network()).eval(), inputs(), controls()

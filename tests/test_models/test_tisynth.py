@@ -6,7 +6,7 @@ import torch
 from mmengine.structures import PixelData
 from tiny_backbone import CLIP_WIDTHS
 from tiny_generator import PROMPTS, SIZE, images, perturb, samples
-from tiny_tisynth import CLEAN_DDIM, NETWORK, NoiseOracle, oracle, paint, referenced, tisynth
+from tiny_tisynth import CLEAN_DDIM, NETWORK, NoiseOracle, VelocityOracle, oracle, paint, referenced, tisynth
 
 from mmsynth.models import TISynth
 from mmsynth.registry import MODELS
@@ -26,6 +26,12 @@ class TestLoss:
         torch.manual_seed(0)
         losses = torch.stack([model.loss(images(), referenced())['loss_noise'] for _ in range(20)])
         assert float(losses.mean()) == pytest.approx(1, abs=0.02)
+
+    def test_a_true_velocity_has_none(self) -> None:
+        """``v = alpha eps - sigma z0`` of the noise that the oracle knows."""
+        model = oracle(VelocityOracle, prediction_type='v_prediction')
+        loss = model.loss(images(), referenced())
+        assert loss.keys() == {'loss_velocity'} and float(loss['loss_velocity']) < 1e-4
 
     def test_timesteps_are_drawn_over_the_whole_schedule(self) -> None:
         model, seen = oracle(), []
@@ -139,6 +145,7 @@ def test_the_whole_of_a_tiny_stable_diffusion_1_5_runs(tiny_sd15: Path) -> None:
 class TestErrors:
 
     @pytest.mark.parametrize('changes, message', [
+        (dict(prediction_type='noise'), "`prediction_type` must be one of epsilon, v_prediction, got 'noise'"),
         (dict(prompt_dropout=1.5), r'`prompt_dropout` must be in \[0, 1\], got 1.5'),
         (dict(num_steps=0), '`num_steps` and `guidance_scale` must be at least 1, got 0 and 2.0'),
         (dict(guidance_scale=0.5), 'must be at least 1, got 4 and 0.5'),

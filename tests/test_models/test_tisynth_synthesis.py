@@ -5,7 +5,7 @@ import pytest
 import torch
 from mmengine.structures import PixelData
 from tiny_generator import PROMPTS, SIZE, images, segmentor
-from tiny_tisynth import SEEDS, NoiseOracle, critic, masks, oracle, paint, referenced, tisynth
+from tiny_tisynth import SEEDS, NoiseOracle, VelocityOracle, critic, masks, oracle, paint, referenced, tisynth
 from torch import Tensor, nn
 
 from mmsynth.guidance import CRFM, BestOfN, SegmentorCritic
@@ -49,6 +49,12 @@ class TestSynthesis:
         """The whole way: seeded noise, sampling, decoding, bytes in RGB."""
         painted = paint(oracle(num_steps=num_steps, guidance_scale=scale))
         assert painted.dtype == torch.uint8 and (painted - (images() + 1) * 127.5).abs().max() < 0.6
+
+    @pytest.mark.parametrize('sampler', ['DDIMScheduler', 'DPMSolverMultistepScheduler'])
+    def test_so_does_the_true_velocity(self, sampler: str) -> None:
+        settings = dict(type=sampler) | (dict(set_alpha_to_one=True) if sampler == 'DDIMScheduler' else {})
+        painted = paint(oracle(VelocityOracle, prediction_type='v_prediction', sampler=settings, num_steps=7))
+        assert (painted - (images() + 1) * 127.5).abs().max() < 0.6
 
     def test_the_batch_makes_no_difference(self, model: TISynth) -> None:
         together, _ = model.sample_latents(referenced(), masks(), SEEDS, guidance=None)

@@ -4,10 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
-from mmsynth.sampling import SAMPLERS, SamplingStep, build_sampler, complete_schedule, sample_denoising
+from mmsynth.sampling import (SAMPLERS, SamplingStep, build_sampler, complete_schedule, noise_of_velocity,
+                              sample_denoising)
+from mmsynth.sampling.denoise import STABLE_DIFFUSION_SCHEDULE
 
 SHAPE = (2, 3, 4, 4)
 # those of them that end without noise
@@ -207,3 +209,20 @@ class TestSettings:
     def test_step_counts_that_cannot_be(self, num_steps: int) -> None:
         with pytest.raises(ValueError, match=f'at least 1 and below the 1000 timesteps .*, got {num_steps}'):
             sample_denoising(bent, torch.randn(SHAPE), build_sampler(), num_steps)
+
+
+class TestVelocity:
+
+    def test_it_stands_for_its_noise(self) -> None:
+        clean, noise = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
+        timestep = torch.tensor([0, 400, 999])
+        schedule = DDPMScheduler(**STABLE_DIFFUSION_SCHEDULE)
+        latents, velocity = (make(clean, noise, timestep) for make in (schedule.add_noise, schedule.get_velocity))
+        torch.testing.assert_close(noise_of_velocity(velocity, latents, timestep, schedule.alphas_cumprod), noise)
+
+    def test_between_timesteps_the_level_is_between(self) -> None:
+        alphas = build_sampler().alphas_cumprod
+        levels = [float(noise_of_velocity(torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), torch.tensor([timestep]),
+                                          alphas)) for timestep in (500., 500.5, 501.)]
+        assert levels[0] > levels[1] > levels[2]
+        assert levels[1] == pytest.approx((levels[0] + levels[2]) / 2, rel=1e-4)

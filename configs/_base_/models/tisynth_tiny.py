@@ -11,6 +11,7 @@ model = dict(
         type='mmsynth.ControlledUNet',
         mask_channels=len(classes),
         mask_factor=4,
+        mask_locality=True,
         unet=dict(
             sample_size=12,
             in_channels=16,
@@ -22,6 +23,7 @@ model = dict(
             cross_attention_dim=width,
             attention_head_dim=4,  # the number of heads, as in Stable Diffusion 1.5
             norm_num_groups=16)),
+    prediction_type='v_prediction',  # easier from scratch; Stable Diffusion 1.5 predicts the noise
     sampler=dict(type='DPMSolverMultistepScheduler'),
     trainable=dict(unet='full', attention='full', mask='full', reference='full'),
     num_steps=20,

@@ -16,9 +16,12 @@ from mmsynth.models.encoders import LatentCodec
 from mmsynth.models.generators.base import BaseGenerator, prompt_of, stack_masks
 from mmsynth.models.label_codecs import IdCodec, LabelCodec
 from mmsynth.registry import MODELS
-from mmsynth.sampling import build_sampler, complete_schedule, sample_denoising
+from mmsynth.sampling import build_sampler, complete_schedule, noise_of_velocity, sample_denoising
 from mmsynth.structures import SynthDataSample
 from mmsynth.utils import seeded_noise
+
+
+PREDICTION_TYPES = ('epsilon', 'v_prediction')
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,9 @@ class TISynth(BaseGenerator):
         text_encoder: A module with ``encode(prompts) -> (prompt_embeds, pooled_prompt_embeds)``, or its config.
         scheduler: The training schedule, settings of a diffusers ``DDPMScheduler``: ``beta_schedule``, ``beta_start``,
             ``beta_end``, ``num_train_timesteps``; those left out are Stable Diffusion's.
+        prediction_type: What the network predicts, as diffusers calls it: 'epsilon', the noise, as released; or
+            'v_prediction', the velocity ``alpha * eps - sigma * z0`` (arXiv 2202.00512), for backbones that do, and for
+            small networks from scratch: at high noise it is the easier of the two.
         sampler: The diffusers scheduler of synthesis, ``type`` and its settings, see
             :func:`~mmsynth.sampling.build_sampler`; DDIM as released by default.
         trainable: State of each branch: 'full', 'lora' (its weights frozen, low-rank updates of them trained) or
@@ -87,6 +93,7 @@ class TISynth(BaseGenerator):
                  label_codec: LabelCodec | dict,
                  text_encoder: nn.Module | dict,
                  scheduler: Mapping[str, Any] | None = None,
+                 prediction_type: str = 'epsilon',
                  sampler: Mapping[str, Any] | None = None,
                  trainable: Mapping[str, str] | None = None,
                  lora: Mapping[str, Any] | None = None,
@@ -95,6 +102,9 @@ class TISynth(BaseGenerator):
                  guidance_scale: float = 9.0,
                  legacy: bool = False,
                  data_preprocessor: dict | None = None) -> None:
+        if prediction_type not in PREDICTION_TYPES:
+            raise ValueError(f'`prediction_type` must be one of {", ".join(PREDICTION_TYPES)}, got '
+                             f'{prediction_type!r}; it is that of the backbone, named in its scheduler_config.json.')
         schedule = complete_schedule(scheduler)
         sampling = build_sampler(sampler, schedule)
         super().__init__(
@@ -113,11 +123,12 @@ class TISynth(BaseGenerator):
                              "label_codec=dict(type='mmsynth.IdCodec', ...), got "
                              f'{type(self.label_codec).__name__}. Change the codec, or leave `legacy` out.')
         self.legacy = legacy
+        self.prediction_type = prediction_type
         self.scheduler = DDPMScheduler(**schedule)
         self.sampler = sampling
 
     def loss(self, inputs: Tensor, data_samples: list[SynthDataSample]) -> dict[str, Tensor]:
-        """Denoising loss ``‖eps_hat - eps‖²``, averaged (DDPM, arXiv 2006.11239, equation 14).
+        """Denoising loss ``‖eps_hat - eps‖²``, averaged (DDPM, arXiv 2006.11239, equation 14), or that of a velocity.
 
         Args:
             inputs: Images (B, 3, H, W), float, [-1, 1], RGB.
@@ -128,8 +139,10 @@ class TISynth(BaseGenerator):
         condition = self.encode_condition(self._drop_prompts(data_samples), masks, self._references(data_samples))
         timestep = torch.randint(self.scheduler.config.num_train_timesteps, (len(clean), ), device=clean.device)
         noise = torch.randn_like(clean)
-        predicted = self._noise(self.scheduler.add_noise(clean, noise, timestep), timestep, condition)
-        return dict(loss_noise=F.mse_loss(predicted.float(), noise))
+        predicted = self._predict(self.scheduler.add_noise(clean, noise, timestep), timestep, condition).float()
+        if self.prediction_type == 'epsilon':
+            return dict(loss_noise=F.mse_loss(predicted, noise))
+        return dict(loss_velocity=F.mse_loss(predicted, self.scheduler.get_velocity(clean, noise, timestep)))
 
     def sample_latents(self, data_samples: Sequence[SynthDataSample], masks: Tensor, seeds: Sequence[int], *,
                        guidance: Guidance | None) -> tuple[Tensor, list[list[dict[str, float]]]]:
@@ -169,6 +182,13 @@ class TISynth(BaseGenerator):
                              f'cell; set it to {self.latent_codec.factor}.')
 
     def _noise(self, latents: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        """The predicted noise, whatever the network predicts."""
+        predicted = self._predict(latents, timestep, condition)
+        if self.prediction_type == 'epsilon':
+            return predicted
+        return noise_of_velocity(predicted, latents, timestep, self.scheduler.alphas_cumprod)
+
+    def _predict(self, latents: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         return self.network(latents, timestep, condition.prompt_embeds, condition.mask_hint, condition.reference_hint)
 
     def _references(self, data_samples: Sequence[SynthDataSample]) -> Tensor:

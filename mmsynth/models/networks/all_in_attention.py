@@ -10,6 +10,7 @@ h w cells of the U-Net's level, T text tokens.
 """
 from collections.abc import Iterable
 
+import torch
 from diffusers import Transformer2DModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
@@ -23,23 +24,35 @@ class AllInAttention(nn.Module):
         block: The block; fixes width and heads.
         control_dim: Channels Cb of the branch outputs that are looked at.
         zero_start: Start without any effect: the output projections are zero. The release starts at random.
+        mask_locality: Look at the mask near each token's own place first: scores fall by ``s d²`` over a distance of d
+            cells, with a strength s that each head learns, 1 at the start. Neither tokens nor mask carry positions; a
+            trained U-Net knows them from its padding, but a new one would first have to learn where it looks.
     """
 
-    def __init__(self, block: BasicTransformerBlock, control_dim: int, *, zero_start: bool) -> None:
+    def __init__(self, block: BasicTransformerBlock, control_dim: int, *, zero_start: bool,
+                 mask_locality: bool = False) -> None:
         super().__init__()
         self.reference_norm = nn.LayerNorm(block.dim)
         self.reference_attn = _attention(block, control_dim)
         self.mask_norm = nn.LayerNorm(block.dim)
         self.mask_attn = _attention(block, control_dim)
+        self.mask_locality = nn.Parameter(torch.ones(block.num_attention_heads)) if mask_locality else None
         if zero_start:
             for attention in (self.reference_attn, self.mask_attn):
                 nn.init.zeros_(attention.to_out[0].weight)
                 nn.init.zeros_(attention.to_out[0].bias)
 
-    def forward(self, tokens: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
-        """Let tokens (B, N, D) look at a reference's and then at a mask's tokens, both (B, M, Cb)."""
+    def forward(self, tokens: Tensor, reference: Tensor, mask: Tensor, size: tuple[int, int]) -> Tensor:
+        """Let tokens (B, N, D) look at a reference's and then at a mask's tokens, both (B, M, Cb), of a map (h, w)."""
         tokens = tokens + self.reference_attn(self.reference_norm(tokens), encoder_hidden_states=reference)
-        return tokens + self.mask_attn(self.mask_norm(tokens), encoder_hidden_states=mask)
+        scores = None if self.mask_locality is None else self._locality(size).repeat(len(tokens), 1, 1)
+        return tokens + self.mask_attn(self.mask_norm(tokens), encoder_hidden_states=mask, attention_mask=scores)
+
+    def _locality(self, size: tuple[int, int]) -> Tensor:
+        """What is added to each head's scores (heads, h * w, h * w)."""
+        axes = [torch.arange(length, device=self.mask_locality.device) for length in size]
+        places = torch.cartesian_prod(*axes).to(self.mask_locality.dtype)
+        return -self.mask_locality[:, None, None] * (places[:, None] - places).square().sum(-1)
 
 
 def run_transformer(transformer: Transformer2DModel, fusions: Iterable[AllInAttention], features: Tensor, text: Tensor,
@@ -57,13 +70,12 @@ def run_transformer(transformer: Transformer2DModel, fusions: Iterable[AllInAtte
     Returns:
         Features (B, C, h, w).
     """
-    reference, mask = to_tokens(reference), to_tokens(mask)
+    reference, mask, size = to_tokens(reference), to_tokens(mask), features.shape[-2:]
     linear = transformer.use_linear_projection  # Stable Diffusion 1.5 projects the map, 2 the tokens
     x = transformer.norm(features)
     tokens = transformer.proj_in(to_tokens(x)) if linear else to_tokens(transformer.proj_in(x))  # (B, N, D)
     for block, fusion in zip(transformer.transformer_blocks, fusions, strict=True):
-        tokens = block(fusion(tokens, reference, mask), encoder_hidden_states=text)
-    size = features.shape[-2:]
+        tokens = block(fusion(tokens, reference, mask, size), encoder_hidden_states=text)
     x = to_map(transformer.proj_out(tokens), size) if linear else transformer.proj_out(to_map(tokens, size))
     return features + x
 

@@ -37,19 +37,20 @@ class Fusions(nn.Module):
 
     Args:
         unet: The U-Net.
-        zero_start: See :class:`AllInAttention`.
+        zero_start, mask_locality: See :class:`AllInAttention`.
 
     Attributes:
         middle: One for each transformer block of the middle.
         decoder: For each decoder block a list of them, empty where the block has no attention.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, *, zero_start: bool) -> None:
+    def __init__(self, unet: UNet2DConditionModel, *, zero_start: bool, mask_locality: bool) -> None:
         super().__init__()
 
         def build(transformer: Transformer2DModel | None, control_dim: int) -> nn.ModuleList:
             blocks = () if transformer is None else transformer.transformer_blocks
-            return nn.ModuleList(AllInAttention(block, control_dim, zero_start=zero_start) for block in blocks)
+            return nn.ModuleList(AllInAttention(block, control_dim, zero_start=zero_start, mask_locality=mask_locality)
+                                 for block in blocks)
 
         widths = encoder_widths(unet)
         self.middle = build(unet.mid_block.attentions[0], widths[-1])
@@ -70,6 +71,8 @@ class ControlledUNet(nn.Module):
         mask_factor: Pixels per latent cell and side, 1, 2, 4 or 8: the latent codec's ``factor``, Stable Diffusion's
             is 8.
         reference_channels: Channels of the reference's latents; by default those of the latent.
+        mask_locality: Let tokens look at the mask near their own place first, see :class:`AllInAttention`; for networks
+            that are trained from scratch.
         legacy: Start and train as released: the all-in attentions start at random and the branches' outputs at zero,
             and the U-Net's encoder and middle block always run without gradient, so that the all-in attention of the
             middle is never trained.
@@ -90,6 +93,7 @@ class ControlledUNet(nn.Module):
                  mask_channels: int = 3,
                  mask_factor: int = 8,
                  reference_channels: int | None = None,
+                 mask_locality: bool = False,
                  legacy: bool = False,
                  gradient_checkpointing: bool = False) -> None:
         if mask_factor not in FACTORS:
@@ -106,7 +110,7 @@ class ControlledUNet(nn.Module):
         branch = partial(ControlBranch, self.unet, unread=self.unread_outputs, zero_start=legacy)
         self.mask_branch = branch(hint_channels=mask_channels, factor=mask_factor)
         self.reference_branch = branch(hint_channels=self.reference_channels, factor=1)
-        self.fusions = Fusions(self.unet, zero_start=not legacy)
+        self.fusions = Fusions(self.unet, zero_start=not legacy, mask_locality=mask_locality)
         if gradient_checkpointing:
             for network in (self.unet, self.mask_branch.network, self.reference_branch.network):
                 network.enable_gradient_checkpointing()
