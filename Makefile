@@ -4,7 +4,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
-# Options of the demo, passed on where set: make demo DATA=folder SMOKE=1 SEED=0 OUT=folder DEMO_ARGS='...'
+# Options of the demo, passed on where set: make demo GENERATOR=tisynth DATA=folder SMOKE=1 SEED=0 OUT=folder DEMO_ARGS='...'
 DEMO_ARGS ?=
 
 VENV := .venv
@@ -15,7 +15,7 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' requirements/pins.txt)
 INSTALLED := $(VENV)/.installed-$(shell { cat requirements/pins.txt setup.py pyproject.toml; \
 	$(PYTHON) -V; pwd; } 2>&1 | cksum | cut -d ' ' -f 1)
 
-demo_options := $(if $(DATA),--data '$(DATA)') $(if $(filter-out 0,$(SMOKE)),--smoke) \
+demo_options := $(if $(GENERATOR),--generator '$(GENERATOR)') $(if $(DATA),--data '$(DATA)') $(if $(filter-out 0,$(SMOKE)),--smoke) \
 	$(if $(SEED),--seeds $(SEED)) $(if $(OUT),--out-dir '$(OUT)')
 
 .PHONY: help demo test clean

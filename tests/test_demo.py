@@ -9,14 +9,18 @@ import pytest
 from mmengine.config import Config
 from PIL import Image
 
-from mmsynth.apis.demo import PRESETS, ROW_TITLES, Demo, SeedResult
-from mmsynth.apis.demo_report import consistency_rows, segmentation_rows
+from mmsynth.apis.demo import Demo
+from mmsynth.apis.demo_plan import PRESETS, make_plan
+from mmsynth.apis.demo_report import consistency_rows, segmentation_rows, swap_rows
+from mmsynth.apis.demo_result import SeedResult
 from mmsynth.evaluation import Consistency
+from mmsynth.evaluation.colours import ReferenceSwap
 from mmsynth.models.networks import CONTROLS
 from mmsynth.pool import Pool
 from mmsynth.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[1]
+TITLES = make_plan('todsynth', Path()).titles
 
 
 @pytest.fixture(scope='module')
@@ -31,7 +35,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_the_table_has_every_row_with_a_measured_number(smoke: tuple[Path, str]) -> None:
     _, output = smoke
-    for title in (*ROW_TITLES.values(), 'CRFM - plain'):
+    for title in (*TITLES.values(), 'CRFM - plain'):
         line = next(line for line in output.splitlines() if title in line)
         assert any(character.isdigit() for character in line), line
 
@@ -42,14 +46,14 @@ def test_pictures_report_and_configs_are_written(smoke: tuple[Path, str]) -> Non
     page = (out / 'report.html').read_text()
     assert 'real + CRFM synthetic' in page and 'data:image/png;base64' in page
     assert list((out / 'seed_0' / 'generator' / 'previews').glob('iter_3.png'))
-    for stage in ('critic', 'judge', 'generator', *ROW_TITLES):
+    for stage in ('critic', 'judge', 'generator', *TITLES):
         cfg = Config.fromfile(out / 'seed_0' / 'configs' / f'{stage}.py')
         assert cfg.train_cfg.max_iters == 3
 
 
 def test_every_segmentor_trains_equally_long_and_is_judged_on_real_images(smoke: tuple[Path, str]) -> None:
     out, _ = smoke
-    configs = [Config.fromfile(out / 'seed_0' / 'configs' / f'{row}.py') for row in ROW_TITLES]
+    configs = [Config.fromfile(out / 'seed_0' / 'configs' / f'{row}.py') for row in TITLES]
     assert len({str(cfg.train_cfg) + str(cfg.optim_wrapper) + str(cfg.model) for cfg in configs}) == 1
     assert {str(cfg.val_dataloader.dataset.data_root) for cfg in configs} == {str(out / 'data')}
     assert len({cfg.randomness.seed for cfg in configs}) == 1
@@ -65,6 +69,8 @@ def test_both_pools_paint_the_same_masks_from_the_same_noise(smoke: tuple[Path, 
 
 @pytest.mark.parametrize('settings, message', [
     (dict(preset='quick'), f"`preset` must be one of {', '.join(PRESETS)}, got 'quick'"),
+    (dict(generator='gan'), "`generator` must be one of todsynth, tisynth, got 'gan'"),
+    (dict(generator='tisynth', control='siamese'), "`control` chooses among the networks of todsynth, got 'siamese'"),
     (dict(control='tripel'), "`control` must be one of triple, siamese, adapter, got 'tripel'"),
 ])
 def test_an_unknown_choice_is_named_before_anything_is_drawn(settings: dict, message: str, tmp_path: Path) -> None:
@@ -94,6 +100,7 @@ class TestControl:
         ('', 'demo'),
         ('--control triple --preset standard', 'demo'),
         ('--control siamese', 'demo_siamese'),
+        ('--generator tisynth --data some/set', 'demo_tisynth_set'),
         ('--data some/set --smoke --control adapter', 'demo_set_smoke_adapter'),
     ])
     def test_each_has_a_folder_of_its_own(self, arguments: str, name: str) -> None:
@@ -114,6 +121,62 @@ def test_tables_give_mean_and_spread_and_paired_differences() -> None:
                    consistency=dict(plain=dict(judge=reading(0.3), critic=reading(0.3)),
                                     crfm=dict(judge=reading(0.4 + seed / 100), critic=reading(0.5))))
         for seed in (0, 2)]
-    assert segmentation_rows(results)[0] == ['real only', '40.00', '42.00', '41.00 ± 1.41']
-    assert segmentation_rows(results[:1])[0] == ['real only', '40.00', '40.00 (one seed)']
-    assert ['judge', 'CRFM - plain', '+10.00', '+12.00', '+11.00 ± 1.41'] in consistency_rows(results)
+    plan = make_plan('todsynth', Path())
+    assert segmentation_rows(results, plan)[0] == ['real only', '40.00', '42.00', '41.00 ± 1.41']
+    assert segmentation_rows(results[:1], plan)[0] == ['real only', '40.00', '40.00 (one seed)']
+    assert ['judge', 'CRFM - plain', '+10.00', '+12.00', '+11.00 ± 1.41'] in consistency_rows(results, plan)
+
+
+# ------------------------------------------------------------------------------------------------------ with references
+
+
+@pytest.fixture(scope='module')
+def transfer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder and the output of a smoke run that transfers labels to the target domain."""
+    out = tmp_path_factory.mktemp('demo_tisynth') / 'out'
+    run = subprocess.run(
+        [sys.executable, str(ROOT / 'tools' / 'demo.py'), '--smoke', '--generator', 'tisynth', '--out-dir', str(out)],
+        capture_output=True, text=True, cwd=out.parent, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return out, run.stdout
+
+
+class TestTransfer:
+
+    def test_the_tables_are_about_the_target(self, transfer: tuple[Path, str]) -> None:
+        out, output = transfer
+        assert 'mIoU on held-out real images of the target domain (%)' in output
+        for title in make_plan('tisynth', out / 'data').titles.values():
+            assert any(title[:30] in line and any(map(str.isdigit, line)) for line in output.splitlines()), title
+        assert 'Colours of synthetic images and of references' in output and 'moved' in output
+        assert 'plain reference' not in output and (out / 'preview.png').is_file()
+
+    def test_only_the_judge_sees_labels_of_the_target(self, transfer: tuple[Path, str]) -> None:
+        out, _ = transfer
+        configs = {stage: Config.fromfile(out / 'seed_0' / 'configs' / f'{stage}.py')
+                   for stage in ('critic', 'judge', 'generator', 'real', 'source', 'plain', 'crfm')}
+        trained_on = {stage: str(cfg.train_dataloader) for stage, cfg in configs.items()}
+        assert [stage for stage, text in trained_on.items() if 'target' in text] == ['judge']
+        validated = {stage: cfg.val_dataloader.dataset.data_prefix.img_path for stage, cfg in configs.items()
+                     if stage != 'generator'}
+        assert validated.pop('critic') == 'img_dir/val' and set(validated.values()) == {'img_dir/target_val'}
+
+    def test_references_are_swapped_and_nothing_else(self, transfer: tuple[Path, str]) -> None:
+        out, _ = transfer
+        pools = {row: Pool.open(out / 'seed_0' / f'pool_{row}') for row in ('source', 'plain', 'crfm')}
+        parts = {row: {Path(record.reference).parent.name for record in pool.records} for row, pool in pools.items()}
+        assert parts == dict(source={'train'}, plain={'target'}, crfm={'target'})
+        assert len({tuple((record.id, record.seed) for record in pool.records) for pool in pools.values()}) == 1
+
+    def test_a_set_without_a_target_has_the_usual_rows(self, tmp_path: Path) -> None:
+        plan = make_plan('tisynth', tmp_path)
+        assert list(plan.rows) == ['plain', 'crfm'] and plan.validated == 'val' and not plan.transfers
+        assert {row.references for row in plan.rows.values()} == {'train'}
+
+    def test_a_result_is_read_back(self, tmp_path: Path) -> None:
+        result = SeedResult(1, swap=ReferenceSwap((1.0, 2.0), (3.0, 4.0), 0.5))
+        result.write(tmp_path / 'result.json', {})
+        assert SeedResult.read(tmp_path / 'result.json', {}) == result
+        rows = swap_rows([result])
+        assert rows[1][:3] == ['source references', 'distance to target references', '2.00']
+        assert rows[-1] == ['both', 'moved', '0.50', '0.50 (one seed)']

@@ -13,13 +13,16 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--data', type=Path,
                         help='folder with images/, masks/ (8-bit class index) and meta.json (classes, palette); '
                         'default: a land-cover set drawn here')
-    parser.add_argument('--out-dir', type=Path, help='where everything goes; default: work_dirs/demo[_DATA][_PRESET]'
-                        '[_CONTROL]')
+    parser.add_argument('--generator', choices=['todsynth', 'tisynth'], default='todsynth',
+                        help='todsynth, steered by mask and text; tisynth, by mask and reference image: on the drawn '
+                        'set it transfers labels to a domain that has none; default: todsynth')
+    parser.add_argument('--out-dir', type=Path, help='where everything goes; default: work_dirs/demo[_GENERATOR][_DATA]'
+                        '[_PRESET][_CONTROL]')
     parser.add_argument('--preset', choices=['standard', 'long', 'smoke'], default='standard',
                         help='how long to train: standard, 5 to 10 minutes on two cores; long, 20 to 40; smoke, three '
                         'iterations of everything; default: standard')
-    parser.add_argument('--control', choices=['triple', 'siamese', 'adapter'], default='triple',
-                        help='how masks steer the generator: triple, one attention over image, text and mask; siamese, '
+    parser.add_argument('--control', choices=['triple', 'siamese', 'adapter'],
+                        help='how masks steer todsynth: triple, one attention over image, text and mask; siamese, '
                         'a second attention over image and mask; adapter, a cross-attention to the mask; default: '
                         'triple')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0],
@@ -29,10 +32,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def default_out_dir(args: argparse.Namespace) -> Path:
-    """A folder of its own for each combination of data, preset and control."""
-    named = dict(preset='standard', control='triple')
-    parts = [getattr(args, option) for option, default in named.items() if getattr(args, option) != default]
-    return Path('work_dirs') / '_'.join(['demo', *([args.data.resolve().name] if args.data else []), *parts])
+    """A folder of its own for each combination of generator, data, preset and control."""
+    parts = [args.generator if args.generator != 'todsynth' else None, args.data and args.data.resolve().name,
+             args.preset if args.preset != 'standard' else None, args.control if args.control != 'triple' else None]
+    return Path('work_dirs') / '_'.join(['demo', *filter(None, parts)])
 
 
 def main() -> None:
@@ -42,7 +45,7 @@ def main() -> None:
     from mmsynth.apis.demo import Demo
     from mmsynth.apis.demo_report import report_demo
     demo = Demo(ROOT / 'configs' / 'demo', args.out_dir or default_out_dir(args), data=args.data, preset=args.preset,
-                control=args.control)
+                generator=args.generator, control=args.control)
     report_demo(demo, [demo.run(seed) for seed in args.seeds])
 
 

@@ -5,13 +5,13 @@ _base_ = [
     '../_base_/models/tisynth_tiny.py', '../_base_/datasets/landcover_synth.py', '../_base_/schedules/demo.py',
     '../_base_/default_runtime.py'
 ]
-max_iters = 600
+max_iters = 1000
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters + 1)
 val_cfg = None
 test_cfg = None
-optim_wrapper = dict(optimizer=dict(lr=1e-3))
+optim_wrapper = dict(optimizer=dict(lr=2e-3))
 param_scheduler = [
-    dict(type='OneCycleLR', eta_max=1e-3, total_steps=max_iters, pct_start=0.1, by_epoch=False),
+    dict(type='OneCycleLR', eta_max=2e-3, total_steps=max_iters, pct_start=0.1, by_epoch=False),
 ]
 find_unused_parameters = True  # where it runs distributed: the pooled prompt embedding has no use here
 default_hooks = dict(checkpoint=dict(interval=max_iters))
@@ -30,7 +30,12 @@ train_dataloader = dict(
             dict(type='RandomFlip', prob=0.5),
             dict(type='RandomRotFlip', rotate_prob=0.0, flip_prob=0.5),
             dict(type='mmsynth.BuildPrompt'),
-            dict(type='mmsynth.ReferenceAugment'),
+            # A dozen scenes show one look: others are made of them, so that the network learns to ask the reference.
+            dict(
+                type='PhotoMetricDistortion', brightness_delta=32, contrast_range=(0.6, 1.4),
+                saturation_range=(0.4, 1.6), hue_delta=18),
+            # Small networks copy what they are shown: every reference is moved far.
+            dict(type='mmsynth.ReferenceAugment', prob=1.0, max_shift=0.5, scale_std=0.3, max_rotation=1.0),
             dict(type='mmsynth.PackSynthInputs'),
         ]))
 synthesis = dict(
@@ -38,7 +43,7 @@ synthesis = dict(
         pipeline=[
             dict(type='mmsynth.LoadSegMap'),
             dict(type='mmsynth.BuildPrompt'),
-            dict(type='mmsynth.PickReference', folder='work_dirs/demo/data/img_dir/train', fit='crop'),
+            dict(type='mmsynth.PickReference', folder='work_dirs/demo/data/img_dir/target', fit='crop'),
             dict(type='mmsynth.PackSynthInputs'),
         ]),
     guidance=dict(
