@@ -15,6 +15,7 @@ from mmsynth.utils import progress_bar
 
 NEGATIVE_PROMPT = ''  # of classifier-free guidance, and what prompt dropout trains with
 _DATASET_KEYS = ('train_dataloader', 'val_dataloader', 'synthesis')
+_USUAL_ENCODERS = {'mmsynth.TISynth': 'mmsynth.CLIPTextEncoder'}  # of a generator; SD3's of any other
 
 
 @dataclass(frozen=True)
@@ -163,10 +164,11 @@ def _cache_folder(config: Config, cache_dir: str | Path | None) -> Path:
 
 def _encoder_config(config: Config, pretrained: str | None) -> dict:
     encoder = dict(config.get('prompt_encoder') or {})
+    usual = _USUAL_ENCODERS.get(str((config.get('model') or {}).get('type')), 'mmsynth.SD3TextEncoder')
     if not encoder and not pretrained:
         raise ValueError('the config names no encoder; set prompt_encoder = '
-                         "dict(type='mmsynth.SD3TextEncoder', pretrained=...) or give `pretrained` (--pretrained).")
-    encoder.setdefault('type', 'mmsynth.SD3TextEncoder')
+                         f"dict(type='{usual}', pretrained=...) or give `pretrained` (--pretrained).")
+    encoder.setdefault('type', usual)
     if pretrained:
         encoder['pretrained'] = pretrained
     return encoder

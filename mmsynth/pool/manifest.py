@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,11 @@ import numpy as np
 MANIFEST_FILE = 'manifest.jsonl'
 IMAGE_FOLDER = 'img_dir'
 MASK_FOLDER = 'ann_dir'
+FILTERED_FOLDER = 'filtered'
+WEIGHT_FOLDER = 'weights'
 _FILE_RULES = {folder: re.compile(rf'{folder}/[A-Za-z0-9_][A-Za-z0-9._-]*\.png')
-               for folder in (IMAGE_FOLDER, MASK_FOLDER)}
+               for folder in (IMAGE_FOLDER, MASK_FOLDER, FILTERED_FOLDER, WEIGHT_FOLDER)}
+_FILTER_FILES = {'label': FILTERED_FOLDER, 'weight': WEIGHT_FOLDER}
 _GENERATOR_KEYS = ('type', 'config_sha256', 'weights_sha256')
 _GUIDANCE_KEYS = ('name', 'trace')
 
@@ -39,7 +42,9 @@ class PoolRecord:
         seed: The sample's own seed, not negative.
         generator: ``type`` and ``config_sha256`` (str), ``weights_sha256`` (str, None for weights without a file).
         guidance: ``name`` (str) and ``trace``, a list with one dict of numbers per guided step; None without guidance.
-        filter: What a filter found, any JSON object; None if none ran.
+        filter: What a filter found, a JSON object; None if none ran. ``label`` and ``weight`` in it, if they are not
+            null, are its files: ``filtered/NAME.png`` and ``weights/NAME.png`` with the NAME of the image.
+        mask_origin: How the painted mask was made of ``source_mask``, any JSON object; None for the mask as it is.
 
     Raises:
         ValueError: If a field breaks its rule; all broken fields are named at once.
@@ -54,6 +59,7 @@ class PoolRecord:
     generator: dict[str, Any]
     guidance: dict[str, Any] | None
     filter: dict[str, Any] | None
+    mask_origin: dict[str, Any] | None
 
     def __post_init__(self) -> None:
         problems = []
@@ -62,14 +68,37 @@ class PoolRecord:
                 object.__setattr__(self, name, convert(getattr(self, name)))
             except ValueError as error:
                 problems.append(f'`{name}` {error}')
-        if not problems and Path(self.image).name != Path(self.mask).name:
-            problems.append(f'`image` and `mask` must have the same file name, got {self.image!r} and {self.mask!r}')
+        if not problems and len({Path(path).name for path in self.files}) > 1:
+            problems.append('`image` and `mask`, and the files of `filter`, must have the same file name, got '
+                            + ' and '.join(map(repr, self.files)))
         if problems:
             raise ValueError('; '.join(problems))
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files of the sample: image and mask, then those that a filter added."""
+        return self.image, self.mask, *self.filter_files
+
+    @property
+    def filter_files(self) -> tuple[str, ...]:
+        """What a filter added: the filtered label and the weight map, as far as there are any."""
+        return tuple(self.filter[key] for key in _FILTER_FILES if (self.filter or {}).get(key) is not None)
+
+    def with_filter_files(self, *, weighted: bool) -> 'PoolRecord':
+        """The record with its ``filter`` naming the files of the result: the label, and with weights their map.
+
+        Raises:
+            ValueError: If it has no ``filter``.
+        """
+        if self.filter is None:
+            raise ValueError(f'sample {self.id!r}: a filtered label needs `filter`, what the filter found.')
+        name = Path(self.image).name
+        return replace(self, filter=self.filter | dict(
+            label=f'{FILTERED_FOLDER}/{name}', weight=f'{WEIGHT_FOLDER}/{name}' if weighted else None))
+
     def to_json(self) -> str:
         """The record as one line of strict JSON in ASCII, without the line break."""
-        return json.dumps(asdict(self), allow_nan=False)
+        return json.dumps({field.name: getattr(self, field.name) for field in fields(self)}, allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str, *, source: str = 'record', line_number: int = 1) -> 'PoolRecord':
@@ -88,6 +117,18 @@ class PoolRecord:
         except (ValueError, RecursionError) as error:
             raise ValueError(f'{source}, line {line_number}: {error}. Correct the line or delete it; a deleted record '
                              f'is made again.') from error
+
+
+def read_records(root: str | Path) -> list[PoolRecord]:
+    """The records of a pool that others may be writing, oldest first.
+
+    Raises:
+        ValueError: If ``root`` has no manifest, or a line of it is wrong.
+    """
+    path = Path(root) / MANIFEST_FILE
+    if not path.is_file():
+        raise ValueError(f'{root} is not a pool (it has no {MANIFEST_FILE}). Give the folder of a synthesis run.')
+    return parse_manifest(path)
 
 
 def parse_manifest(path: str | Path) -> list[PoolRecord]:
@@ -122,6 +163,8 @@ def plain_json(value: Any) -> Any:
     Raises:
         ValueError: If something in it has no place in JSON, such as an array or a key that is no string.
     """
+    if type(value) in (str, int, bool, type(None)) or type(value) is float and math.isfinite(value):
+        return value  # most of what comes, without the slow questions below
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, (bool, str)):
@@ -220,13 +263,24 @@ def _guidance(value: Any) -> dict[str, Any] | None:
     return value
 
 
-def _filter(value: Any) -> dict[str, Any] | None:
+def _optional_object(value: Any) -> dict[str, Any] | None:
     if not (value is None or isinstance(value, Mapping)):
         raise ValueError(f'must be an object or null, got {value!r:.80}')
     return plain_json(value)
 
 
+def _filter(value: Any) -> dict[str, Any] | None:
+    value = _optional_object(value)
+    for key, folder in _FILTER_FILES.items():
+        if value and value.get(key) is not None:
+            try:
+                _file_in(folder)(value[key])
+            except ValueError as error:
+                raise ValueError(f'has the {key!r} {value[key]!r:.200}, which {error}') from error
+    return value
+
+
 _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     'id': _filled_string, 'image': _file_in(IMAGE_FOLDER), 'mask': _file_in(MASK_FOLDER), 'source_mask': _string,
     'prompt': _string, 'reference': _optional_string, 'seed': _seed, 'generator': _generator, 'guidance': _guidance,
-    'filter': _filter}
+    'filter': _filter, 'mask_origin': _optional_object}

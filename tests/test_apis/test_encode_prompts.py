@@ -174,6 +174,9 @@ class TestMistakes:
         config.pop('prompt_encoder')
         with pytest.raises(ValueError, match='names no encoder; set prompt_encoder = .*--pretrained'):
             encode_prompts(config)
+        config.model.type = 'mmsynth.TISynth'
+        with pytest.raises(ValueError, match=r"prompt_encoder = dict\(type='mmsynth.CLIPTextEncoder'"):
+            encode_prompts(config)
         config.pop('model')
         with pytest.raises(ValueError, match='names no prompt cache; set model.text_encoder = .*--cache-dir'):
             encode_prompts(config)

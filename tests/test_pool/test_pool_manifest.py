@@ -12,7 +12,8 @@ GENERATOR = {'type': 'mmsynth.TODSynth', 'config_sha256': 'ab' * 32, 'weights_sh
 VALUES = {
     'id': 'val/1#0', 'image': 'img_dir/a.png', 'mask': 'ann_dir/a.png', 'source_mask': 'masks/1.png',
     'prompt': 'a field',
-    'reference': None, 'seed': 7, 'generator': GENERATOR, 'guidance': None, 'filter': None}
+    'reference': None, 'seed': 7, 'generator': GENERATOR, 'guidance': None, 'filter': None,
+    'mask_origin': None}
 
 
 def record(**changes):

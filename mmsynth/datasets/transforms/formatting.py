@@ -11,8 +11,8 @@ from torch import Tensor
 from mmsynth.registry import TRANSFORMS
 from mmsynth.structures import SynthDataSample
 
-META_KEYS = ('sample_id', 'prompt', 'img_path', 'seg_map_path', 'reference_path', 'ori_shape', 'img_shape', 'pad_shape',
-             'scale_factor', 'flip', 'flip_direction')
+META_KEYS = ('sample_id', 'prompt', 'img_path', 'seg_map_path', 'mask_origin', 'reference_path', 'ori_shape',
+             'img_shape', 'pad_shape', 'scale_factor', 'flip', 'flip_direction')
 
 
 @TRANSFORMS.register_module()

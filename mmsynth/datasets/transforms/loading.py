@@ -153,7 +153,8 @@ def _read_bytes(path: str, what: str, backend_args: dict | None) -> bytes:
     try:
         return fileio.get(path, backend_args=backend_args)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f'{what} {path} does not exist.') from error
+        raise FileNotFoundError(f'{what} {path} does not exist; correct the manifest or the folders of the data set '
+                                '(`data_root`, `data_prefix`), or bring the file back.') from error
 
 
 def _check_settings(path: str, first: int, count: int | None, ignore_index: int) -> None:
