@@ -5,7 +5,7 @@ _base_ = [
     '../_base_/models/tisynth_tiny.py', '../_base_/datasets/landcover_synth.py', '../_base_/schedules/demo.py',
     '../_base_/default_runtime.py'
 ]
-max_iters = 1000
+max_iters = 1200
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters + 1)
 val_cfg = None
 test_cfg = None
@@ -33,7 +33,7 @@ train_dataloader = dict(
             # A dozen scenes show one look: others are made of them, so that the network learns to ask the reference.
             dict(
                 type='PhotoMetricDistortion', brightness_delta=32, contrast_range=(0.6, 1.4),
-                saturation_range=(0.4, 1.6), hue_delta=18),
+                saturation_range=(0.3, 1.7), hue_delta=30),
             # Small networks copy what they are shown: every reference is moved far.
             dict(type='mmsynth.ReferenceAugment', prob=1.0, max_shift=0.5, scale_std=0.3, max_rotation=1.0),
             dict(type='mmsynth.PackSynthInputs'),

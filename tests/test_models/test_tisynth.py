@@ -43,6 +43,14 @@ class TestLoss:
         drawn = torch.cat(seen).float()
         assert drawn.min() < 20 and 980 < drawn.max() < 1000 and float(drawn.mean()) == pytest.approx(500, abs=40)
 
+    def test_or_where_a_density_says(self) -> None:
+        """The median of a logit-normal share is the logistic function of its mean."""
+        model = oracle(timestep_density=dict(logit_mean=-0.5, logit_std=1.0))
+        torch.manual_seed(0)
+        drawn = model._draw_timesteps(4000)
+        assert drawn.min() >= 0 and drawn.max() < 1000 and drawn.dtype == torch.int64
+        assert float(drawn.float().median()) == pytest.approx(1000 / (1 + 2.71828**0.5), abs=20)
+
     def test_the_reference_is_the_latent_of_the_sample_s(self) -> None:
         model, seen = oracle(), []
         model.network.encode_reference = lambda latents: seen.append(latents) or latents
@@ -145,6 +153,7 @@ def test_the_whole_of_a_tiny_stable_diffusion_1_5_runs(tiny_sd15: Path) -> None:
 class TestErrors:
 
     @pytest.mark.parametrize('changes, message', [
+        (dict(timestep_density=dict(mean=0)), '`timestep_density` takes logit_mean and logit_std, both or none'),
         (dict(prediction_type='noise'), "`prediction_type` must be one of epsilon, v_prediction, got 'noise'"),
         (dict(prompt_dropout=1.5), r'`prompt_dropout` must be in \[0, 1\], got 1.5'),
         (dict(num_steps=0), '`num_steps` and `guidance_scale` must be at least 1, got 0 and 2.0'),

@@ -24,6 +24,7 @@ model = dict(
             attention_head_dim=4,  # the number of heads, as in Stable Diffusion 1.5
             norm_num_groups=16)),
     prediction_type='v_prediction',  # easier from scratch; Stable Diffusion 1.5 predicts the noise
+    timestep_density=dict(logit_mean=-0.5, logit_std=1.0),
     sampler=dict(type='DPMSolverMultistepScheduler'),
     trainable=dict(unet='full', attention='full', mask='full', reference='full'),
     num_steps=20,
