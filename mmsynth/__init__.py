@@ -16,6 +16,12 @@ from mmsynth import registry  # noqa: E402, F401  (after the gate: it imports mm
 
 if TYPE_CHECKING:
     from mmsynth.datasets.manifest import ManifestDataset
+    from mmsynth.evaluation.class_histogram import ClassHistogram
+    from mmsynth.evaluation.frechet_metric import FrechetDistance
+    from mmsynth.evaluation.mask_consistency import MaskConsistency
+    from mmsynth.evaluation.sibling_diversity import SiblingDiversity
+    from mmsynth.filtering.pixel_filter import ClassLossFilter
+    from mmsynth.filtering.selection import RareClassSelector
     from mmsynth.guidance.best_of_n import BestOfN
     from mmsynth.guidance.crfm import CRFM
     from mmsynth.guidance.critic import SegmentorCritic
@@ -28,17 +34,24 @@ if TYPE_CHECKING:
 _HOMES = {
     'BestOfN': 'mmsynth.guidance.best_of_n',
     'CRFM': 'mmsynth.guidance.crfm',
+    'ClassLossFilter': 'mmsynth.filtering.pixel_filter',
+    'ClassHistogram': 'mmsynth.evaluation.class_histogram',
     'CriticEnsemble': 'mmsynth.guidance.ensemble',
+    'FrechetDistance': 'mmsynth.evaluation.frechet_metric',
     'LatentCritic': 'mmsynth.guidance.latent_critic',
     'ManifestDataset': 'mmsynth.datasets.manifest',
+    'MaskConsistency': 'mmsynth.evaluation.mask_consistency',
+    'RareClassSelector': 'mmsynth.filtering.selection',
     'SegmentorCritic': 'mmsynth.guidance.critic',
+    'SiblingDiversity': 'mmsynth.evaluation.sibling_diversity',
     'SynthDataPreprocessor': 'mmsynth.models.data_preprocessor',
     'TISynth': 'mmsynth.models.generators.tisynth',
     'TODSynth': 'mmsynth.models.generators.todsynth',
 }
 
-__all__ = ['__version__', 'BestOfN', 'CRFM', 'CriticEnsemble', 'LatentCritic', 'ManifestDataset', 'SegmentorCritic',
-           'SynthDataPreprocessor', 'TISynth', 'TODSynth']
+__all__ = ['__version__', 'BestOfN', 'CRFM', 'ClassHistogram', 'ClassLossFilter', 'CriticEnsemble', 'FrechetDistance',
+           'LatentCritic', 'ManifestDataset', 'MaskConsistency', 'RareClassSelector', 'SegmentorCritic',
+           'SiblingDiversity', 'SynthDataPreprocessor', 'TISynth', 'TODSynth']
 
 
 def __getattr__(name: str) -> Any:

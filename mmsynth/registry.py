@@ -6,6 +6,7 @@ so ``import mmsynth`` alone stays cheap.
 from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
@@ -18,6 +19,7 @@ DATA_SAMPLERS = Registry(
 TRANSFORMS = Registry(
     'transform', parent=MMENGINE_TRANSFORMS, scope=SCOPE, locations=['mmsynth.datasets.transforms'])
 MODELS = Registry(
-    'model', parent=MMENGINE_MODELS, scope=SCOPE, locations=['mmsynth.models', 'mmsynth.guidance'])
+    'model', parent=MMENGINE_MODELS, scope=SCOPE,
+    locations=['mmsynth.models', 'mmsynth.guidance', 'mmsynth.filtering'])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope=SCOPE, locations=['mmsynth.engine.hooks'])
-
+METRICS = Registry('metric', parent=MMENGINE_METRICS, scope=SCOPE, locations=['mmsynth.evaluation'])

@@ -27,6 +27,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--batch-size', type=int,
                         help='images painted together; changes speed and memory, not the images; default: that of '
                         'the config, or 4')
+    parser.add_argument('--filter', action='store_true',
+                        help='also filter each sample by `synthesis.filter` of the config, as tools/filter_pool.py '
+                        'would afterwards')
     parser.add_argument('--device', help='cpu, cuda, cuda:1 …; default: cuda where there is one')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='override settings of the config, e.g. model.num_steps=50')
@@ -51,6 +54,7 @@ def main() -> None:
         limit=args.limit,
         seed=args.seed,
         batch_size=args.batch_size,
+        filter=args.filter,
         device=device)
     print(f'{len(pool)} samples in {pool.root}; look at {pool.root}/preview.png and {pool.root}/report.html')
 

@@ -1,6 +1,4 @@
 """Reading configs for the tools, and building what they name."""
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,9 @@ from mmengine.utils import import_modules_from_strings
 from mmsynth.models.checkpoints import load_generator
 from mmsynth.models.generators import BaseGenerator
 from mmsynth.registry import DATASETS, MODELS
+from mmsynth.utils.hashes import config_hash, file_hash
+
+__all__ = ['build_dataset', 'build_generator', 'config_hash', 'file_hash', 'load_config']
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -49,22 +50,6 @@ def build_generator(cfg: Config, checkpoint: str | Path, device: torch.device | 
         generator = MODELS.build(cfg.model)
     if not isinstance(generator, BaseGenerator):
         raise ValueError(f'{cfg.filename}: `model` is {type(generator).__name__}, not a generator; use a config whose '
-                         "model is one, such as type='mmsynth.TODSynth'.")
+                         "model is one, type='mmsynth.TODSynth' or 'mmsynth.TISynth'.")
     load_generator(generator, checkpoint)
     return generator.to(device).eval()
-
-
-def config_hash(cfg: Mapping[str, Any]) -> str:
-    """A hash of a part of a config that does not depend on the order of its keys."""
-    plain = cfg.to_dict() if hasattr(cfg, 'to_dict') else dict(cfg)
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def file_hash(path: str | Path) -> str:
-    """A hash of a file's content; of a folder, that of its ``model.safetensors``."""
-    path = Path(path) / 'model.safetensors' if Path(path).is_dir() else Path(path)
-    with path.open('rb') as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]

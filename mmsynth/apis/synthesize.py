@@ -2,7 +2,6 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,15 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
 from mmsynth.apis.config import build_dataset, build_generator, config_hash, file_hash
+from mmsynth.apis.filter_pool import build_filter, check_results, filter_open_pool
 from mmsynth.apis.guidance import build_guidance, critic_hashes, guidance_settings
+from mmsynth.filtering import ClassLossFilter
 from mmsynth.guidance import Guidance
 from mmsynth.models.generators import BaseGenerator
 from mmsynth.pool import Pool, PoolRecord
 from mmsynth.structures import SynthDataSample
 from mmsynth.utils import derive_seed, progress_bar
+from mmsynth.utils.batches import batches_of_one_shape
 from mmsynth.visualization import colorize, draw_grid, pool_report, save_png
 from mmsynth.visualization.plots import count_uncorrected
 
@@ -54,6 +56,7 @@ def synthesize(cfg: Config,
                limit: int | None = None,
                seed: int = 0,
                batch_size: int | None = None,
+               filter: bool = False,
                device: torch.device | str = 'cpu') -> Pool:
     """Paint images for the masks of ``cfg.synthesis.dataset`` and store them as a pool.
 
@@ -61,7 +64,7 @@ def synthesize(cfg: Config,
 
     Args:
         cfg: A config with ``model`` (a generator) and ``synthesis``: ``dataset``, and optionally ``guidance``,
-            ``num_per_mask`` and ``batch_size``.
+            ``filter``, ``num_per_mask`` and ``batch_size``.
         checkpoint: The generator's weights.
         out_dir: The pool's folder; new, empty, or a pool of the same settings.
         guidance: 'crfm', 'best-of-n', 'none', or None for what the config has. 'best-of-n' takes the critic of the
@@ -71,6 +74,7 @@ def synthesize(cfg: Config,
         limit: Use only so many masks, the first.
         seed: The run's seed; a sample's own follows from it and the mask's id.
         batch_size: Images painted together; does not change them.
+        filter: Filter each sample by ``cfg.synthesis.filter`` as it is painted, as :func:`filter_pool` would.
         device: Where the generator and the critic run.
 
     Returns:
@@ -87,22 +91,17 @@ def synthesize(cfg: Config,
     dataset = build_dataset(settings.dataset)
     generator = build_generator(cfg, checkpoint, device)
     guide = build_guidance(chosen, device)
-    _check_fit(dataset, generator, guide)
+    pixel_filter = build_filter(cfg, device) if filter else None
+    _check_fit(dataset, generator, guide, pixel_filter)
     requests = list_requests(dataset, seed, num_per_mask, limit)
     description = _describe(cfg, checkpoint, seed, generator, chosen)
     meta = dataset.metainfo
+    painter = _Painter(generator, guide, pixel_filter, description)
     with Pool.create(out_dir, description, meta['classes'], meta['palette']) as pool:
-        missing = [request for request in requests if not pool.has(request.id)]
-        done = len(requests) - len(missing)
-        with progress_bar(total=len(requests), initial=done, unit='img', title='synthesize') as bar:
-            for batch in load_batches(dataset, missing, batch_size):
-                _paint(batch, generator, guide, pool, description)
-                bar.update(len(batch))
-        painted = {request.id for request in missing}
-        _report_uncorrected([record for record in pool.records if record.id in painted])
+        painted = _fill(pool, dataset, requests, painter, batch_size)
         draw_preview(pool, pool.root / PREVIEW_FILE)
         pool_report(pool, pool.root / REPORT_FILE, class_counts_before=None)
-    print_log(f'{len(missing)} images painted, {done} were there; pool {pool.root}', logger='current')
+    print_log(f'{painted} images painted, {len(requests) - painted} were there; pool {pool.root}', logger='current')
     return Pool.open(out_dir)
 
 
@@ -138,37 +137,65 @@ def draw_preview(pool: Pool, path: Path) -> None:
         save_png(draw_grid(columns), path)
 
 
-def _paint(batch: Sequence[tuple[Request, SynthDataSample]], generator: BaseGenerator, guide: Guidance | None,
-           pool: Pool, description: dict[str, Any]) -> None:
-    data = generator.data_preprocessor(dict(data_samples=[sample for _, sample in batch]))
-    samples = generator.synthesize(data['data_samples'], [request.seed for request, _ in batch], guidance=guide)
-    for (request, _), sample in zip(batch, samples):
-        trace = sample.guidance_trace
-        pool.add(
-            request.id,
-            sample.generated_img.data.permute(1, 2, 0).numpy(),
-            sample.gt_sem_seg.data.squeeze(0).cpu().numpy().astype(np.uint8),
-            source_mask=str(sample.seg_map_path),
-            prompt=sample.get('prompt', ''),
-            seed=request.seed,
-            reference=sample.get('reference_path'),
-            generator=description['generator'],
-            guidance=None if guide is None else dict(name=type(guide).__name__, trace=trace))
+@dataclass(frozen=True)
+class _Painter:
+    """Paints batches into a pool, and filters them unless the filter needs all images of a mask for that."""
+
+    generator: BaseGenerator
+    guide: Guidance | None
+    pixel_filter: ClassLossFilter | None
+    description: dict[str, Any]
+
+    def paint(self, batch: Sequence[tuple[Request, SynthDataSample]], pool: Pool) -> None:
+        """Paint and store a batch of one mask size."""
+        data = self.generator.data_preprocessor(dict(data_samples=[sample for _, sample in batch]))
+        seeds = [request.seed for request, _ in batch]
+        samples = self.generator.synthesize(data['data_samples'], seeds, guidance=self.guide)
+        images = [sample.generated_img.data.permute(1, 2, 0).numpy() for sample in samples]
+        masks = [sample.gt_sem_seg.data.squeeze(0).cpu().numpy().astype(np.uint8) for sample in samples]
+        filtered = [{} for _ in batch]
+        if self.pixel_filter is not None and not self.pixel_filter.needs_siblings:
+            filtered = [dict(filter=found.entry, filtered=found.label, weight=found.weight)
+                        for found in self.pixel_filter(images, masks)]
+        for (request, _), *arrays, sample, result in zip(batch, images, masks, samples, filtered):
+            pool.add(
+                request.id,
+                *arrays,
+                source_mask=str(sample.seg_map_path),
+                prompt=sample.get('prompt', ''),
+                seed=request.seed,
+                reference=sample.get('reference_path'),
+                mask_origin=sample.get('mask_origin'),
+                generator=self.description['generator'],
+                guidance=None if self.guide is None else dict(name=type(self.guide).__name__,
+                                                              trace=sample.guidance_trace),
+                **result)
+
+
+def _fill(pool: Pool, dataset: BaseDataset, requests: Sequence[Request], painter: _Painter, batch_size: int) -> int:
+    """Paint what a pool lacks, and filter what is not filtered if there is a filter; how many images were painted."""
+    pixel_filter = painter.pixel_filter
+    if pixel_filter is not None:
+        check_results(pool, pixel_filter)
+    missing = [request for request in requests if not pool.has(request.id)]
+    done = len(requests) - len(missing)
+    with progress_bar(total=len(requests), initial=done, unit='img', title='synthesize') as bar:
+        for batch in load_batches(dataset, missing, batch_size):
+            painter.paint(batch, pool)
+            bar.update(len(batch))
+    painted = {request.id for request in missing}
+    _report_uncorrected([record for record in pool.records if record.id in painted])
+    if pixel_filter is not None:
+        filter_open_pool(pool, pixel_filter, batch_size=batch_size)  # what was painted before, and siblings
+        pool.write_kept()
+    return len(missing)
 
 
 def load_batches(dataset: BaseDataset, requests: Sequence[Request],
-             batch_size: int) -> Iterator[list[tuple[Request, SynthDataSample]]]:
+                 batch_size: int) -> Iterator[list[tuple[Request, SynthDataSample]]]:
     """Requests with their loaded samples, in batches of one mask size."""
     loaded = ((request, _load(dataset, request)) for request in requests)
-    for _, same_size in groupby(loaded, key=lambda item: tuple(item[1].gt_sem_seg.shape)):
-        batch: list[tuple[Request, SynthDataSample]] = []
-        for item in same_size:
-            batch.append(item)
-            if len(batch) == batch_size:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
+    return batches_of_one_shape(loaded, lambda item: tuple(item[1].gt_sem_seg.shape), batch_size)
 
 
 def _load(dataset: BaseDataset, request: Request) -> SynthDataSample:
@@ -203,20 +230,23 @@ def _synthesis_settings(cfg: Config) -> Any:
     if not settings or 'dataset' not in settings:
         raise ValueError(f'{cfg.filename}: it has no `synthesis.dataset`; name there the data set whose masks are '
                          'painted, as configs/demo/todsynth.py does.')
-    known = {'dataset', 'guidance', 'num_per_mask', 'batch_size'}
+    known = {'dataset', 'filter', 'guidance', 'num_per_mask', 'batch_size'}
     if settings.keys() - known:
         raise ValueError(f'{cfg.filename}: `synthesis` does not know {", ".join(sorted(settings.keys() - known))}; it '
                          f'takes {", ".join(sorted(known))}.')
     return settings
 
 
-def _check_fit(dataset: BaseDataset, generator: BaseGenerator, guide: Guidance | None) -> None:
+def _check_fit(dataset: BaseDataset, generator: BaseGenerator, guide: Guidance | None,
+               pixel_filter: ClassLossFilter | None) -> None:
     count = len(dataset.metainfo['classes'])
     if count != generator.num_classes:
         raise ValueError(f'the data set has {count} classes, the generator {generator.num_classes} '
                          '(`model.label_codec`); use a generator trained on the same classes.')
     if guide is not None:
         generator.check_guidance(guide)
+    if pixel_filter is not None:
+        pixel_filter.check_classes(dataset.metainfo['classes'], 'the data set of `synthesis.dataset`')
 
 
 def _describe(cfg: Config, checkpoint: str | Path, seed: int, generator: BaseGenerator,

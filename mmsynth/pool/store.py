@@ -7,9 +7,13 @@
       manifest.jsonl     one line per sample; a sample counts when its line is complete
       img_dir/NAME.png   RGB
       ann_dir/NAME.png   8-bit class index, 255 unlabelled
+      filtered/NAME.png  the label after a filter: 255 also where not trusted         once a filter ran
+      weights/NAME.png   8-bit, weight of a pixel = value / 255                       with soft weights only
+      kept.txt           NAMEs of the samples that the filter keeps, as an ann_file   once the filter is through
 
 A sample's two files are in place before its line is written, so a killed writer leaves at most files without a line;
-the next one removes them. Any MMSegmentation config can train from the folder with this package not installed.
+the next one removes them. The same goes for what a filter adds. Any MMSegmentation config can train from the folder
+with this package not installed.
 """
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,10 +24,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmsynth.pool.header import HEADER_FILE, IGNORE_INDEX, PoolHeader
-from mmsynth.pool.manifest import IMAGE_FOLDER, MANIFEST_FILE, MASK_FOLDER, PoolRecord, parse_manifest, plain_json
-from mmsynth.pool.recovery import recover, write_manifest
-from mmsynth.utils.files import TEMPORARY_PREFIX, FolderLock, append_line, atomic_write, encode_png, file_name
+from mmsynth.pool.arrays import check_filtered, check_mask, check_sample
+from mmsynth.pool.header import HEADER_FILE, PoolHeader
+from mmsynth.pool.manifest import IMAGE_FOLDER, MANIFEST_FILE, MASK_FOLDER, PoolRecord, plain_json, read_records
+from mmsynth.pool.opening import check_is_pool_or_empty, open_header, read_header
+from mmsynth.pool.recovery import KEPT_FILE, recover, replace_lines, write_kept, write_manifest
+from mmsynth.utils.files import FolderLock, append_line, atomic_write, atomic_write_all, encode_png, file_name
 
 
 class Pool:
@@ -56,11 +62,11 @@ class Pool:
             RuntimeError: If another process is writing it.
         """
         root, header = Path(root), PoolHeader(settings, classes, palette)
-        _check_is_pool_or_empty(root)
+        check_is_pool_or_empty(root)
         root.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(root)
         try:
-            _open_header(root, header)
+            open_header(root, header)
             return cls(root, header, recover(root), lock)
         except BaseException:
             lock.release()
@@ -74,9 +80,17 @@ class Pool:
             ValueError: If ``root`` is not a pool, or its files are damaged.
         """
         root = Path(root)
-        if not (root / HEADER_FILE).is_file():
-            raise ValueError(f'{root} is not a pool (it has no {HEADER_FILE}). Give the folder of a synthesis run.')
-        return cls(root, PoolHeader.read(root / HEADER_FILE), read_records(root))
+        return cls(root, read_header(root), read_records(root))
+
+    @classmethod
+    def resume(cls, root: str | Path) -> 'Pool':
+        """Open an existing pool for writing, whatever its settings.
+
+        Raises:
+            ValueError, RuntimeError: As :meth:`open` and :meth:`create` do.
+        """
+        header = read_header(Path(root))
+        return cls.create(root, header.settings, header.classes, header.palette)
 
     def close(self) -> None:
         """Free the folder for other writers; the records stay readable. Safe to call twice."""
@@ -118,14 +132,19 @@ class Pool:
 
     def add(self, id: str, image: np.ndarray, mask: np.ndarray, *, source_mask: str, prompt: str, seed: int,
             generator: Mapping[str, str | None], reference: str | None = None,
-            guidance: Mapping[str, Any] | None = None, filter: Mapping[str, Any] | None = None) -> PoolRecord:
+            guidance: Mapping[str, Any] | None = None, filter: Mapping[str, Any] | None = None,
+            mask_origin: Mapping[str, Any] | None = None, filtered: np.ndarray | None = None,
+            weight: np.ndarray | None = None) -> PoolRecord:
         """Store one sample; when this returns it is on the disk.
 
         Args:
             id: Unique in the pool.
             image: (H, W, 3), uint8, RGB.
             mask: (H, W), uint8, class indices; 255 where unlabelled, stored as it is.
-            source_mask, prompt, seed, generator, reference, guidance, filter: See :class:`PoolRecord`.
+            source_mask, prompt, seed, generator, reference, guidance, mask_origin: See :class:`PoolRecord`.
+            filter: See there; ``label`` and ``weight`` in it are set here if the arrays are given.
+            filtered: The label after the filter (H, W), uint8.
+            weight: The weights of its pixels (H, W), uint8.
 
         Raises:
             ValueError: If the id is stored already, or something breaks its rule.
@@ -135,16 +154,21 @@ class Pool:
         self._check_writable()
         if self.has(id):
             raise ValueError(f'sample {id!r} is already in the pool {self.root}. Ask `has` first, or `remove` it.')
-        self._check_arrays(id, image, mask)
+        check_sample(id, image, mask, len(self.classes))
         name = f'{file_name(id)}.png'
         record = PoolRecord(id=id, image=f'{IMAGE_FOLDER}/{name}', mask=f'{MASK_FOLDER}/{name}',
                             source_mask=source_mask, prompt=prompt, reference=reference, seed=seed,
-                            generator=dict(generator), guidance=guidance, filter=filter)
+                            generator=dict(generator), guidance=guidance, filter=filter, mask_origin=mask_origin)
+        if filtered is not None:
+            record = record.with_filter_files(weighted=weight is not None)
+            extra = self._filter_images(record, filtered, weight)
         manifest = self.root / MANIFEST_FILE
         length = manifest.stat().st_size
         try:
             atomic_write(self.root / record.image, encode_png(image))
             atomic_write(self.root / record.mask, encode_png(mask))
+            if filtered is not None:
+                atomic_write_all(extra)
             append_line(manifest, record.to_json())
             self._records[id] = record
         except BaseException:
@@ -152,6 +176,46 @@ class Pool:
             self._unlink(record)
             raise
         return record
+
+    def update(self, records: Iterable[PoolRecord], *, filtered: Mapping[str, np.ndarray] | None = None,
+               weights: Mapping[str, np.ndarray] | None = None) -> None:
+        """Put records in the place of those with the same ids, in one rewriting of the manifest.
+
+        A filter's result is taken back with ``filter=None``, which removes its files, before another takes its place:
+        so a label never stands beside the record of another filter, whenever the process ends.
+
+        Args:
+            records: With the image and mask that are stored; in their ``filter`` the files are set here.
+            filtered: Labels (H, W), uint8, by id of the record.
+            weights: Weights (H, W), uint8, by id; of records with a label.
+
+        Raises:
+            ValueError: If a record is not stored, has other files, or has a label while the stored one has too.
+            RuntimeError: If the pool is not open for writing.
+            OSError: If it cannot be written; the records are as before then.
+        """
+        self._check_writable()
+        filtered, weights = filtered or {}, weights or {}
+        new = {record.id: record.with_filter_files(weighted=record.id in weights) if record.id in filtered else record
+               for record in records}
+        images: dict[Path, bytes] = {}
+        for id, record in new.items():
+            self._check_update(id, record, labelled=id in filtered)
+            if id in filtered:
+                images |= self._filter_images(record, filtered[id], weights.get(id))
+        (self.root / KEPT_FILE).unlink(missing_ok=True)  # no longer the whole truth
+        atomic_write_all(images)
+        before, after = self._records, {**self._records, **new}
+        replace_lines(self.root / MANIFEST_FILE, after, new)
+        self._records = after
+        for id, record in new.items():
+            for path in set(before[id].files) - set(record.files):
+                (self.root / path).unlink(missing_ok=True)
+
+    def write_kept(self) -> list[str]:
+        """Write ``kept.txt``: the file stems of the samples that a filter kept, in the manifest's order; they."""
+        self._check_writable()
+        return write_kept(self.root, self._records.values())
 
     def remove(self, ids: Iterable[str]) -> None:
         """Take samples out. The manifest is rewritten first, then their files go.
@@ -165,6 +229,8 @@ class Pool:
         if unknown:
             raise ValueError(f'`ids` must be stored in {self.root}, got {unknown[0]!r}')
         staying = {id: record for id, record in self._records.items() if id not in set(leaving)}
+        if (self.root / KEPT_FILE).is_file():
+            write_kept(self.root, staying.values())
         write_manifest(self.root / MANIFEST_FILE, staying.values())
         for id in leaving:
             self._unlink(self._records[id])
@@ -183,28 +249,31 @@ class Pool:
         """
         with Image.open(self.root / record.mask) as file:
             mask = np.asarray(file)
-        self._check_mask(self.root / record.mask, mask)
+        check_mask(self.root / record.mask, mask, len(self.classes))
         return mask
 
     def _check_writable(self) -> None:
         if self._lock is None:
             raise RuntimeError(f'the pool {self.root} is not open for writing. Open it with `Pool.create`.')
 
-    def _check_arrays(self, id: str, image: np.ndarray, mask: np.ndarray) -> None:
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(f'sample {id!r}: `image` must be (H, W, 3) uint8, got {image.shape} {image.dtype}')
-        self._check_mask(f'sample {id!r}', mask)
-        if image.shape[:2] != mask.shape or not mask.size:
-            raise ValueError(f'sample {id!r}: `image` and `mask` must have one size, not empty, got '
-                             f'{image.shape[:2]} and {mask.shape}')
+    def _check_update(self, id: str, record: PoolRecord, labelled: bool) -> None:
+        if not self.has(id):
+            raise ValueError(f'`records` must be stored in {self.root}, got {id!r}. Use `add` for a new sample.')
+        stored = self._records[id]
+        if (stored.image, stored.mask) != (record.image, record.mask):
+            raise ValueError(f'sample {id!r}: an update must leave `image` and `mask` as they are ({stored.image}, '
+                             f'{stored.mask}), got {record.image} and {record.mask}.')
+        if labelled and stored.filter is not None:
+            raise ValueError(f'sample {id!r} has the result of a filter already; take it back first, by an update with '
+                             '`filter` = None.')
 
-    def _check_mask(self, source: str | Path, mask: np.ndarray) -> None:
-        if mask.ndim != 2 or mask.dtype != np.uint8:
-            raise ValueError(f'{source}: `mask` must be (H, W) uint8, got {mask.shape} {mask.dtype}')
-        wrong = mask[(mask >= len(self.classes)) & (mask != IGNORE_INDEX)]
-        if wrong.size:
-            raise ValueError(f'{source}: `mask` must hold class indices below {len(self.classes)} or {IGNORE_INDEX}, '
-                             f'got {int(wrong[0])} ({wrong.size} such pixels)')
+    def _filter_images(self, record: PoolRecord, label: np.ndarray, weight: np.ndarray | None) -> dict[Path, bytes]:
+        """The encoded files of a filter's result; makes their folders."""
+        check_filtered(record.id, label, weight, len(self.classes))
+        paths = [self.root / path for path in record.filter_files]
+        for path in paths:
+            path.parent.mkdir(exist_ok=True)
+        return {path: encode_png(pixels) for path, pixels in zip(paths, (label, weight))}
 
     def _clear(self) -> None:
         """Remove the layout of a pool without samples; the lock file stays."""
@@ -215,45 +284,5 @@ class Pool:
                 (self.root / name).rmdir()
 
     def _unlink(self, record: PoolRecord) -> None:
-        for path in (record.image, record.mask):
+        for path in record.files:
             (self.root / path).unlink(missing_ok=True)
-
-
-def read_records(root: str | Path) -> list[PoolRecord]:
-    """The records of a pool that others may be writing, oldest first.
-
-    Raises:
-        ValueError: If ``root`` has no manifest, or a line of it is wrong.
-    """
-    path = Path(root) / MANIFEST_FILE
-    if not path.is_file():
-        raise ValueError(f'{root} is not a pool (it has no {MANIFEST_FILE}). Give the folder of a synthesis run.')
-    return parse_manifest(path)
-
-
-def _check_is_pool_or_empty(root: Path) -> None:
-    """Refuse a folder that somebody else fills. A lock or temporary file is what a killed ``create`` left."""
-    if root.exists() and not root.is_dir():
-        raise ValueError(f'{root} must be a folder, it is a file. Choose another --out-dir.')
-    if not root.exists() or (root / HEADER_FILE).is_file():
-        return
-    strangers = [path.name for path in root.iterdir()
-                 if path.name != FolderLock.FILE and not path.name.startswith(TEMPORARY_PREFIX)]
-    # The header may have been written since: a second writer started in the same moment.
-    if strangers and not (root / HEADER_FILE).is_file():
-        raise ValueError(f'{root} is not empty and not a pool (it has no {HEADER_FILE}, but {sorted(strangers)[0]!r}). '
-                         f'Choose another --out-dir, or empty this folder.')
-
-
-def _open_header(root: Path, header: PoolHeader) -> None:
-    """Write the header, or hold an existing one against it; make the layout."""
-    path = root / HEADER_FILE
-    if not path.is_file():
-        atomic_write(path, header.to_json().encode('utf-8'))
-    differences = PoolHeader.read(path).differences(header)
-    if differences:
-        listed = '\n  '.join(differences)
-        raise ValueError(f'{root} holds a pool made with other settings:\n  {listed}\n'
-                         f'Choose another --out-dir, delete the folder, or go back to its settings.')
-    for name in (IMAGE_FOLDER, MASK_FOLDER):
-        (root / name).mkdir(exist_ok=True)

@@ -33,7 +33,7 @@ def refused(small_run: SmallRun, out_dir: Path, cfg: Config, *message: str, erro
 def test_unknown_setting(small_run: SmallRun, out_dir: Path) -> None:
     cfg = small_run.config(synthesis__num_per_msk=2)
     refused(small_run, out_dir, cfg, 'generator.py', '`synthesis` does not know num_per_msk',
-            'batch_size, dataset, guidance, num_per_mask')
+            'batch_size, dataset, filter, guidance, num_per_mask')
 
 
 @pytest.mark.parametrize('remove', ['synthesis', 'dataset'])

@@ -1,0 +1,37 @@
+"""Hashes by which results of a filter are known again."""
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmsynth.guidance import SegmentorCritic
+
+_LENGTH = 16  # hex digits, as in all hashes of a manifest
+
+
+def label_hash(mask: np.ndarray) -> str:
+    """Hash of a mask (H, W), uint8: of its shape and its values, not of the file that holds them."""
+    digest = hashlib.sha256(f'{mask.shape[0]}x{mask.shape[1]}:'.encode())
+    digest.update(np.ascontiguousarray(mask))
+    return digest.hexdigest()[:_LENGTH]
+
+
+def segmentor_identity(critic: SegmentorCritic) -> str:
+    """Hash of what a segmentor reads with: its weights, its normalisation and its mode of inference."""
+    segmentor = critic.segmentor
+    own = segmentor.data_preprocessor
+    digest = hashlib.sha256(json.dumps(segmentor.test_cfg, sort_keys=True, default=str).encode())
+    if own._enable_normalize:
+        digest.update(f'{own._channel_conversion} {own.mean.flatten().tolist()} {own.std.flatten().tolist()}'.encode())
+    for name, value in sorted(segmentor.state_dict().items()):
+        digest.update(f'{name} {value.dtype} {tuple(value.shape)}:'.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:_LENGTH]
+
+
+def settings_identity(settings: Mapping[str, Any]) -> str:
+    """Hash of JSON values that does not depend on the order of keys."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:_LENGTH]

@@ -1,0 +1,22 @@
+"""Hashes that name settings and weights in manifests and reports: 16 hex digits of a SHA-256."""
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def config_hash(cfg: Mapping[str, Any]) -> str:
+    """A hash of a part of a config that does not depend on the order of its keys."""
+    plain = cfg.to_dict() if hasattr(cfg, 'to_dict') else dict(cfg)
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def file_hash(path: str | Path) -> str:
+    """A hash of a file's content; of a folder, that of its ``model.safetensors``."""
+    path = Path(path) / 'model.safetensors' if Path(path).is_dir() else Path(path)
+    with path.open('rb') as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,55 @@
+"""Filter a pool: which pixels and which samples a segmentor trusts."""
+import argparse
+import sys
+from pathlib import Path
+
+from mmengine.config import DictAction
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__ + " The painted labels stay; filtered/ (with soft weights also weights/) and kept.txt, an "
+        'ann_file for mmseg, come beside them. A run that was killed continues where it was when called again.',
+        epilog='The config names the filter: synthesis = dict(filter=dict(type=\'mmsynth.ClassLossFilter\', '
+        "segmentor=dict(type='mmsynth.SegmentorCritic', config=..., checkpoint=...), class_losses='FILE.json')). "
+        'Example: python tools/filter_pool.py work_dirs/pool configs/demo/todsynth.py --cfg-options '
+        'synthesis.filter.mode=soft')
+    parser.add_argument('pool', help='folder of the pool')
+    parser.add_argument('config', help='config with `synthesis.filter`; if its `model` is a generator, that '
+                        'must have painted the pool')
+    parser.add_argument('--overwrite', action='store_true',
+                        help='replace results of other filters, and of labels that were changed since')
+    parser.add_argument('--batch-size', type=int, default=8,
+                        help='images read together; does not change the result; default: 8')
+    parser.add_argument('--device', help='cpu, cuda, cuda:1 …; default: cuda where there is one')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='override settings of the config, e.g. synthesis.filter.margin=1.5')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:  # a checkout that is not installed
+        sys.path.insert(0, str(ROOT))
+    import torch
+    from rich.console import Console
+
+    from mmsynth.apis import load_config
+    from mmsynth.apis.filter_pool import build_filter, filter_pool, generator_of
+    from mmsynth.apis.filter_summary import class_table, sample_table
+    cfg = load_config(args.config, args.cfg_options)
+    report = filter_pool(
+        args.pool,
+        build_filter(cfg, args.device or ('cuda' if torch.cuda.is_available() else 'cpu')),
+        generator=generator_of(cfg),
+        overwrite=args.overwrite,
+        batch_size=args.batch_size)
+    for table in (class_table(report.pool), sample_table(report.pool)):
+        Console().print(table)
+    print(report)
+
+
+if __name__ == '__main__':
+    main()
