@@ -4,8 +4,10 @@ from mmsynth.models.encoders import PatchPCACodec, VAECodec
 from mmsynth.models.generators import BaseGenerator, TISynth, TODSynth
 from mmsynth.models.label_codecs import GreyLevelCodec, IdCodec, OneHotCodec, PaletteCodec
 from mmsynth.models.networks import ControlledUNet, MMDiT
+from mmsynth.models.weighted_segmentor import WeightedCascadeEncoderDecoder, WeightedEncoderDecoder
 
 __all__ = [
     'BaseGenerator', 'ControlledUNet', 'GreyLevelCodec', 'IdCodec', 'MMDiT', 'OneHotCodec', 'PaletteCodec',
-    'PatchPCACodec', 'SynthDataPreprocessor', 'TISynth', 'TODSynth', 'VAECodec'
+    'PatchPCACodec', 'SynthDataPreprocessor', 'TISynth', 'TODSynth', 'VAECodec', 'WeightedCascadeEncoderDecoder',
+    'WeightedEncoderDecoder'
 ]
