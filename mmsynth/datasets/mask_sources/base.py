@@ -1,0 +1,166 @@
+"""What mask sources share: reading the masks of another data set, and giving each in several variants."""
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmcv.transforms import BaseTransform, LoadAnnotations
+from mmengine.dataset import Compose
+from torch.utils.data import Dataset
+
+from mmsynth.datasets.mask_sources.recipe import ApplyMaskRecipe, Mask, MaskRecipe, MaskStep
+from mmsynth.datasets.transforms.loading import LoadSegMap
+from mmsynth.registry import DATASETS
+
+
+class MaskReader:
+    """A data set's masks, by index: as stored, and as they stand where recipes are applied.
+
+    Args:
+        dataset: A data set whose pipeline loads masks, or its config.
+
+    Attributes:
+        dataset: The data set.
+        pipeline: Its pipeline with an :class:`ApplyMaskRecipe`, after the transform that loads masks unless it has one.
+
+    Raises:
+        ValueError: If it has no pipeline, as ConcatDataset, or one that loads no masks.
+    """
+
+    def __init__(self, dataset: Dataset | Mapping[str, Any]) -> None:
+        self.dataset = DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
+        transforms = self._transforms()
+        loads = [isinstance(transform, (LoadSegMap, LoadAnnotations)) for transform in transforms]
+        if not any(loads):
+            raise ValueError(f"the pipeline of {type(self.dataset).__name__} loads no masks; add dict(type='mmsynth."
+                             "LoadSegMap') to it.")
+        loader = loads.index(True)
+        places = [index for index, transform in enumerate(transforms) if isinstance(transform, ApplyMaskRecipe)]
+        if not places:
+            places = [loader + 1]
+            transforms.insert(loader + 1, ApplyMaskRecipe())
+        self.pipeline = Compose(transforms)
+        self._load = Compose(transforms[:loader + 1])
+        self._change = Compose(transforms[:places[0] + 1])
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def info(self, index: int) -> dict[str, Any]:
+        return self.dataset.get_data_info(index)
+
+    def stored_mask(self, info: dict[str, Any]) -> Mask:
+        """A sample's mask (H, W), uint8, as its file has it, 255 where unlabelled."""
+        return self._load(dict(info))['gt_seg_map']
+
+    def mask(self, info: dict[str, Any]) -> Mask:
+        """A sample's mask (H, W), uint8, with the recipe that its info has, before what follows in the pipeline."""
+        return self._change(dict(info))['gt_seg_map']
+
+    def _transforms(self) -> list[Callable | BaseTransform]:
+        pipeline = getattr(self.dataset, 'pipeline', None)
+        if pipeline is None:
+            raise ValueError(f'{type(self.dataset).__name__} has no pipeline of its own, so its masks cannot be '
+                             'changed; wrap each of the data sets in it instead.')
+        return list(pipeline.transforms)
+
+
+class MaskSource(Dataset):
+    """Base of data sets that give the masks of another one, changed or chosen.
+
+    It stands in ``synthesis.dataset`` like the data set inside, whose records and pipeline it uses, and in another mask
+    source. (The data set inside is not called ``dataset``: by that name tools would look inside and miss the change.)
+
+    Args:
+        dataset: The data set with the masks, or its config.
+
+    Attributes:
+        reader: Reads the masks of the data set inside.
+        pipeline: Its pipeline, with the place where masks are changed.
+    """
+
+    def __init__(self, dataset: Dataset | Mapping[str, Any]) -> None:
+        self.reader = MaskReader(dataset)
+        self.pipeline = self.reader.pipeline
+
+    @property
+    def metainfo(self) -> dict[str, Any]:
+        return self.reader.dataset.metainfo
+
+    def full_init(self) -> None:
+        """Read the records of the data set inside, if it has not yet."""
+        self.reader.dataset.full_init()
+
+    def get_data_info(self, idx: int) -> dict[str, Any]:
+        """What the pipeline starts from."""
+        raise TypeError(f'{type(self).__name__} gives no records')
+
+    def __getitem__(self, idx: int) -> dict[str, Any]:
+        return self.pipeline(self.get_data_info(idx))
+
+
+class VariantSource(MaskSource):
+    """Base of mask sources that change every mask in one or more ways.
+
+    Samples come variant by variant, so that the first so many are of different masks. A variant follows from the seed,
+    the mask's id and the variant's number alone.
+
+    Args:
+        dataset: The data set with the masks, or its config.
+        num_variants: Variants of each mask.
+        keep_original: Give the masks as they are, too, before all variants.
+        seed: Another seed, other variants.
+
+    Raises:
+        ValueError: If ``num_variants`` is below 1.
+    """
+
+    def __init__(self, dataset: Dataset | Mapping[str, Any], num_variants: int, keep_original: bool, seed: int) -> None:
+        if num_variants < 1:
+            raise ValueError(f'`num_variants` must be at least 1, got {num_variants}.')
+        super().__init__(dataset)
+        self.num_variants = num_variants
+        self.keep_original = keep_original
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.reader) * (self.num_variants + self.keep_original)
+
+    def get_data_info(self, idx: int) -> dict[str, Any]:
+        index = range(len(self))[idx]
+        turn, place = divmod(index, len(self.reader))
+        info = self.reader.info(place) | dict(sample_idx=index)
+        number = turn - self.keep_original
+        if number < 0:
+            return info
+        name, step = self.variant(info, number)
+        return with_step(info, f'{sample_id(info)}+{name}', step)
+
+    def variant(self, info: dict[str, Any], number: int) -> tuple[str, MaskStep]:
+        """What variant ``number`` (from 0) of a sample is called, unique among its variants, and how it is made."""
+        raise TypeError(f'{type(self).__name__} has no variants')
+
+
+def sample_id(info: Mapping[str, Any]) -> str:
+    """A sample's id: its own, or the name of its mask where the data set gives none."""
+    return info.get('sample_id') or Path(info['seg_map_path']).stem
+
+
+def with_step(info: dict[str, Any], name: str, step: MaskStep) -> dict[str, Any]:
+    """The info of a sample with one more step in its recipe, under a new id."""
+    recipe = info.get('mask_recipe') or MaskRecipe(sample_id(info))
+    return info | dict(sample_id=name, mask_recipe=recipe.then(step))
+
+
+def class_ids(names: Sequence[str], known: Sequence[str] | None, option: str) -> list[int]:
+    """The ids of class names.
+
+    Raises:
+        ValueError: If there are none, or some are not among the known ones.
+    """
+    if isinstance(names, str) or not names:
+        raise ValueError(f'`{option}` must list at least one class name, got {names!r}.')
+    unknown = [name for name in names if name not in (known or ())]
+    if unknown:
+        raise ValueError(f'`{option}` has {", ".join(map(repr, unknown))}, which the data set does not know; its '
+                         f'classes are {", ".join(known or ("not named",))}.')
+    return sorted({known.index(name) for name in names})
