@@ -1,9 +1,17 @@
 """Measures of synthetic samples."""
+from mmsynth.evaluation.class_histogram import ClassHistogram
 from mmsynth.evaluation.frechet import Gaussian, frechet_distance
-from mmsynth.evaluation.mask_consistency import Consistency, ConsistencyMeter, mask_consistency, read_image
+from mmsynth.evaluation.frechet_metric import FrechetDistance
+from mmsynth.evaluation.judge import Judge
+from mmsynth.evaluation.judging import check_judge, check_judge_of_guidance
+from mmsynth.evaluation.mask_consistency import (Consistency, ConsistencyMeter, MaskConsistency, mask_consistency,
+                                                 read_image)
+from mmsynth.evaluation.painted_metric import pool_sample
 from mmsynth.evaluation.segmentor_features import FeatureSet, class_distances, feature_distance, read_with_features
+from mmsynth.evaluation.sibling_diversity import SiblingDiversity
 
 __all__ = [
-    'Consistency', 'ConsistencyMeter', 'FeatureSet', 'Gaussian', 'class_distances', 'feature_distance',
-    'frechet_distance', 'mask_consistency', 'read_image', 'read_with_features'
+    'ClassHistogram', 'Consistency', 'ConsistencyMeter', 'FeatureSet', 'FrechetDistance', 'Gaussian', 'Judge',
+    'MaskConsistency', 'SiblingDiversity', 'check_judge', 'check_judge_of_guidance', 'class_distances',
+    'feature_distance', 'frechet_distance', 'mask_consistency', 'pool_sample', 'read_image', 'read_with_features'
 ]

@@ -1,17 +1,71 @@
 """How well a segmentor reads the masks of synthetic images from the images: mask consistency.
 
 The segmentor that judges must not be the one that guided; part of its answer would be its own wish.
+
+Legend: K classes, H W pixels.
 """
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isnan, nan
+from typing import Any
 
 import numpy as np
 import torch
 from mmseg.evaluation import IoUMetric
 from torch import Tensor
 
+from mmsynth.evaluation.judge import Judge
+from mmsynth.evaluation.painted_metric import PaintedMetric, Samples, masks_of, painted_images
 from mmsynth.guidance import SegmentorCritic
 from mmsynth.pool import Pool
+from mmsynth.registry import METRICS
 from mmsynth.utils import progress_bar
+
+
+@METRICS.register_module()
+class MaskConsistency(PaintedMetric):
+    """Mask consistency while a generator trains (``val_evaluator``) or of a pool, in percent.
+
+    Gives ``mIoU``, ``aAcc`` (share of pixels read right), ``mAcc`` (mean over the classes of the share of a class's
+    pixels read right) and ``IoU.NAME`` per class, as mmseg's ``IoUMetric`` defines them, but not rounded. Classes that
+    neither masks nor readings hold are left out, and so is everything where no pixel is labelled.
+
+    Args:
+        judge: The segmentor that reads; see :class:`PaintedMetric` for it and for the other options.
+        ignore_index: Value of unlabelled pixels in the masks.
+        guidance, allow_critic, device, collect_device, prefix, collect_dir: See :class:`PaintedMetric`.
+    """
+
+    default_prefix = 'consistency'
+
+    def __init__(self,
+                 judge: Mapping[str, Any] | SegmentorCritic | Judge,
+                 *,
+                 ignore_index: int = 255,
+                 guidance: Mapping[str, Any] | None = None,
+                 allow_critic: bool = False,
+                 device: str | None = None,
+                 collect_device: str = 'cpu',
+                 prefix: str | None = None,
+                 collect_dir: str | None = None) -> None:
+        super().__init__(judge, guidance=guidance, allow_critic=allow_critic, device=device,
+                         collect_device=collect_device, prefix=prefix, collect_dir=collect_dir)
+        self.ignore_index = ignore_index
+
+    def process(self, data_batch: Any, data_samples: Samples) -> None:
+        """Take in a batch: per sample the areas (4, K), int64."""
+        self.check_role()
+        masks = masks_of(data_samples)
+        views = self.judge.look_at(data_samples, painted_images(data_samples), masks)
+        self.results += [class_areas(view.reading, mask, self.judge.num_classes, self.ignore_index).long()
+                         for view, mask in zip(views, masks)]
+
+    def compute_metrics(self, results: list[Tensor]) -> dict[str, float]:
+        """The measures over all samples."""
+        agreement = Consistency.of_areas(torch.stack([torch.zeros(4, self.judge.num_classes).long(), *results]).sum(0))
+        values = dict(mIoU=agreement.mean_iou, aAcc=agreement.accuracy, mAcc=agreement.mean_accuracy)
+        values |= {f'IoU.{name}': iou for name, iou in zip(self.classes, agreement.class_iou)}
+        return {name: 100 * value for name, value in values.items() if not isnan(value)} | self.role_entries()
 
 
 @dataclass(frozen=True)
@@ -22,11 +76,26 @@ class Consistency:
         mean_iou: Mean over the classes that masks or readings hold, in [0, 1].
         accuracy: Share of pixels read right, in [0, 1].
         class_iou: Per class, NaN where a class never occurs.
+        mean_accuracy: Mean over the classes of the masks of the share of their pixels read right, in [0, 1]; NaN where
+            it was not computed.
     """
 
     mean_iou: float
     accuracy: float
     class_iou: tuple[float, ...]
+    mean_accuracy: float = nan
+
+    @classmethod
+    def of_areas(cls, areas: Tensor) -> 'Consistency':
+        """The agreement that areas (4, K) give, see :func:`class_areas`; NaN where they are empty."""
+        intersection, union, _, mask = areas.double()
+        iou = torch.where(union > 0, intersection / union, torch.nan)
+        recall = torch.where(mask > 0, intersection / mask, torch.nan)
+        return cls(
+            mean_iou=float(iou.nanmean()),
+            accuracy=float(intersection.sum() / mask.sum()),
+            class_iou=tuple(iou.tolist()),
+            mean_accuracy=float(recall.nanmean()))
 
 
 class ConsistencyMeter:
@@ -40,22 +109,21 @@ class ConsistencyMeter:
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
         self.num_classes = num_classes
         self.ignore_index = ignore_index
-        self._totals = torch.zeros(4, num_classes, dtype=torch.float64)  # intersection, union, reading, mask
+        self._totals = torch.zeros(4, num_classes, dtype=torch.float64)
 
     def update(self, readings: Tensor, masks: Tensor) -> None:
         """Take in readings and masks of one shape, integer class ids."""
-        areas = IoUMetric.intersect_and_union(
-            readings.cpu().long(), masks.cpu().long(), self.num_classes, self.ignore_index)
-        self._totals += torch.stack(areas)
+        self._totals += class_areas(readings, masks, self.num_classes, self.ignore_index)
 
     def compute(self) -> Consistency:
         """The agreement over all that was taken in."""
-        intersection, union, _, mask = self._totals
-        iou = torch.where(union > 0, intersection / union, torch.nan)
-        return Consistency(
-            mean_iou=float(iou.nanmean()),
-            accuracy=float(intersection.sum() / mask.sum()),
-            class_iou=tuple(iou.tolist()))
+        return Consistency.of_areas(self._totals)
+
+
+def class_areas(readings: Tensor, masks: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
+    """Pixels of intersection, union, reading and mask per class (4, K), where the masks are labelled."""
+    return torch.stack(IoUMetric.intersect_and_union(
+        readings.cpu().long(), masks.cpu().long(), num_classes, ignore_index))
 
 
 def mask_consistency(pool: Pool, judge: SegmentorCritic) -> Consistency:

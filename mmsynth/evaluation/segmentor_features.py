@@ -30,6 +30,10 @@ class PooledFeatures:
     classes: Tensor
     present: Tensor
 
+    def row(self, index: int) -> 'PooledFeatures':
+        """One image of the batch, still as a batch, on the CPU."""
+        return PooledFeatures(*(values[index:index + 1].cpu() for values in (self.images, self.classes, self.present)))
+
 
 @torch.no_grad()
 def read_with_features(judge: SegmentorCritic, images: Tensor, masks: Tensor) -> tuple[Tensor, PooledFeatures]:

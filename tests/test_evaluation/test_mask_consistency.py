@@ -5,33 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from colour_judges import CLASSES, IGNORED, PALETTE, ColourJudge, halves, measure, paint, painted
 
-from mmsynth.evaluation import ConsistencyMeter, mask_consistency, read_image
+from mmsynth.evaluation import ConsistencyMeter, Judge, MaskConsistency, mask_consistency, read_image
 from mmsynth.guidance import SegmentorCritic
 from mmsynth.pool import Pool
-
-CLASSES = ('field', 'road', 'water')
-PALETTE = ((150, 220, 90), (250, 230, 120), (50, 110, 220))
-IGNORED = 255
-
-
-class ColourJudge:
-    """Sees in a pixel the class whose palette colour is nearest."""
-
-    num_classes = len(CLASSES)
-
-    def check_num_classes(self, num_classes: int) -> None:
-        assert num_classes == self.num_classes
-
-    def read(self, images: Tensor) -> Tensor:
-        """Logits (B, K, H, W) for images (B, 3, H, W) in [0, 1], RGB."""
-        colours = torch.tensor(PALETTE).float()[None, :, :, None, None] / 255  # (1, K, 3, 1, 1)
-        return -(images[:, None] - colours).square().sum(2)
-
-
-def paint(mask: np.ndarray) -> np.ndarray:
-    return np.asarray([*PALETTE, (0, 0, 0)], np.uint8)[np.where(mask == IGNORED, len(PALETTE), mask)]
 
 
 def make_pool(root: Path, *pairs: tuple[np.ndarray, np.ndarray], classes: tuple[str, ...] = CLASSES) -> Pool:
@@ -41,12 +19,6 @@ def make_pool(root: Path, *pairs: tuple[np.ndarray, np.ndarray], classes: tuple[
             pool.add(str(index), paint(seen), mask, source_mask='m', prompt='', seed=0,
                      generator=dict(type='x', config_sha256='', weights_sha256=None))
     return Pool.open(root)
-
-
-def halves(left: int, right: int, side: int = 8) -> np.ndarray:
-    mask = np.full((side, side), left, np.uint8)
-    mask[:, side // 2:] = right
-    return mask
 
 
 def test_a_judge_that_reads_everything_gives_one(tmp_path: Path) -> None:
@@ -135,3 +107,89 @@ def test_judge_of_other_classes(critic: SegmentorCritic, tmp_path: Path) -> None
 def test_empty_pool(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f'pool {tmp_path} is empty; there is nothing to judge'):
         mask_consistency(make_pool(tmp_path), ColourJudge())
+
+
+# ---- the metric
+
+
+def metric(**options) -> MaskConsistency:
+    return MaskConsistency(Judge(ColourJudge()), guidance={}, **options)
+
+
+def random_samples(count: int = 5) -> list[dict]:
+    rng = np.random.default_rng(0)
+    seen, masks = rng.integers(0, 3, (2, count, 8, 8), dtype=np.uint8)
+    masks[:, 0] = IGNORED
+    return painted(*((paint(reading), mask) for reading, mask in zip(seen, masks)))
+
+
+def test_the_metric_gives_mmseg_s_names_in_percent() -> None:
+    """IoU 32 of 96 for field and road; half of the pixels, and half of each class's, are read right."""
+    seen_and_meant = (halves(0, 0), halves(0, 1)), (halves(1, 1), halves(0, 1))
+    result = measure(metric(), painted(*((paint(seen), mask) for seen, mask in seen_and_meant)))
+    assert result == pytest.approx({
+        'consistency/mIoU': 100 / 3, 'consistency/aAcc': 50, 'consistency/mAcc': 50, 'consistency/IoU.field': 100 / 3,
+        'consistency/IoU.road': 100 / 3})  # no water: left out
+
+
+def test_the_metric_says_what_the_pool_s_measure_says(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    pairs = [tuple(rng.integers(0, 3, (2, 8, 8), dtype=np.uint8)) for _ in range(3)]
+    expected = mask_consistency(make_pool(tmp_path, *pairs), ColourJudge())
+    result = measure(metric(), painted(*((paint(seen), mask) for seen, mask in pairs)))
+    assert result['consistency/mIoU'] == pytest.approx(100 * expected.mean_iou)
+    assert result['consistency/mAcc'] == pytest.approx(100 * expected.mean_accuracy)
+
+
+def test_batches_and_ranks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks of three samples each, the last of which the sampler has padded with the first."""
+    samples = random_samples()
+    alone = measure(metric(), samples, batch_size=1)
+    assert measure(metric(), samples, batch_size=5) == alone
+    ranks = [metric(), metric()]
+    for rank, own in enumerate(ranks):
+        own.dataset_meta = dict(classes=CLASSES)
+        own.process({}, (samples + samples[:1])[rank::2])
+    together = [row for pair in zip(*(own.results for own in ranks)) for row in pair]
+
+    def collect(own: list, size: int, *place: object, **options: object) -> list:
+        return together[:size]
+
+    monkeypatch.setattr('mmengine.evaluator.metric.collect_results', collect)
+    assert ranks[0].evaluate(len(samples)) == alone
+
+
+def test_unlabelled_masks_give_nothing() -> None:
+    assert measure(metric(), painted((paint(halves(0, 1)), halves(IGNORED, IGNORED)))) == {}
+
+
+def test_a_metric_of_another_ignore_index() -> None:
+    samples = painted((paint(halves(0, 1)), halves(0, 2)))
+    assert measure(metric(ignore_index=2), samples)['consistency/aAcc'] == 100
+
+
+def test_images_of_different_sizes() -> None:
+    pairs = [(paint(mask), mask) for mask in (halves(0, 1), halves(0, 1, side=4), halves(2, 1))]
+    assert measure(metric(), painted(*pairs), batch_size=3)['consistency/mIoU'] == 100
+
+
+def test_a_metric_that_is_given_no_painted_image() -> None:
+    own = metric()
+    own.dataset_meta = dict(classes=CLASSES)
+    with pytest.raises(ValueError, match='no `generated_img`.*in the `val_evaluator` of a generator, or tools'):
+        own.process({}, [dict(gt_sem_seg=dict(data=torch.zeros(1, 4, 4)))])
+
+
+def test_a_metric_without_class_names() -> None:
+    with pytest.raises(ValueError, match='MaskConsistency needs the class names.*`metainfo` with `classes`'):
+        metric().dataset_meta = {}
+
+
+def test_a_metric_of_other_classes(critic: SegmentorCritic) -> None:
+    with pytest.raises(ValueError, match='the segmentor has 3 classes, the data set has 2'):
+        MaskConsistency(critic, guidance={}).dataset_meta = dict(classes=CLASSES[:2])
+
+
+def test_a_judge_without_weights() -> None:
+    with pytest.raises(ValueError, match='`judge` needs a `checkpoint`: a segmentor with random weights judges noth'):
+        MaskConsistency(dict(type='mmsynth.SegmentorCritic', config='c.py'))

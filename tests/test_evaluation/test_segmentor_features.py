@@ -1,12 +1,12 @@
 """Features of a segmentor: closed forms with a judge whose features are colours, a real segmentor, and mistakes."""
 import math
-from types import SimpleNamespace
 
 import pytest
 import tiny_generator
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from colour_judges import Colours
+from torch import Tensor
 
 from mmsynth.evaluation import FeatureSet, class_distances, feature_distance, read_with_features
 from mmsynth.evaluation.segmentor_features import PooledFeatures
@@ -14,38 +14,6 @@ from mmsynth.guidance import SegmentorCritic
 
 K, IGNORED = 3, 255
 RED, GREEN = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0])
-
-
-class Colours(nn.Module):
-    """A segmentor whose features are the mean colours of 2×2 cells.
-
-    Args:
-        last_layer: Whether its head ends in ``conv_seg``; otherwise its features are doubled colours, by the backbone.
-        windows: How often it looks at an image.
-        padded: Side that images are padded to, with ones.
-    """
-
-    def __init__(self, last_layer: bool = True, windows: int = 1, padded: int = 4) -> None:
-        super().__init__()
-        self.with_neck = False
-        self.backbone = nn.AvgPool2d(2)
-        self.decode_head = nn.Module()
-        self.decode_head.in_index = 0
-        if last_layer:
-            self.decode_head.conv_seg = nn.Conv2d(3, K, 1, bias=False)
-            self.decode_head.conv_seg.weight.data = torch.eye(K)[..., None, None]
-        self.windows, self.padded = windows, padded
-
-    def judge(self) -> SimpleNamespace:
-        return SimpleNamespace(segmentor=self, num_classes=K, read=self.read)
-
-    def read(self, images: Tensor) -> Tensor:
-        height, width = images.shape[-2:]
-        inputs = F.pad(images, (0, self.padded - width, 0, self.padded - height), value=1.0)
-        for _ in range(self.windows):
-            cells = self.backbone(inputs)
-        last_layer = getattr(self.decode_head, 'conv_seg', nn.Identity())
-        return F.interpolate(last_layer(cells), scale_factor=2)[..., :height, :width]
 
 
 def halves(left: Tensor, right: Tensor, height: int = 4) -> Tensor:

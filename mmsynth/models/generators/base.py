@@ -15,6 +15,7 @@ from mmsynth.models.label_codecs import LabelCodec
 from mmsynth.models.lora import LoRASettings, add_lora, merge_lora
 from mmsynth.registry import MODELS
 from mmsynth.structures import SynthDataSample
+from mmsynth.utils import derive_seed
 
 TRAINABLE_STATES = ('full', 'lora', 'frozen')
 
@@ -105,9 +106,13 @@ class BaseGenerator(BaseModel):
         """Latents (B, C, h, w) painted for masks (B, H, W), and the guidance records of each sample."""
 
     def predict(self, inputs: Tensor | None, data_samples: list[SynthDataSample]) -> list[SynthDataSample]:
-        """Paint an image for every sample without task guidance; the seed is the metainfo ``seed``, or 0."""
+        """Paint an image for every sample without task guidance; as in the host's validation loop.
+
+        The seed is the metainfo ``seed``, or else a function of the sample's id, so that a validation paints the same
+        images every time, whatever the batches, and no two of them from one noise.
+        """
         del inputs
-        return self.synthesize(data_samples, [sample.get('seed', 0) for sample in data_samples])
+        return self.synthesize(data_samples, [_own_seed(sample) for sample in data_samples])
 
     @torch.no_grad()
     def synthesize(self,
@@ -248,6 +253,13 @@ def prompt_of(sample: SynthDataSample) -> str:
         raise ValueError(f"sample {sample.get('sample_id', '?')} has no prompt; add dict(type='mmsynth.BuildPrompt') "
                          'to the pipeline of the dataset, or prompts to its manifest.')
     return sample.prompt
+
+
+def _own_seed(sample: SynthDataSample) -> int:
+    if 'seed' in sample:
+        return sample.seed
+    names = (str(sample.get(key)) for key in ('sample_id', 'seg_map_path', 'img_path') if sample.get(key))
+    return derive_seed(0, 'predict', next(names, ''))
 
 
 def _check_trainable(trainable: Mapping[str, str], lora: Mapping[str, Any] | None,

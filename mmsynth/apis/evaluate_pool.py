@@ -1,0 +1,183 @@
+"""Measures of a finished pool: what the metrics of ``val_evaluator`` say of stored images, as JSON and as tables."""
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.evaluator import BaseMetric, Evaluator
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from mmsynth.apis.config import config_hash, file_hash, load_config
+from mmsynth.evaluation import ClassHistogram, FrechetDistance, MaskConsistency, SiblingDiversity, check_judge
+from mmsynth.evaluation.painted_metric import pool_sample
+from mmsynth.filtering import label_hash
+from mmsynth.pool import Pool, PoolRecord
+from mmsynth.pool.header import IGNORE_INDEX
+from mmsynth.utils import progress_bar
+from mmsynth.utils.files import atomic_write
+
+REAL_SPLITS = ('train', 'val', 'test')
+_CLASS_COLUMNS = {'consistency/IoU': 'IoU %', 'frechet/class': 'Fréchet', 'diversity/class': 'diversity',
+                  'classes/before': 'share %', 'classes/after': 'after filter %'}
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """Which real images a pool is compared with.
+
+    Args:
+        config: A config whose data loader names them.
+        split: 'train', 'val' or 'test': the loader's.
+        count: Use so many of them, spread evenly; None for all.
+
+    Raises:
+        ValueError: If the split is another.
+    """
+
+    config: str | Path
+    split: str = 'train'
+    count: int | None = 1000
+
+    def __post_init__(self) -> None:
+        if self.split not in REAL_SPLITS:
+            raise ValueError(f'`split` must be one of {", ".join(REAL_SPLITS)}, got {self.split!r}.')
+
+    def dataset(self) -> dict[str, Any]:
+        """The config of the data set.
+
+        Raises:
+            ValueError: If the config has none.
+        """
+        loader = load_config(self.config).get(f'{self.split}_dataloader') or {}
+        if 'dataset' not in loader:
+            raise ValueError(f'{self.config}: it has no `{self.split}_dataloader.dataset`; name the real, labelled '
+                             'images there, or choose another --real-split.')
+        return loader.dataset.to_dict()
+
+
+def evaluate_pool(root: str | Path,
+                  judge_config: str | Path,
+                  judge_checkpoint: str | Path,
+                  *,
+                  real: RealImages | None = None,
+                  inception: str | Path | None = None,
+                  batch_size: int = 8,
+                  device: str = 'cpu',
+                  allow_critic: bool = False) -> dict[str, Any]:
+    """Measure a pool.
+
+    Args:
+        root: The pool's folder.
+        judge_config: Config of the segmentor that judges.
+        judge_checkpoint: Its weights; they must not be those of the critic that guided the pool.
+        real: Real images for the Fréchet distance; None leaves it out.
+        inception: File of the Inception weights, to give the FID to ``real`` as well.
+        batch_size: Images that are read together; makes no difference to the results.
+        device: Where the judge works.
+        allow_critic: Let the critic judge; the result says so.
+
+    Returns:
+        Plain JSON values: ``pool``, ``images``, ``judge`` (config, checkpoint, weights_sha256, role), ``real`` and
+        ``metrics``, named as in a ``val_evaluator``.
+
+    Raises:
+        ValueError: If the pool is empty, the judge is its critic, classes differ, an option has no effect, or a mask
+            was changed after the filter ran.
+        FileNotFoundError: If a file does not exist.
+    """
+    if batch_size < 1:
+        raise ValueError(f'`batch_size` must be at least 1, got {batch_size}.')
+    if inception is not None and real is None:
+        raise ValueError('`inception` has an effect with `real` (--real-config) only; give real images to compare '
+                         'with, or leave it out.')
+    pool = Pool.open(root)
+    if not len(pool):
+        raise ValueError(f'pool {root} is empty; there is nothing to evaluate.')
+    for path in (judge_config, judge_checkpoint, *filter(None, [inception])):
+        if not Path(path).exists():
+            raise FileNotFoundError(f'{path} does not exist.')
+    role = check_judge(pool, file_hash(judge_checkpoint), allow_critic=allow_critic)
+    judge = dict(type='mmsynth.SegmentorCritic', config=str(judge_config), checkpoint=str(judge_checkpoint))
+    real_set = None if real is None else real.dataset()
+    values = _measure(pool, _metrics(judge, real_set, real, inception, device), batch_size)
+    return dict(
+        pool=str(root),
+        images=len(pool),
+        judge=dict(config=str(judge_config), checkpoint=str(judge_checkpoint),
+                   weights_sha256=file_hash(judge_checkpoint), role=role),
+        real=None if real is None else dict(config=str(real.config), split=real.split, sha256=config_hash(real_set)),
+        metrics={name: float(value) for name, value in values.items()})
+
+
+def write_evaluation(evaluation: dict[str, Any], path: str | Path) -> None:
+    """Write what :func:`evaluate_pool` found as JSON."""
+    atomic_write(path, (json.dumps(evaluation, indent=2, allow_nan=False) + '\n').encode())
+
+
+def print_evaluation(evaluation: dict[str, Any], classes: Sequence[str]) -> None:
+    """Print tables of the measures and of the classes."""
+    console, metrics = Console(), evaluation['metrics']
+    judge = evaluation['judge']
+    overall = Table('measure', 'value', title=f'{evaluation["pool"]}: {evaluation["images"]} images, judged by '
+                    f'{judge["checkpoint"]} ({judge["role"]})')
+    of_classes = {f'{key}.{own}' for key in _CLASS_COLUMNS for own in classes}
+    for name, value in metrics.items():
+        if name not in of_classes:
+            overall.add_row(name, f'{value:.4g}')
+    console.print(overall)
+    columns = {key: title for key, title in _CLASS_COLUMNS.items() if any(f'{key}.{own}' in metrics for own in classes)}
+    table = Table('class', *columns.values(), title='Classes')
+    for own in classes:
+        values = [metrics.get(f'{key}.{own}') for key in columns]
+        table.add_row(own, *('–' if value is None else f'{value:.4g}' for value in values))
+    console.print(table)
+
+
+def _metrics(judge: dict[str, Any], real_set: dict[str, Any] | None, real: RealImages | None,
+             inception: str | Path | None, device: str) -> list[BaseMetric]:
+    own = dict(guidance={}, device=device)  # the pool's own guidance was looked at
+    metrics = [MaskConsistency(judge, **own), SiblingDiversity(judge, **own), ClassHistogram()]
+    if real_set is not None:
+        there = own | dict(real=real_set, num_real=real.count)
+        metrics.append(FrechetDistance(judge, **there))
+        if inception is not None:
+            metrics.append(FrechetDistance(inception=str(inception), prefix='fid', **there))
+    return metrics
+
+
+def _measure(pool: Pool, metrics: list[BaseMetric], batch_size: int) -> dict[str, float]:
+    evaluator = Evaluator(metrics)
+    evaluator.dataset_meta = dict(classes=pool.classes, palette=pool.palette)
+    records = pool.records
+    with progress_bar(total=len(records), unit='img', title='judge') as bar:
+        for batch in _batches(records, batch_size):
+            evaluator.process([_load(pool, record) for record in batch])
+            bar.update(len(batch))
+    return evaluator.evaluate(len(records))
+
+
+def _load(pool: Pool, record: PoolRecord) -> dict[str, Any]:
+    mask = pool.load_mask(record)
+    return pool_sample(record.id, pool.load_image(record), mask, _trusted(pool, record, mask))
+
+
+def _trusted(pool: Pool, record: PoolRecord, mask: np.ndarray) -> np.ndarray | None:
+    """What a filter left of the mask: nothing of a sample that it did not keep; None if none ran."""
+    if record.filter is None:
+        return None
+    if record.filter['labels_sha256'] != label_hash(mask):
+        raise ValueError(f'sample {record.id!r}: its mask {pool.root / record.mask} was changed after the filter ran; '
+                         'run tools/filter_pool.py again.')
+    if not record.filter['keep']:
+        return np.full_like(mask, IGNORE_INDEX)
+    with Image.open(pool.root / record.filter['label']) as file:
+        return np.asarray(file)
+
+
+def _batches(records: Sequence[PoolRecord], size: int) -> Iterator[Sequence[PoolRecord]]:
+    for start in range(0, len(records), size):
+        yield records[start:start + size]
