@@ -1,6 +1,5 @@
-"""The report of one pool: samples, class balance, filter rates, guidance, and where all of it came from."""
-import math
-from collections.abc import Iterable, Mapping, Sequence
+"""The report of one pool: samples, class balance, filter, guidance, measures, and where all of it came from."""
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +9,20 @@ from mmsynth.pool.header import flatten
 from mmsynth.pool.manifest import PoolRecord
 from mmsynth.pool.store import Pool
 from mmsynth.utils import progress_bar
-from mmsynth.visualization.grid import colorize, draw_grid
+from mmsynth.visualization.filter_plots import shorten
+from mmsynth.visualization.filter_sections import add_extremes, add_filter, filter_results, trusted_pixels
+from mmsynth.visualization.metric_tables import add_metrics
 from mmsynth.visualization.plots import (class_shares, count_uncorrected, guidance_series, percent, plot_class_balance,
                                          plot_guidance)
 from mmsynth.visualization.report import Report
+from mmsynth.visualization.sample_cards import CardMaker, ShownJudge
 
-_GRIDS_BESIDE = {2: 3, 3: 2}  # by number of columns: what the page's width holds
 _PROGRESS_FROM = 500  # masks; fewer are counted within a second or two
 
 
 def pool_report(pool: Pool, path: str | Path, *, class_counts_before: Sequence[int] | None,
-                judge_masks: Mapping[str, np.ndarray] | None = None, max_samples: int = 24) -> None:
+                judge: ShownJudge | None = None, metrics: Mapping[str, Any] | None = None,
+                details: Mapping[str, Any] | None = None, max_samples: int = 16) -> None:
     """Write the report of a pool as one HTML file.
 
     Args:
@@ -28,12 +30,13 @@ def pool_report(pool: Pool, path: str | Path, *, class_counts_before: Sequence[i
         path: The HTML file.
         class_counts_before: Labelled pixels per class of the real training set, in the pool's order of classes. None
             if unknown: the pool is shown alone then.
-        judge_masks: What a model that did not guide reads from the synthetic images: record id to (H, W) class map.
-            Records without one get a blank.
+        judge: Reads the images of the samples that are shown.
+        metrics: Measures of the pool, any JSON object.
+        details: Further lines of the table of provenance, name to value.
         max_samples: Number of samples shown, spread evenly over the pool.
 
     Raises:
-        ValueError: If an argument breaks its rule, or a file of the pool is damaged.
+        ValueError: If an argument breaks its rule, or an image or mask of the pool is damaged.
         OSError: If the page cannot be written.
     """
     if max_samples < 0:
@@ -42,15 +45,21 @@ def pool_report(pool: Pool, path: str | Path, *, class_counts_before: Sequence[i
         raise ValueError(f'`class_counts_before` must hold one count per class of the pool ({len(pool.classes)}), got '
                          f'{len(class_counts_before)}')
     records = pool.records
-    report = Report(f'Synthetic samples in {pool.root.name}', _summary(pool, records))
+    report = Report(f'Synthetic samples in {pool.root.resolve().name}', _summary(pool, records))
     if records:
-        _add_samples(report, pool, _spread(records, max_samples), judge_masks or {})
-        _add_class_balance(report, pool, class_counts_before)
+        cards = CardMaker(pool, judge)
+        _add_samples(report, pool, _spread(records, max_samples), cards, judge)
+        _add_class_balance(report, pool, class_counts_before, records)
+        add_filter(report, records, pool.classes, pool.palette)
+        if max_samples:
+            add_extremes(report, records, cards)
         _add_guidance(report, records)
-        _add_filter(report, records)
+        _add_origins(report, records)
     else:
         report.add_text('Samples', 'The pool is empty.')
-    _add_provenance(report, pool, records)
+    if metrics:
+        add_metrics(report, metrics, pool.classes)
+    _add_provenance(report, pool, records, details or {})
     report.write(path)
 
 
@@ -69,10 +78,14 @@ def count_classes(pool: Pool) -> list[int]:
 
 
 def _summary(pool: Pool, records: Sequence[PoolRecord]) -> dict[str, str]:
-    return {'synthetic samples': f'{len(records):,}', 'masks they were painted for':
-            f'{len({record.source_mask for record in records}):,}', 'classes': str(len(pool.classes)),
-            'guidance': ', '.join(sorted({record.guidance['name'] if record.guidance else 'none'
-                                          for record in records})) or '–'}
+    summary = {'synthetic samples': f'{len(records):,}'}
+    results = filter_results(records).values()
+    if results:
+        kept = sum(result.keep for result in results)
+        summary['kept by the filter'] = f'{kept:,} of {len(results):,}'
+    names = {record.guidance['name'] if record.guidance else 'none' for record in records}
+    return summary | {'masks they were painted for': f'{len({record.source_mask for record in records}):,}',
+                      'classes': str(len(pool.classes)), 'guidance': ', '.join(sorted(names)) or '–'}
 
 
 def _spread(records: Sequence[PoolRecord], number: int) -> list[PoolRecord]:
@@ -82,44 +95,71 @@ def _spread(records: Sequence[PoolRecord], number: int) -> list[PoolRecord]:
     return [records[index * len(records) // number] for index in range(number)]
 
 
-def _add_samples(report: Report, pool: Pool, records: Sequence[PoolRecord],
-                 judge_masks: Mapping[str, np.ndarray]) -> None:
-    grids = []
-    rows = math.ceil(len(records) / _GRIDS_BESIDE[3 if judge_masks else 2])
-    for start in range(0, len(records), max(rows, 1)):
-        part = records[start:start + rows]
-        columns: dict[str, list[np.ndarray | None]] = {
-            'mask': [colorize(pool.load_mask(record), pool.palette) for record in part],
-            'synthetic': [pool.load_image(record) for record in part]}
-        if judge_masks:
-            columns['judge reads'] = [colorize(judge_masks[record.id], pool.palette) if record.id in judge_masks
-                                      else None for record in part]
-        grids.append(draw_grid(columns, scale={'synthetic': 'smooth'}))
-    if grids:
-        caption = f'{len(records)} of {len(pool)} samples, spread evenly over the pool. Unlabelled pixels are black.'
-        report.add_gallery('Samples', grids, caption, legend=list(zip(pool.classes, pool.palette, strict=True)))
-
-
-def _add_class_balance(report: Report, pool: Pool, before: Sequence[int] | None) -> None:
-    pool_counts = count_classes(pool)
-    after = pool_counts if before is None else [
-        int(real) + new for real, new in zip(before, pool_counts, strict=True)]
-    if not sum(after) or (before is not None and not sum(before)):
-        report.add_text('Class balance', 'No pixel is labelled.')
+def _add_samples(report: Report, pool: Pool, records: Sequence[PoolRecord], cards: CardMaker,
+                 judge: ShownJudge | None) -> None:
+    if not records:
         return
-    shares = class_shares(after)
-    if before is None:
-        caption = 'Share of each class among the labelled pixels of the pool.'
-        columns, rows = ['class', 'pixels', 'share'], [
-            [name, count, percent(share)] for name, count, share in zip(pool.classes, after, shares, strict=True)]
-    else:
-        caption = 'Share of each class among all labelled pixels: real data alone, and with the whole pool added.'
-        columns, rows = ['class', 'real pixels', 'synthetic pixels', 'share before', 'share after', 'factor'], [
-            [name, int(real), new, percent(old), percent(share), share / old if old else None]
-            for name, real, new, old, share in zip(
-                pool.classes, before, pool_counts, class_shares(before), shares, strict=True)]
-    report.add_figure('Class balance', plot_class_balance(before, after, pool.classes, pool.palette), caption)
-    report.add_table('Class balance in numbers', columns, rows)
+    caption = f'{len(records)} of {len(pool):,} samples, spread evenly over the pool. Unlabelled pixels are black.'
+    if judge is not None:
+        caption += f' Judge: {judge.name}. {judge.note}'.rstrip()
+    report.add_samples('Samples', cards.make(records), caption,
+                       legend=list(zip(pool.classes, pool.palette, strict=True)))
+
+
+def _add_class_balance(report: Report, pool: Pool, real: Sequence[int] | None, records: Sequence[PoolRecord]) -> None:
+    """Up to three stages: real data, the pool as painted, and what the filter left of it."""
+    painted, results = count_classes(pool), list(filter_results(records).values())
+    trusted = trusted_pixels(results, pool.classes) if results else None
+    heading = 'Class balance'
+    if trusted is not None and not sum(trusted):
+        report.add_text(heading, 'The filter kept no labelled pixel; below is the pool as it was painted.')
+        trusted, heading = None, ''
+    added = painted if trusted is None else trusted
+    stages = {} if real is None else {'real': [int(count) for count in real]}
+    stages |= {'synthetic': painted} | ({} if trusted is None else {'kept': trusted})
+    if real is not None:
+        stages['real + kept' if trusted is not None else 'real + synthetic'] = [
+            int(old) + new for old, new in zip(real, added, strict=True)]
+    if not all(map(sum, stages.values())):
+        empty = ', '.join(name for name, counts in stages.items() if not sum(counts))
+        report.add_text(heading, f'No pixel is labelled: {empty}.')
+        return
+    for before, after, caption in _balances(real, painted, trusted, added):
+        names = [shorten(name) for name in pool.classes]
+        report.add_figure(heading, plot_class_balance(before, after, names, pool.palette), caption)
+        heading = ''
+    _add_balance_table(report, pool.classes, stages)
+
+
+def _balances(real: Sequence[int] | None, painted: list[int], trusted: list[int] | None,
+              added: list[int]) -> list[tuple[list[int] | None, list[int], str]]:
+    """What is compared: counts before, counts after, caption."""
+    found: list[tuple[list[int] | None, list[int], str]] = []
+    if trusted is not None:
+        found.append((painted, trusted, 'The pool before and after the filter: labels as painted, and those left in '
+                      'the samples that it kept.'))
+    if real is not None:
+        whole = 'with the whole pool added' if trusted is None else 'with what the filter kept of the pool added'
+        found.append((list(real), [int(old) + new for old, new in zip(real, added, strict=True)],
+                      f'All labelled pixels: real data alone, and {whole}.'))
+    return found or [(None, painted, 'Share of each class among the labelled pixels of the pool.')]
+
+
+def _add_balance_table(report: Report, classes: Sequence[str], stages: Mapping[str, Sequence[int]]) -> None:
+    """Pixels and share per stage, and the growth of each share where there is real data."""
+    shares = {name: class_shares(counts) for name, counts in stages.items()}
+    counted = [name for name in stages if not name.startswith('real +')]
+    compared = [shares['real'], shares[list(stages)[-1]]] if 'real' in stages else None
+    columns = ['class', *(f'{name} pixels' for name in counted), *(f'{name} share' for name in stages)]
+    rows = []
+    for index, name in enumerate(classes):
+        row = [name, *(stages[stage][index] for stage in counted), *(percent(shares[stage][index]) for stage in stages)]
+        if compared is not None:
+            old, new = (values[index] for values in compared)
+            row.append(new / old if old else None)
+        rows.append(row)
+    report.add_table('', [*columns, 'factor'] if compared else columns, rows,
+                     'Factor: how much the share of the class grows in the training set.' if compared else None)
 
 
 def _add_guidance(report: Report, records: Sequence[PoolRecord]) -> None:
@@ -136,7 +176,7 @@ def _add_guidance(report: Report, records: Sequence[PoolRecord]) -> None:
         present = [key for key, values in series.items() if values]
         rows = [[step, *(float(np.mean(series[key][step])) if step in series[key] else None for key in present)]
                 for step in steps]
-        report.add_table('Guidance in numbers', ['step', *(key.replace('_', ' ') for key in present)], rows,
+        report.add_table('', ['step', *(key.replace('_', ' ') for key in present)], rows,
                          'Means over the samples.')
     _add_choices(report, traces)
     samples, skipped = count_uncorrected(traces)
@@ -159,28 +199,32 @@ def _kept(traces: Sequence[Sequence[Mapping[str, float | None]]]) -> list[int]:
     return [int(entry['candidate']) for trace in traces for entry in trace if entry.get('candidate') is not None]
 
 
-def _add_filter(report: Report, records: Sequence[PoolRecord]) -> None:
-    """What the filter recorded: numbers and yes/no as mean, least and greatest over the samples that have them."""
-    filtered = [flatten(record.filter) for record in records if record.filter]
-    if not filtered:
+def _add_origins(report: Report, records: Sequence[PoolRecord]) -> None:
+    """How many samples were painted for masks of which origin; nothing if all are masks of the data set as they are."""
+    if all(record.mask_origin is None for record in records):
         return
-    rows: list[list[Any]] = []
-    for key in dict.fromkeys(key for values in filtered for key in values):
-        numbers = list(_numbers(values.get(key) for values in filtered))
-        if numbers:
-            rows.append([key, len(numbers), float(np.mean(numbers)), min(numbers), max(numbers)])
-    report.add_table('Filter rates', ['recorded', 'samples', 'mean', 'least', 'greatest'], rows,
-                     f'{len(filtered)} of {len(records)} samples went through a filter.')
+    groups: dict[str, list[PoolRecord]] = {}
+    for record in records:
+        origin = record.mask_origin
+        name = 'data set, as it is' if origin is None else str(origin.get('source', 'not named'))
+        groups.setdefault(name, []).append(record)
+    rows = [[name, len(group), percent(len(group) / len(records)), len({record.source_mask for record in group})]
+            for name, group in sorted(groups.items(), key=lambda item: -len(item[1]))]
+    report.add_table('Where the masks came from', ['source', 'samples', 'share', 'masks'], rows)
 
 
-def _numbers(values: Iterable[Any]) -> Iterable[float]:
-    return (float(value) for value in values if isinstance(value, (int, float)))
-
-
-def _add_provenance(report: Report, pool: Pool, records: Sequence[PoolRecord]) -> None:
-    rows = [[key, '–' if value is None else str(value)] for key, value in flatten(pool.settings).items()]
+def _add_provenance(report: Report, pool: Pool, records: Sequence[PoolRecord], details: Mapping[str, Any]) -> None:
+    rows = [[key, _text(value)] for key, value in flatten(pool.settings).items()]
     generators = {tuple(record.generator.items()): None for record in records}
     for number, generator in enumerate(generators, start=1):
         label = 'recorded generator' if len(generators) == 1 else f'recorded generator {number}'
-        rows += [[f'{label}: {key}', '–' if value is None else value] for key, value in generator]
+        rows += [[f'{label}: {key}', _text(value)] for key, value in generator]
+    filters = {str(record.filter['filter_sha256']): None for record in records
+               if record.filter and record.filter.get('filter_sha256')}
+    rows += [['filter_sha256', name] for name in filters]
+    rows += [[key, _text(value)] for key, value in details.items()]
     report.add_table('Where it came from', ['setting', 'value'], rows, f'Pool: {pool.root}')
+
+
+def _text(value: Any) -> str:
+    return '–' if value is None else str(value)

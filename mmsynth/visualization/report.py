@@ -16,18 +16,72 @@ from mmsynth.utils.files import atomic_write, encode_png
 _TEMPLATES = Path(__file__).parent / 'templates'
 _PERCENTAGE = re.compile(r'[-+]?[0-9.]+(e-?[0-9]+)?%')
 _PIXELS_PER_INCH = 128  # of the page, for pictures that say how large they are, as plots do
+_TILE_SIDE = 320  # pixels that a tile holds at most: sharp on screens of twice the usual density
+_SHOWN_SIDE = 180  # CSS pixels of a tile on a wide page; smaller pictures are enlarged without smoothing
+_JPEG_QUALITY = 90
+_TILES_PER_LINE = {4: 2, 5: 3, 6: 3}  # on a phone; by default all
+MARKS = ('', 'kept', 'dropped')
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture of a sample.
+
+    Attributes:
+        title: What it shows.
+        image: (H, W, 3) RGB or (H, W) grey, uint8; None leaves a blank.
+        photo: Whether it may be resampled smoothly and stored with loss where it is too large; masks may not.
+        note: Stands in the blank.
+    """
+    title: str
+    image: np.ndarray | None
+    photo: bool = False
+    note: str = ''
+
+
+@dataclass(frozen=True)
+class SampleCard:
+    """What the page shows of one sample: its pictures beside each other, and lines of text.
+
+    Attributes:
+        title: Its name.
+        tiles: Its pictures; as many for each sample of one gallery.
+        facts: Lines of text.
+        mark: 'kept', 'dropped' or ''.
+        reason: Why it has the mark.
+
+    Raises:
+        ValueError: If ``mark`` is another word.
+    """
+    title: str
+    tiles: tuple[Tile, ...]
+    facts: tuple[str, ...] = ()
+    mark: str = ''
+    reason: str = ''
+
+    def __post_init__(self) -> None:
+        if self.mark not in MARKS:
+            raise ValueError(f'`mark` must be one of {", ".join(map(repr, MARKS))}, got {self.mark!r}')
 
 
 @dataclass
-class _Section:
-    """One block of the page; the template shows what is filled."""
-    heading: str
+class _Block:
+    """One thing in a section; the template shows what is filled."""
     text: str = ''
     columns: list[str] = field(default_factory=list)
     rows: list[list['_Cell']] = field(default_factory=list)
     images: list['_Picture'] = field(default_factory=list)
+    cards: list[dict[str, Any]] = field(default_factory=list)
+    tiles: int = 0
+    tiles_per_line: int = 0
     legend: list[tuple[str, str]] = field(default_factory=list)
     note: str = ''
+
+
+@dataclass
+class _Section:
+    heading: str
+    blocks: list[_Block]
 
 
 @dataclass(frozen=True)
@@ -45,6 +99,9 @@ class _Picture:
 class Report:
     """Collects sections and writes them as one page. All text is escaped.
 
+    What is added without a heading belongs to the section before, and stands beside what is there if the window has
+    room for both.
+
     Args:
         title: The page's title.
         summary: The few numbers people came for, name to value.
@@ -57,7 +114,7 @@ class Report:
 
     def add_text(self, heading: str, text: str) -> None:
         """Add paragraphs, separated by empty lines."""
-        self._sections.append(_Section(heading, text=text))
+        self._add(heading, _Block(text=text))
 
     def add_table(self, heading: str, columns: Sequence[str], rows: Sequence[Sequence[Any]],
                   note: str | None = None) -> None:
@@ -75,8 +132,8 @@ class Report:
         wrong = [row for row in rows if len(row) != len(columns)]
         if wrong:
             raise ValueError(f'`rows` of {heading!r} must have {len(columns)} values each, got {list(wrong[0])!r:.80}')
-        self._sections.append(_Section(heading, columns=[str(name) for name in columns],
-                                       rows=[[_cell(value) for value in row] for row in rows], note=note or ''))
+        self._add(heading, _Block(columns=[str(name) for name in columns],
+                                  rows=[[_cell(value) for value in row] for row in rows], note=note or ''))
 
     def add_figure(self, heading: str, image: np.ndarray | bytes, caption: str) -> None:
         """Add one picture.
@@ -104,9 +161,31 @@ class Report:
         Raises:
             ValueError: If bytes are not a PNG.
         """
-        colors = [(name, '#{:02x}{:02x}{:02x}'.format(*(int(part) for part in color))) for name, color in legend]
-        self._sections.append(_Section(heading, images=[_picture(image, heading) for image in images], legend=colors,
-                                       note=caption))
+        self._add(heading, _Block(images=[_picture(image, heading) for image in images], legend=_colors(legend),
+                                  note=caption))
+
+    def add_samples(self, heading: str, samples: Sequence[SampleCard], caption: str, *,
+                    legend: Sequence[tuple[str, Sequence[int]]] = ()) -> None:
+        """Add samples, each with its pictures in a line and its facts beside or below them.
+
+        Args:
+            heading: The section's heading.
+            samples: At least one, all with the same number of tiles.
+            caption: A line below all of them.
+            legend: Names and RGB colours.
+
+        Raises:
+            ValueError: If there is no sample, or they differ in the number of tiles.
+        """
+        counts = {len(sample.tiles) for sample in samples}
+        if len(counts) != 1 or 0 in counts:
+            raise ValueError(f'`samples` of {heading!r} must have the same number of tiles, at least one, got '
+                             f'{sorted(counts)}')
+        number = counts.pop()
+        cards = [dict(title=sample.title, facts=sample.facts, mark=sample.mark, reason=sample.reason,
+                      tiles=[_encode_tile(tile) for tile in sample.tiles]) for sample in samples]
+        self._add(heading, _Block(cards=cards, tiles=number, tiles_per_line=_TILES_PER_LINE.get(number, number),
+                                  legend=_colors(legend), note=caption))
 
     def render(self) -> str:
         """The page as text."""
@@ -122,6 +201,15 @@ class Report:
             OSError: If it cannot be written.
         """
         atomic_write(path, self.render().encode('utf-8'))
+
+    def _add(self, heading: str, block: _Block) -> None:
+        if heading or not self._sections:
+            self._sections.append(_Section(heading, []))
+        self._sections[-1].blocks.append(block)
+
+
+def _colors(legend: Sequence[tuple[str, Sequence[int]]]) -> list[tuple[str, str]]:
+    return [(name, '#{:02x}{:02x}{:02x}'.format(*(int(part) for part in color))) for name, color in legend]
 
 
 def _cell(value: Any) -> _Cell:
@@ -142,5 +230,31 @@ def _picture(image: np.ndarray | bytes, heading: str) -> _Picture:
     except UnidentifiedImageError as error:
         raise ValueError(f'the image of {heading!r} must be an array or the bytes of a PNG, got '
                          f'{data[:8]!r}') from error
-    url = f'data:image/png;base64,{base64.b64encode(data).decode("ascii")}'
-    return _Picture(url, round(width * _PIXELS_PER_INCH / dots_per_inch))
+    return _Picture(_data_url(data, 'png'), round(width * _PIXELS_PER_INCH / dots_per_inch))
+
+
+def _encode_tile(tile: Tile) -> dict[str, Any]:
+    """A tile for the template; ``pixels`` says that its picture is enlarged without smoothing."""
+    if tile.image is None:
+        return dict(title=tile.title, note=tile.note, url='', pixels=False)
+    longer = max(tile.image.shape[:2])
+    sharp = not tile.photo or longer < _SHOWN_SIDE
+    return dict(title=tile.title, note='', url=_tile_url(tile, min(_TILE_SIDE / longer, 1)), pixels=sharp)
+
+
+def _tile_url(tile: Tile, factor: float) -> str:
+    """The picture as it is, or smaller by ``factor``."""
+    if factor == 1:
+        return _data_url(encode_png(tile.image), 'png')
+    height, width = (max(1, round(side * factor)) for side in tile.image.shape[:2])
+    picture = Image.fromarray(np.ascontiguousarray(tile.image))
+    if not tile.photo:
+        return _data_url(encode_png(np.asarray(picture.resize((width, height), Image.Resampling.NEAREST))), 'png')
+    buffer = io.BytesIO()
+    picture.convert('RGB').resize((width, height), Image.Resampling.LANCZOS).save(
+        buffer, format='JPEG', quality=_JPEG_QUALITY)
+    return _data_url(buffer.getvalue(), 'jpeg')
+
+
+def _data_url(data: bytes, kind: str) -> str:
+    return f'data:image/{kind};base64,{base64.b64encode(data).decode("ascii")}'

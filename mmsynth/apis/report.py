@@ -1,0 +1,181 @@
+"""The report of a finished pool, written anew: with a judge's readings, the real set's class balance, and measures."""
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmcv.transforms import BaseTransform
+from mmengine.dataset import BaseDataset
+from mmseg.datasets.transforms import LoadAnnotations
+
+from mmsynth.apis.config import build_dataset, load_config
+from mmsynth.datasets.transforms.loading import LoadSegMap, read_label
+from mmsynth.evaluation import read_image
+from mmsynth.evaluation.judging import check_judge
+from mmsynth.guidance import SegmentorCritic
+from mmsynth.pool import Pool
+from mmsynth.utils import progress_bar
+from mmsynth.utils.hashes import file_hash
+from mmsynth.visualization.pool_report import pool_report
+from mmsynth.visualization.sample_cards import ShownJudge
+
+REPORT_FILE = 'report.html'
+METRICS_FILE = 'metrics.json'
+_IGNORED = 255
+
+
+def write_report(pool_dir: str | Path,
+                 out: str | Path | None = None,
+                 *,
+                 judge_config: str | Path | None = None,
+                 judge_checkpoint: str | Path | None = None,
+                 real_config: str | Path | None = None,
+                 real_masks: str | Path | None = None,
+                 metrics: str | Path | None = None,
+                 max_samples: int = 16) -> Path:
+    """Write the report of a pool; the pool's own files are only read.
+
+    Args:
+        pool_dir: The pool's folder.
+        out: The HTML file; None for ``report.html`` in the pool.
+        judge_config: Segmentation config of a segmentor that reads the samples shown. The page says so if it guided.
+        judge_checkpoint: Its weights.
+        real_config: Segmentation config whose ``train_dataloader`` has the real set, for the class balance.
+        real_masks: In its place, a folder of masks: PNG files of class ids, 255 unlabelled, in subfolders too.
+        metrics: JSON file with measures of the pool; None for ``metrics.json`` in the pool, if there is one.
+        max_samples: Number of samples shown, spread evenly over the pool.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        ValueError: If the pool is damaged, an option is missing its partner, or pool, judge and real set have
+            different classes.
+        FileNotFoundError: If a file or folder does not exist.
+    """
+    if real_config is not None and real_masks is not None:
+        raise ValueError('`real_config` and `real_masks` both name the real set; give one of them.')
+    pool = Pool.open(pool_dir)
+    judge, details = _build_judge(pool, judge_config, judge_checkpoint)
+    measures = _read_metrics(pool.root, metrics)
+    counts = None
+    if real_config is not None:
+        counts = count_real_config(real_config, pool.classes)
+    elif real_masks is not None:
+        counts = count_mask_folder(real_masks, pool.classes)
+    path = pool.root / REPORT_FILE if out is None else Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pool_report(pool, path, class_counts_before=counts, judge=judge, metrics=measures, details=details,
+                max_samples=max_samples)
+    return path
+
+
+def count_real_config(config: str | Path, classes: tuple[str, ...]) -> list[int]:
+    """Labelled pixels per class of the training set of a segmentation config, as its own pipeline loads the masks.
+
+    Repetitions by wrappers do not count.
+
+    Raises:
+        ValueError: If the config has no training set, one of other classes, or one that loads no masks; or if a mask
+            holds another value than a class or 255.
+    """
+    cfg = load_config(config)
+    loader = cfg.get('train_dataloader')
+    if not loader or 'dataset' not in loader:
+        raise ValueError(f'{config}: it has no `train_dataloader.dataset`; give the config that the segmentor is '
+                         'trained with, or a folder of masks (`real_masks`).')
+    counts = np.zeros(256, dtype=np.int64)
+    for dataset in _plain_datasets(build_dataset(loader.dataset)):
+        found = tuple(dataset.metainfo['classes'])
+        if found != tuple(classes):
+            raise ValueError(f'{config}: its training set has the classes {", ".join(found)}; the pool has '
+                             f'{", ".join(classes)}. Give the set that the pool is to be mixed with.')
+        load = _mask_loader(dataset, config)
+        for index in progress_bar(range(len(dataset)), unit='mask', title='counting real classes'):
+            info = dataset.get_data_info(index)
+            counts += _count(load(info)['gt_seg_map'], info['seg_map_path'], len(classes))
+    return counts[:len(classes)].tolist()
+
+
+def count_mask_folder(folder: str | Path, classes: tuple[str, ...]) -> list[int]:
+    """Labelled pixels per class of all PNG masks in a folder and its subfolders.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If it holds no mask, or a file is none of these classes.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f'`real_masks` {folder} is no folder; give the one with the masks of the real set.')
+    paths = sorted(folder.rglob('*.png'))
+    if not paths:
+        raise ValueError(f'`real_masks` {folder} holds no PNG file; give the folder of the real set\'s masks.')
+    counts = np.zeros(256, dtype=np.int64)
+    for path in progress_bar(paths, unit='mask', title='counting real classes'):
+        counts += _count(read_label(str(path)), path, len(classes))
+    return counts[:len(classes)].tolist()
+
+
+def _build_judge(pool: Pool, config: str | Path | None,
+                 checkpoint: str | Path | None) -> tuple[ShownJudge | None, dict[str, Any]]:
+    """The judge, and what the table of provenance says of it."""
+    if (config is None) != (checkpoint is None):
+        raise ValueError('`judge_config` and `judge_checkpoint` go together: the config and the weights of one '
+                         f'segmentor; got {config or checkpoint} alone.')
+    if config is None:
+        return None, {}
+    if not Path(checkpoint).exists():
+        raise FileNotFoundError(f'`judge_checkpoint` {checkpoint} does not exist; give the weights of the judge.')
+    segmentor = SegmentorCritic(config=str(config), checkpoint=str(checkpoint))
+    if segmentor.num_classes != len(pool.classes):
+        raise ValueError(f'the judge {config} has {segmentor.num_classes} classes, the pool {pool.root} has '
+                         f'{len(pool.classes)}; give a segmentor trained on the same classes.')
+    digest = file_hash(checkpoint)
+    role = check_judge(pool, digest, allow_critic=True)  # only shown, and the page says what it is
+    shown = ShownJudge(lambda image: read_image(segmentor, image), Path(config).name, f'Its part in guidance: {role}.')
+    return shown, {'judge.config': config, 'judge.checkpoint': checkpoint, 'judge.weights_sha256': digest,
+                   'judge.part_in_guidance': role}
+
+
+def _read_metrics(root: Path, path: str | Path | None) -> dict[str, Any] | None:
+    if path is None:
+        path = root / METRICS_FILE
+        if not path.is_file():
+            return None
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'`metrics` {path} does not exist; give the JSON file that the evaluation wrote.')
+    try:
+        values = json.loads(Path(path).read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(f'`metrics` {path} is not JSON: {error}.') from error
+    if not isinstance(values, dict):
+        raise ValueError(f'`metrics` {path} must be a JSON object, got a {type(values).__name__}.')
+    return values
+
+
+def _plain_datasets(dataset: Any) -> Iterator[BaseDataset]:
+    """The data sets below wrappers."""
+    if hasattr(dataset, 'datasets'):
+        for part in dataset.datasets:
+            yield from _plain_datasets(part)
+    elif isinstance(dataset, BaseDataset):
+        yield dataset
+    else:
+        yield from _plain_datasets(dataset.dataset)
+
+
+def _mask_loader(dataset: BaseDataset, config: str | Path) -> BaseTransform:
+    for transform in dataset.pipeline.transforms:
+        if isinstance(transform, (LoadAnnotations, LoadSegMap)):
+            return transform
+    raise ValueError(f'{config}: the pipeline of {type(dataset).__name__} loads no masks (LoadAnnotations or '
+                     'mmsynth.LoadSegMap); give a folder of masks (`real_masks`).')
+
+
+def _count(mask: np.ndarray, path: str | Path, num_classes: int) -> np.ndarray:
+    """Pixels per value (256,)."""
+    wrong = mask[((mask < 0) | (mask >= num_classes)) & (mask != _IGNORED)]
+    if wrong.size:
+        raise ValueError(f'mask {path} must hold class ids below {num_classes} or {_IGNORED}, got {int(wrong[0])}.')
+    return np.bincount(mask.ravel().astype(np.int64), minlength=256)
