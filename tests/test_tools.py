@@ -12,7 +12,7 @@ TOOLS = ROOT / 'tools'
 OPTIONS = dict(
     benchmark=['config', 'checkpoint', '--size', '--batch-size', '--rounds', '--device', '--cfg-options'],
     convert_checkpoint=['config', 'checkpoint', '--out', '--merge-lora', '--to {mmsynth,diffusers}', '--cfg-options'],
-    demo=['--data', '--out-dir', '--preset', '--control {triple,siamese,adapter}', '--seed'],
+    demo=['--generator {todsynth,tisynth}', '--data', '--out-dir', '--preset', '--control {triple,siamese,adapter}', '--seed'],
     encode_prompts=['config', '--cache-dir', '--pretrained', '--batch-size', '--device', '--cfg-options'],
     evaluate_pool=['pool', '--judge-config', '--judge-checkpoint', '--real-config', '--real-split {train,val,test}',
                    '--num-real', '--inception', '--out', '--batch-size', '--device', '--allow-critic'],
@@ -21,6 +21,8 @@ OPTIONS = dict(
                     '--cfg-options'],
     guidance_ablation=['config', 'checkpoint', '--judge-config', '--judge-checkpoint', '--demo-dir', '--out-dir',
                        '--seeds', '--rules', '--steps', '--limit', '--batch-size', '--num-real', '--device'],
+    report=['pool', '--judge-config', '--judge-checkpoint', '--real-config', '--real-masks', '--metrics',
+            '--max-samples', '--out'],
     select_samples=['pool', '--weak-classes', '--worst', '--scores', '--min-valid', '--max-repeats'],
     synthesize=['config', 'checkpoint', '--out-dir', '--guidance {crfm,best-of-n,none}', '--candidates',
                 '--num-per-mask', '--limit', '--seed', '--batch-size', '--filter', '--device', '--cfg-options'],

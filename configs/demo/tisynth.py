@@ -9,9 +9,9 @@ max_iters = 1200
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters + 1)
 val_cfg = None
 test_cfg = None
-optim_wrapper = dict(optimizer=dict(lr=2e-3))
+optim_wrapper = dict(optimizer=dict(lr=1.2e-3), clip_grad=dict(max_norm=0.5))  # at 2e-3 one of three seeds collapsed
 param_scheduler = [
-    dict(type='OneCycleLR', eta_max=2e-3, total_steps=max_iters, pct_start=0.1, by_epoch=False),
+    dict(type='OneCycleLR', eta_max=1.2e-3, total_steps=max_iters, pct_start=0.1, by_epoch=False),
 ]
 find_unused_parameters = True  # where it runs distributed: the pooled prompt embedding has no use here
 default_hooks = dict(checkpoint=dict(interval=max_iters))
@@ -33,7 +33,7 @@ train_dataloader = dict(
             # A dozen scenes show one look: others are made of them, so that the network learns to ask the reference.
             dict(
                 type='PhotoMetricDistortion', brightness_delta=32, contrast_range=(0.6, 1.4),
-                saturation_range=(0.3, 1.7), hue_delta=30),
+                saturation_range=(0.4, 1.6), hue_delta=18),
             # Small networks copy what they are shown: every reference is moved far.
             dict(type='mmsynth.ReferenceAugment', prob=1.0, max_shift=0.5, scale_std=0.3, max_rotation=1.0),
             dict(type='mmsynth.PackSynthInputs'),

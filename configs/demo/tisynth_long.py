@@ -3,6 +3,6 @@ _base_ = './tisynth.py'
 max_iters = 3200
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters + 1)
 param_scheduler = [
-    dict(type='OneCycleLR', eta_max=2e-3, total_steps=max_iters, pct_start=0.1, by_epoch=False),
+    dict(type='OneCycleLR', eta_max=1.2e-3, total_steps=max_iters, pct_start=0.1, by_epoch=False),
 ]
 default_hooks = dict(checkpoint=dict(interval=max_iters))

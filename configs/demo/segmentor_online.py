@@ -1,0 +1,21 @@
+# Real and synthetic images, half and half, as in segmentor_mixed.py; but painted while the segmentor trains, guided by
+# what it has learnt by then.
+_base_ = './critic.py'
+train_dataloader = dict(
+    batch_sampler=dict(type='mmsynth.RatioBatchSampler', ratio=0.5),
+    dataset=dict(
+        _delete_=True,
+        type='mmsynth.SyntheticAugmentDataset',
+        dataset=_base_.train_dataset,
+        pool='work_dirs/demo/pool_online'))
+custom_hooks = [
+    dict(
+        type='mmsynth.OnlineSynthesisHook',
+        interval=100,
+        num_per_round=32,
+        max_samples=128,
+        batch_size=32,
+        critic='runner',
+        guidance=dict(type='mmsynth.CRFM'),
+        generator=dict(config='configs/demo/todsynth.py', checkpoint='work_dirs/demo/todsynth/iter_600.pth'))
+]
