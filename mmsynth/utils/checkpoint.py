@@ -130,7 +130,7 @@ def _read_torch(path: Path) -> object:
         names = [name for name in _globals_in(path) if name.startswith(_INERT_ROOTS)]
         with torch.serialization.safe_globals([_Inert, *((_Inert, name) for name in names)]):
             return torch.load(path, map_location='cpu', weights_only=True)
-    except OSError:
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     except Exception as error:  # a damaged file: torch's reader raises whatever it stumbles over
         lines = [line.strip() for line in str(error).splitlines()]  # without torch's advice to read it unsafely

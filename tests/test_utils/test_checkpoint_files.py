@@ -114,10 +114,12 @@ def test_damaged_files_are_named(name: str, content: bytes, message: str, tmp_pa
         read_checkpoint(tmp_path / name)
 
 
-def test_a_truncated_file_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize('kept', [0.1, 0.3, 0.5, 0.7, 0.9])
+def test_a_truncated_file_is_named(kept: float, tmp_path: Path) -> None:
     path = tmp_path / 'cut.pth'
-    torch.save(TENSORS, path)
-    path.write_bytes(path.read_bytes()[:-200])
+    torch.save(dict(TENSORS, large=torch.zeros(100_000)), path)
+    content = path.read_bytes()
+    path.write_bytes(content[:int(kept * len(content))])
     with pytest.raises(ValueError, match='cut.pth cannot be read'):
         read_checkpoint(path)
 
