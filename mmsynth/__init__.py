@@ -16,6 +16,8 @@ from mmsynth import registry  # noqa: E402, F401  (after the gate: it imports mm
 
 if TYPE_CHECKING:
     from mmsynth.datasets.manifest import ManifestDataset
+    from mmsynth.datasets.synthetic_augment import SyntheticAugmentDataset
+    from mmsynth.engine.hooks.online_synthesis_hook import OnlineSynthesisHook
     from mmsynth.evaluation.class_histogram import ClassHistogram
     from mmsynth.evaluation.frechet_metric import FrechetDistance
     from mmsynth.evaluation.mask_consistency import MaskConsistency
@@ -41,17 +43,20 @@ _HOMES = {
     'LatentCritic': 'mmsynth.guidance.latent_critic',
     'ManifestDataset': 'mmsynth.datasets.manifest',
     'MaskConsistency': 'mmsynth.evaluation.mask_consistency',
+    'OnlineSynthesisHook': 'mmsynth.engine.hooks.online_synthesis_hook',
     'RareClassSelector': 'mmsynth.filtering.selection',
     'SegmentorCritic': 'mmsynth.guidance.critic',
     'SiblingDiversity': 'mmsynth.evaluation.sibling_diversity',
     'SynthDataPreprocessor': 'mmsynth.models.data_preprocessor',
+    'SyntheticAugmentDataset': 'mmsynth.datasets.synthetic_augment',
     'TISynth': 'mmsynth.models.generators.tisynth',
     'TODSynth': 'mmsynth.models.generators.todsynth',
 }
 
 __all__ = ['__version__', 'BestOfN', 'CRFM', 'ClassHistogram', 'ClassLossFilter', 'CriticEnsemble', 'FrechetDistance',
-           'LatentCritic', 'ManifestDataset', 'MaskConsistency', 'RareClassSelector', 'SegmentorCritic',
-           'SiblingDiversity', 'SynthDataPreprocessor', 'TISynth', 'TODSynth']
+           'LatentCritic', 'ManifestDataset', 'MaskConsistency', 'OnlineSynthesisHook', 'RareClassSelector',
+           'SegmentorCritic', 'SiblingDiversity', 'SynthDataPreprocessor', 'SyntheticAugmentDataset', 'TISynth',
+           'TODSynth']
 
 
 def __getattr__(name: str) -> Any:

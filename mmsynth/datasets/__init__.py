@@ -5,8 +5,10 @@ from mmsynth.datasets.fusu import FUSUDataset
 from mmsynth.datasets.gid import GIDDataset
 from mmsynth.datasets.manifest import ManifestDataset
 from mmsynth.datasets.mask_sources import PastedMasks, TransformedMasks, UncertainMasks, mask_uncertainty
+from mmsynth.datasets.samplers import RatioBatchSampler
+from mmsynth.datasets.synthetic_augment import SyntheticAugmentDataset
 
 __all__ = [
-    'ChosenMasks', 'DubaiDataset', 'FUSUDataset', 'GIDDataset', 'ManifestDataset', 'PastedMasks', 'TransformedMasks',
-    'UncertainMasks', 'mask_uncertainty'
+    'ChosenMasks', 'DubaiDataset', 'FUSUDataset', 'GIDDataset', 'ManifestDataset', 'PastedMasks',
+    'RatioBatchSampler', 'SyntheticAugmentDataset', 'TransformedMasks', 'UncertainMasks', 'mask_uncertainty'
 ]

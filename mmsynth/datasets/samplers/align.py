@@ -1,0 +1,62 @@
+"""Where a training stands after a resume, told to its batch sampler and to the host's loop."""
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+
+from mmsynth.datasets.samplers.ratio_batch_sampler import RatioBatchSampler
+
+
+def align_with_runner(runner: Runner) -> None:
+    """Let the batches of a training go on where its runner stands; to be called in a hook's ``before_train``.
+
+    Without it, a resumed IterBasedTrainLoop draws all batches of the iterations before, and workers load them, only to
+    throw them away: right, but slow. And some versions of mmengine draw the first batches when the loop is built,
+    before a hook can bring the pool to where training starts. Does nothing without a :class:`RatioBatchSampler`.
+
+    Raises:
+        ValueError: If the sampler is endless and the loop goes by epochs, or the other way round.
+    """
+    loop, loader = runner.train_loop, runner.train_dataloader
+    sampler = getattr(loader, 'batch_sampler', None)
+    if not isinstance(sampler, RatioBatchSampler):
+        return
+    has_iterator = hasattr(loop, 'dataloader_iterator')
+    if sampler.endless != has_iterator:
+        raise ValueError(f'`endless` of RatioBatchSampler must be {has_iterator} with {type(loop).__name__}, got '
+                         f'{sampler.endless}.')
+    sampler.set_seed(runner.seed)
+    sampler.set_iteration(runner.iter)
+    if has_iterator:
+        skips_itself = hasattr(type(loop.dataloader_iterator), 'skip_iter')
+        loop.dataloader_iterator = _AlignedBatches(loader, 0 if skips_itself else runner.iter)
+
+
+class _AlignedBatches:
+    """In the place of the host's iterator over the data loader: it starts when asked first, and skips for nothing.
+
+    Args:
+        loader: The data loader; its sampler stands where training goes on.
+        skipped: How many batches the host asks for, only to skip them. Versions whose iterator has ``skip_iter`` call
+            that instead, or nothing with ``fast_forward_on_resume``.
+    """
+
+    def __init__(self, loader: DataLoader, skipped: int) -> None:
+        self._loader = loader
+        self._skipped = skipped
+        self._iterator: Iterator[Any] | None = None
+
+    def __iter__(self) -> '_AlignedBatches':
+        return self
+
+    def __next__(self) -> Any:
+        if self._skipped:
+            self._skipped -= 1
+            return None
+        if self._iterator is None:
+            self._iterator = iter(self._loader)
+        return next(self._iterator)
+
+    def skip_iter(self, num_iters: int) -> None:
+        """Nothing to do: the sampler stands there already."""
