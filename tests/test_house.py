@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 300, 60
 
 NEUTRAL_ROOMS = ('mmsynth.registry', 'mmsynth.utils')
+ONLINE = tuple(f'mmsynth.{room}' for room in ('online', 'synthesis', 'guidance', 'filtering', 'pool', 'structures',
+                                              'visualization'))
 MATHEMATICS = ('torch', 'diffusers', 'numpy')
 FORBIDDEN = ('torchvision', 'xformers', 'mmcv.ops', 'cloudpickle', 'dill', 'joblib')
 PICKLE_ERRORS = ('pickle.UnpicklingError', 'pickle.PickleError')  # torch.load raises them on a file that it refuses
@@ -93,6 +95,10 @@ def arrows(source: Source) -> Iterator[Violation]:
                 yield Violation(line, f'{room} imports {name}: only torch, diffusers, numpy, registry and utils')
         if inside(source.module, ('mmsynth.guidance', )) and inside(name, ('mmsynth.models', )):
             yield Violation(line, f'guidance imports {name}: it sees a prediction and a critic, never the network')
+        if inside(source.module, ('mmsynth.online', )) and own and not inside(name, (*ONLINE, *NEUTRAL_ROOMS)):
+            yield Violation(line, f'online imports {name}: it sees synthesis, guidance, filter and pool, no training')
+        if inside(source.module, ('mmsynth.online', )) and inside(name, ('mmengine.runner', 'mmengine.hooks')):
+            yield Violation(line, f'online imports {name}: the runner is the hook\'s')
         if inside(source.module, ('mmsynth.utils', )) and own and not inside(name, ('mmsynth.utils', )):
             yield Violation(line, f'utils imports {name}: it imports nothing of mmsynth but itself')
         if inside(name, ('mmsynth.apis', )) and not inside(source.module, ('mmsynth.apis', )):
@@ -233,6 +239,8 @@ def test_tools_keep_the_rule(rule: Rule) -> None:
     (arrows, 'mmsynth/sampling/__init__.py', 'from ..guidance import CRFM', 'imports mmsynth.guidance.CRFM'),
     (arrows, 'mmsynth/models/networks/a.py', 'from mmsynth.models import encoders', 'imports mmsynth.models.encoders'),
     (arrows, 'mmsynth/guidance/a.py', 'def f():\n    from mmsynth.models import networks', 'never the network'),
+    (arrows, 'mmsynth/online/a.py', 'from mmsynth.engine.hooks import OnlineSynthesisHook', 'no training'),
+    (arrows, 'mmsynth/online/a.py', 'from mmengine.runner import Runner', "the runner is the hook's"),
     (arrows, 'mmsynth/utils/a.py', 'from mmsynth.registry import MODELS', 'utils imports mmsynth.registry'),
     (arrows, 'mmsynth/pool/a.py', 'import mmsynth.apis', 'apis is for tools'),
     (no_public_shortcut, 'mmsynth/pool/a.py', 'from mmsynth import CRFM', 'from the module that defines it'),

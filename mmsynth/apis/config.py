@@ -1,55 +1,5 @@
 """Reading configs for the tools, and building what they name."""
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
-import torch
-from mmengine.config import Config
-from mmengine.registry import DefaultScope
-from mmengine.utils import import_modules_from_strings
-
-from mmsynth.models.checkpoints import load_generator
-from mmsynth.models.generators import BaseGenerator
-from mmsynth.registry import DATASETS, MODELS
+from mmsynth.synthesis.building import build_dataset, build_generator, load_config
 from mmsynth.utils.hashes import config_hash, file_hash
 
 __all__ = ['build_dataset', 'build_generator', 'config_hash', 'file_hash', 'load_config']
-
-
-def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Read a config file, apply ``--cfg-options``, and import what it asks for.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'config {path} does not exist; give the path of a config file.')
-    cfg = Config.fromfile(str(path))
-    if overrides:
-        cfg.merge_from_dict(dict(overrides))
-    if cfg.get('custom_imports'):
-        import_modules_from_strings(**cfg.custom_imports)
-    import mmseg.datasets
-    import mmseg.models  # noqa: F401  (they fill mmseg's registries)
-    return cfg
-
-
-def build_dataset(cfg: Mapping[str, Any]) -> Any:
-    """Build a data set; names without a scope are mmseg's."""
-    with DefaultScope.overwrite_default_scope('mmseg'):
-        return DATASETS.build(cfg)
-
-
-def build_generator(cfg: Config, checkpoint: str | Path, device: torch.device | str = 'cpu') -> BaseGenerator:
-    """Build the config's generator with a checkpoint's weights, in eval mode.
-
-    Raises:
-        ValueError: If the config's model is no generator, or the checkpoint does not fit.
-    """
-    with DefaultScope.overwrite_default_scope('mmseg'):
-        generator = MODELS.build(cfg.model)
-    if not isinstance(generator, BaseGenerator):
-        raise ValueError(f'{cfg.filename}: `model` is {type(generator).__name__}, not a generator; use a config whose '
-                         "model is one, type='mmsynth.TODSynth' or 'mmsynth.TISynth'.")
-    load_generator(generator, checkpoint)
-    return generator.to(device).eval()

@@ -4,9 +4,11 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
-from mmsynth.apis.config import file_hash
 from mmsynth.guidance import CRFM, BestOfN, Guidance
 from mmsynth.registry import MODELS
+from mmsynth.synthesis.building import critic_hashes
+
+__all__ = ['GUIDANCES', 'build_guidance', 'critic_hashes', 'guidance_settings']
 
 GUIDANCES = {'crfm': CRFM, 'best-of-n': BestOfN}
 
@@ -51,13 +53,6 @@ def guidance_settings(cfg: Config, guidance: str | None, candidates: int | None 
 def build_guidance(settings: dict[str, Any] | None, device: torch.device | str) -> Guidance | None:
     """Build what :func:`guidance_settings` gave."""
     return None if settings is None else MODELS.build(settings).to(device)
-
-
-def critic_hashes(critic: dict[str, Any]) -> str | list | None:
-    """Hash of a critic's weights file; of an ensemble, one per critic in its order; None for weights without a file."""
-    if 'critics' in critic:
-        return [critic_hashes(member) for member in critic['critics']]
-    return None if critic.get('checkpoint') is None else file_hash(critic['checkpoint'])
 
 
 def _is_of(settings: dict[str, Any] | None, kind: type[Guidance]) -> bool:

@@ -1,11 +1,10 @@
 """Synthesis of a pool: masks of a data set → images, with or without the guidance of a critic."""
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
@@ -19,31 +18,14 @@ from mmsynth.guidance import Guidance
 from mmsynth.models.generators import BaseGenerator
 from mmsynth.pool import Pool, PoolRecord
 from mmsynth.structures import SynthDataSample
+from mmsynth.synthesis import Request, load_batches, paint_batch
 from mmsynth.utils import derive_seed, progress_bar
-from mmsynth.utils.batches import batches_of_one_shape
 from mmsynth.visualization import colorize, draw_grid, pool_report, save_png
 from mmsynth.visualization.plots import count_uncorrected
 
 PREVIEW_FILE = 'preview.png'
 REPORT_FILE = 'report.html'
 _PREVIEW_SAMPLES = 16
-
-
-@dataclass(frozen=True)
-class Request:
-    """One image to paint.
-
-    Attributes:
-        id: Of the sample in the pool: the mask's id, and the repeat's number from the second on.
-        index: Of the mask in its data set.
-        seed: Of the sample.
-        repeat: Number of the image among those of its mask, from 0.
-    """
-
-    id: str
-    index: int
-    seed: int
-    repeat: int = 0
 
 
 def synthesize(cfg: Config,
@@ -148,28 +130,14 @@ class _Painter:
 
     def paint(self, batch: Sequence[tuple[Request, SynthDataSample]], pool: Pool) -> None:
         """Paint and store a batch of one mask size."""
-        data = self.generator.data_preprocessor(dict(data_samples=[sample for _, sample in batch]))
-        seeds = [request.seed for request, _ in batch]
-        samples = self.generator.synthesize(data['data_samples'], seeds, guidance=self.guide)
-        images = [sample.generated_img.data.permute(1, 2, 0).numpy() for sample in samples]
-        masks = [sample.gt_sem_seg.data.squeeze(0).cpu().numpy().astype(np.uint8) for sample in samples]
+        painted = paint_batch(self.generator, batch, guide=self.guide, entry=self.description['generator'])
         filtered = [{} for _ in batch]
         if self.pixel_filter is not None and not self.pixel_filter.needs_siblings:
+            images, masks = [sample.image for sample in painted], [sample.mask for sample in painted]
             filtered = [dict(filter=found.entry, filtered=found.label, weight=found.weight)
                         for found in self.pixel_filter(images, masks)]
-        for (request, _), *arrays, sample, result in zip(batch, images, masks, samples, filtered):
-            pool.add(
-                request.id,
-                *arrays,
-                source_mask=str(sample.seg_map_path),
-                prompt=sample.get('prompt', ''),
-                seed=request.seed,
-                reference=sample.get('reference_path'),
-                mask_origin=sample.get('mask_origin'),
-                generator=self.description['generator'],
-                guidance=None if self.guide is None else dict(name=type(self.guide).__name__,
-                                                              trace=sample.guidance_trace),
-                **result)
+        for (request, _), sample, result in zip(batch, painted, filtered):
+            pool.add(request.id, sample.image, sample.mask, **sample.details, **result)
 
 
 def _fill(pool: Pool, dataset: BaseDataset, requests: Sequence[Request], painter: _Painter, batch_size: int) -> int:
@@ -189,24 +157,6 @@ def _fill(pool: Pool, dataset: BaseDataset, requests: Sequence[Request], painter
         filter_open_pool(pool, pixel_filter, batch_size=batch_size)  # what was painted before, and siblings
         pool.write_kept()
     return len(missing)
-
-
-def load_batches(dataset: BaseDataset, requests: Sequence[Request],
-                 batch_size: int) -> Iterator[list[tuple[Request, SynthDataSample]]]:
-    """Requests with their loaded samples, in batches of one mask size."""
-    loaded = ((request, _load(dataset, request)) for request in requests)
-    return batches_of_one_shape(loaded, lambda item: tuple(item[1].gt_sem_seg.shape), batch_size)
-
-
-def _load(dataset: BaseDataset, request: Request) -> SynthDataSample:
-    """The sample of a request. The pipeline is told the repeat's number: each may get a reference of its own.
-
-    A wrapper such as ConcatDataset has no pipeline to tell; its repeats are painted with one reference.
-    """
-    pipeline = getattr(dataset, 'pipeline', None)
-    if request.repeat == 0 or pipeline is None:
-        return dataset[request.index]['data_samples']
-    return pipeline(dataset.get_data_info(request.index) | dict(repeat=request.repeat))['data_samples']
 
 
 def _check_counts(**counts: int | None) -> None:

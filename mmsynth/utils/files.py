@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 import unicodedata
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -125,6 +126,7 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         import fcntl  # not on Windows, where a pool can still be read
         self._file = open(folder / self.FILE, 'ab')
+        _held.add(self)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -136,8 +138,21 @@ class FolderLock:
             raise
 
     def release(self) -> None:
-        """Free the lock, also for copies of it in forked workers. Safe to call twice."""
+        """Free the lock. Safe to call twice."""
         import fcntl
         if not self._file.closed:
             fcntl.flock(self._file, fcntl.LOCK_UN)
             self._file.close()
+
+
+_held: 'weakref.WeakSet[FolderLock]' = weakref.WeakSet()
+
+
+def _forget_locks() -> None:
+    """In a forked process: close the copies of locks, which would hold a folder after their owner was killed."""
+    for lock in _held:
+        lock._file.close()  # without unlocking: the owner still has it
+
+
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_forget_locks)

@@ -1,6 +1,7 @@
 """Hooks of the mmengine runner."""
 from mmsynth.engine.hooks.fit_latent_codec_hook import FitLatentCodecHook
+from mmsynth.engine.hooks.online_synthesis_hook import OnlineSynthesisHook
 from mmsynth.engine.hooks.preview_hook import PreviewHook
 from mmsynth.engine.hooks.progress_bar_hook import ProgressBarHook
 
-__all__ = ['FitLatentCodecHook', 'PreviewHook', 'ProgressBarHook']
+__all__ = ['FitLatentCodecHook', 'OnlineSynthesisHook', 'PreviewHook', 'ProgressBarHook']

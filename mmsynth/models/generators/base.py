@@ -128,8 +128,8 @@ class BaseGenerator(BaseModel):
             guidance: Steers by the loss of a critic: corrects the steps, or chooses among candidates.
 
         Returns:
-            The samples given, each with ``generated_img`` (3, H, W), uint8, RGB, and the metainfo ``seed`` and
-            ``guidance_trace``.
+            The samples given, each with ``generated_img`` (3, H, W), uint8, RGB, and the metainfo ``seed``,
+            ``guidance_trace`` and ``finite`` (whether all that was decoded were numbers).
 
         Raises:
             ValueError: If counts or sizes differ, or the guidance does not fit the generator.
@@ -140,10 +140,12 @@ class BaseGenerator(BaseModel):
             self.check_guidance(guidance)
         masks = stack_masks(data_samples, self.device)
         latents, traces = self._sample(data_samples, masks, seeds, guidance)
-        images = ((self.latent_codec.decode(latents).float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
-        for sample, image, seed, trace in zip(data_samples, images, seeds, traces):
+        decoded = self.latent_codec.decode(latents).float()
+        finite = decoded.isfinite().flatten(1).all(1).tolist()
+        images = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+        for sample, image, seed, trace, whole in zip(data_samples, images, seeds, traces, finite):
             sample.generated_img = PixelData(data=image)
-            sample.set_metainfo(dict(seed=int(seed), guidance_trace=trace))
+            sample.set_metainfo(dict(seed=int(seed), guidance_trace=trace, finite=whole))
         return list(data_samples)
 
     def check_guidance(self, guidance: Guidance) -> None:

@@ -1,0 +1,1 @@
+"""Synthesis while a segmentor trains (DESIGN 11)."""

@@ -1,0 +1,60 @@
+"""Reading configs, and building what they name."""
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmengine.utils import import_modules_from_strings
+
+from mmsynth.models.checkpoints import load_generator
+from mmsynth.models.generators import BaseGenerator
+from mmsynth.registry import DATASETS, MODELS
+from mmsynth.utils.hashes import file_hash
+
+
+def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read a config file, apply ``--cfg-options``, and import what it asks for.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'config {path} does not exist; give the path of a config file.')
+    cfg = Config.fromfile(str(path))
+    if overrides:
+        cfg.merge_from_dict(dict(overrides))
+    if cfg.get('custom_imports'):
+        import_modules_from_strings(**cfg.custom_imports)
+    import mmseg.datasets
+    import mmseg.models  # noqa: F401  (they fill mmseg's registries)
+    return cfg
+
+
+def build_dataset(cfg: Mapping[str, Any]) -> Any:
+    """Build a data set; names without a scope are mmseg's."""
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        return DATASETS.build(cfg)
+
+
+def build_generator(cfg: Config, checkpoint: str | Path, device: torch.device | str = 'cpu') -> BaseGenerator:
+    """Build the config's generator with a checkpoint's weights, in eval mode.
+
+    Raises:
+        ValueError: If the config's model is no generator, or the checkpoint does not fit.
+    """
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        generator = MODELS.build(cfg.model)
+    if not isinstance(generator, BaseGenerator):
+        raise ValueError(f'{cfg.filename}: `model` is {type(generator).__name__}, not a generator; use a config whose '
+                         "model is one, type='mmsynth.TODSynth' or 'mmsynth.TISynth'.")
+    load_generator(generator, checkpoint)
+    return generator.to(device).eval()
+
+
+def critic_hashes(critic: dict[str, Any]) -> str | list | None:
+    """Hash of a critic's weights file; of an ensemble, one per critic in its order; None for weights without a file."""
+    if 'critics' in critic:
+        return [critic_hashes(member) for member in critic['critics']]
+    return None if critic.get('checkpoint') is None else file_hash(critic['checkpoint'])
