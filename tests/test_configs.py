@@ -25,6 +25,7 @@ CONFIGS = {path.relative_to(CONFIG_DIR).as_posix(): path for path in sorted(CONF
            if '_base_' not in path.parts}
 GENERATORS = [name for name in CONFIGS if Path(name).stem.startswith(('tisynth', 'todsynth'))]
 SEGMENTORS = [name for name in CONFIGS if name not in GENERATORS]
+ONLINE = [name for name in SEGMENTORS if '_online' in name]
 TODSYNTH = [name for name in CONFIGS if name.startswith('todsynth/')]
 TISYNTH = [name for name in CONFIGS if name.startswith('tisynth/')]
 REGISTRIES = [value for value in vars(root_registries).values() if isinstance(value, Registry)]
@@ -89,7 +90,12 @@ def mmseg_class(name: str) -> type:
 
 def test_there_are_configs_of_every_kind() -> None:
     assert {'demo/todsynth.py', 'demo/tisynth.py', 'demo/critic.py', 'demo/judge.py', 'demo/segmentor_real.py',
-            'demo/segmentor_mixed.py'} <= CONFIGS.keys()
+            'demo/segmentor_mixed.py', 'demo/segmentor_online.py'} <= CONFIGS.keys()
+    plain = {f'segmentation/{model}_{data}' for model in ('pspnet_r50', 'deeplabv3plus_r50', 'segformer_b2')
+             for data in ('loveda', 'fusu', 'dubai')}
+    assert {f'{name}_512.py' for name in plain} <= CONFIGS.keys()
+    assert {f'{name}_online_{kind}.py' for name in plain for kind in ('todsynth', 'tisynth')} == {
+        name for name in ONLINE if name.startswith('segmentation/')}
     assert {f'todsynth/todsynth_sd35m_{data}_512.py' for data in ('loveda', 'fusu', 'dubai')} <= set(TODSYNTH)
     assert {f'tisynth/tisynth_sd15_{data}_512.py' for data in ('gid', 'fusu', 'loveda_rural2urban', 'dubai')} \
         == set(TISYNTH)
@@ -123,7 +129,7 @@ def test_class_counts_agree_with_the_data(name: str) -> None:
             assert tuple(part['classes']) == classes
 
 
-@pytest.mark.parametrize('name', SEGMENTORS)
+@pytest.mark.parametrize('name', [name for name in SEGMENTORS if name not in ONLINE])
 def test_segmentors_build(name: str) -> None:
     cfg = load(name)
     model = MODELS.build(cfg.model)
@@ -253,7 +259,8 @@ def test_backbone_configs_read_their_data(name: str, part: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize('part', ['train_dataloader', 'val_dataloader'])
-@pytest.mark.parametrize('name', [name for name in SEGMENTORS if name.startswith('segmentation/')])
+@pytest.mark.parametrize('name', [name for name in SEGMENTORS if name.startswith('segmentation/') and
+                                  name not in ONLINE])
 def test_segmentation_configs_read_their_data(name: str, part: str, tmp_path: Path) -> None:
     cfg = load(name)
     item = build_dataset(lay_out(cfg[part].dataset, tmp_path, tile_size(name)))[0]

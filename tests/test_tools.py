@@ -11,8 +11,11 @@ from mmsynth.pool import Pool
 TOOLS = ROOT / 'tools'
 OPTIONS = dict(
     benchmark=['config', 'checkpoint', '--size', '--batch-size', '--rounds', '--device', '--cfg-options'],
+    benchmark_online=['config', '--pool', '--pool-size', '--pairs', '--iterations', '--num-workers', '--batch-size',
+                      '--device', '--cfg-options'],
     convert_checkpoint=['config', 'checkpoint', '--out', '--merge-lora', '--to {mmsynth,diffusers}', '--cfg-options'],
-    demo=['--generator {todsynth,tisynth}', '--data', '--out-dir', '--preset', '--control {triple,siamese,adapter}', '--seed'],
+    demo=['--generator {todsynth,tisynth}', '--data', '--out-dir', '--preset', '--control {triple,siamese,adapter}',
+          '--seed'],
     encode_prompts=['config', '--cache-dir', '--pretrained', '--batch-size', '--device', '--cfg-options'],
     evaluate_pool=['pool', '--judge-config', '--judge-checkpoint', '--real-config', '--real-split {train,val,test}',
                    '--num-real', '--inception', '--out', '--batch-size', '--device', '--allow-critic'],

@@ -1,16 +1,19 @@
 # Real and synthetic images, half and half, as in segmentor_mixed.py; but painted while the segmentor trains, guided by
 # what it has learnt by then.
 _base_ = './critic.py'
+pool = 'work_dirs/demo/pool_online'
 train_dataloader = dict(
     batch_sampler=dict(type='mmsynth.RatioBatchSampler', ratio=0.5),
     dataset=dict(
         _delete_=True,
         type='mmsynth.SyntheticAugmentDataset',
         dataset=_base_.train_dataset,
-        pool='work_dirs/demo/pool_online'))
+        pool=pool))
 custom_hooks = [
     dict(
         type='mmsynth.OnlineSynthesisHook',
+        pool=pool,
+        begin=100,  # the segmentor should know something by then
         interval=100,
         num_per_round=32,
         max_samples=128,

@@ -1,0 +1,6 @@
+# PSPNet on LoveDA, on real images; the online configs inherit it.
+_base_ = [
+    '../_base_/models/pspnet_r50.py', '../_base_/datasets/loveda_512_seg.py', '../_base_/schedules/segmentor_40k.py',
+    '../_base_/default_runtime.py'
+]
+model = dict(decode_head=dict(num_classes=7), auxiliary_head=dict(num_classes=7))
