@@ -67,6 +67,14 @@ def test_both_pools_paint_the_same_masks_from_the_same_noise(smoke: tuple[Path, 
     assert all(len(record.guidance['trace']) == 23 for record in crfm)
 
 
+def test_the_online_row_paints_while_it_trains(smoke: tuple[Path, str]) -> None:
+    out, _ = smoke
+    cfg = Config.fromfile(out / 'seed_0' / 'configs' / 'online.py')
+    assert cfg.train_dataloader.batch_sampler.ratio == 0.5 and cfg.train_cfg.max_iters == 3
+    pool = Pool.open(out / 'seed_0' / 'pool_online')
+    assert len(pool) > 0 and all(record.guidance['name'] == 'CRFM' for record in pool.records)
+
+
 @pytest.mark.parametrize('settings, message', [
     (dict(preset='quick'), f"`preset` must be one of {', '.join(PRESETS)}, got 'quick'"),
     (dict(generator='gan'), "`generator` must be one of todsynth, tisynth, got 'gan'"),
@@ -117,7 +125,8 @@ def test_tables_give_mean_and_spread_and_paired_differences() -> None:
         return Consistency(value, value, (value, ))
 
     results = [
-        SeedResult(seed, miou=dict(real=40 + seed, plain=41.0, crfm=42.0), reference_miou=dict(judge=50.0, critic=45.0),
+        SeedResult(seed, miou=dict(real=40 + seed, plain=41.0, crfm=42.0, online=43.0),
+                   reference_miou=dict(judge=50.0, critic=45.0),
                    consistency=dict(plain=dict(judge=reading(0.3), critic=reading(0.3)),
                                     crfm=dict(judge=reading(0.4 + seed / 100), critic=reading(0.5))))
         for seed in (0, 2)]

@@ -17,7 +17,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from mmsynth.apis.config import load_config
-from mmsynth.apis.demo_plan import GENERATORS, PRESETS, REAL, Row, make_plan
+from mmsynth.apis.demo_plan import GENERATORS, ONLINE, ONLINE_ROUNDS, PRESETS, REAL, Row, make_plan
 from mmsynth.apis.demo_result import SeedResult
 from mmsynth.apis.retarget import retarget
 from mmsynth.apis.synthesize import synthesize
@@ -72,7 +72,8 @@ class Demo:
         self.plan = make_plan(generator, self.data_root)
         self.meta = json.loads((self.data_root / 'meta.json').read_text())
         self.settings = json.loads(json.dumps(dict(
-            preset=asdict(self.preset), generator=generator, control=self.control, data=self.meta['settings'])))
+            preset=asdict(self.preset), generator=generator, control=self.control, rows=list(self.plan.titles),
+            data=self.meta['settings'])))
 
     def run(self, seed: int) -> SeedResult:
         """Run every stage with one seed, unless it was run to its end before; an unfinished run is replaced.
@@ -101,7 +102,8 @@ class Demo:
                                         for reader in ('judge', 'critic')}
         result.swap = self._compare_references(result)
         for name in self.plan.titles:
-            result.miou[name] = self._train_segmentor(name, self._row_config(name, seed), result)
+            cfg = self._online_config(generator, seed) if name == ONLINE else self._row_config(name, seed)
+            result.miou[name] = self._train_segmentor(name, cfg, result)
         return result
 
     def _reader_config(self, stage: str, seed: int) -> Config:
@@ -127,6 +129,19 @@ class Demo:
         num_synthetic = len(Pool.open(synthetic.dataset.data_root))
         real.times = max(1, round(num_synthetic / num_real))  # half and half, as far as whole repeats go
         synthetic.times = max(1, round(num_real / num_synthetic))
+        return cfg
+
+    def _online_config(self, generator: Path, seed: int) -> Config:
+        """As many images as the other rows have, in equal rounds; the segmentor in training guides."""
+        cfg = self._config('segmentor_online.py', seed)
+        _set_iterations(cfg, self.preset.segmentor_iters)
+        self._validate_as_planned(cfg)
+        hook = next(hook for hook in cfg.custom_hooks if hook.type == 'mmsynth.OnlineSynthesisHook')
+        hook.begin = hook.interval = max(1, cfg.train_cfg.max_iters // ONLINE_ROUNDS)
+        hook.num_per_round = max(1, len(Pool.open(self._folder(seed, 'pool_crfm'))) // (ONLINE_ROUNDS - 1))
+        hook.generator = dict(config=str(self._folder(seed, 'configs') / 'generator.py'), checkpoint=str(generator))
+        hook.pool = cfg.train_dataloader.dataset.pool = str(self._folder(seed, 'pool_online'))
+        hook.seed = seed
         return cfg
 
     def _validate_as_planned(self, cfg: Config) -> None:

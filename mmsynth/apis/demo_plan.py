@@ -4,6 +4,8 @@ from pathlib import Path
 
 GENERATORS = ('todsynth', 'tisynth')
 REAL = 'real'  # the row without synthetic images
+ONLINE = 'online'  # the row whose images are painted while its segmentor trains
+ONLINE_ROUNDS = 6  # parts of a training; a round is painted after each but the last
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,9 @@ class Plan:
 
     @property
     def titles(self) -> dict[str, str]:
-        """Row → its title, that of the segmentor without synthetic images first."""
-        return {REAL: 'real only'} | {name: row.title for name, row in self.rows.items()}
+        """Row → its title: first without synthetic images, then with those of ``rows``, last with online ones."""
+        painted = {name: row.title for name, row in self.rows.items()}
+        return {REAL: 'real only'} | painted | {ONLINE: 'real + CRFM synthetic, online'}
 
     @property
     def transfers(self) -> bool:
