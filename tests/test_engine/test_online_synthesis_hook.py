@@ -42,12 +42,15 @@ def test_a_refresh_leaves_the_training_bit_identical(small_run: SmallRun, tmp_pa
     assert all(torch.equal(weights[name], plain_weights[name]) for name in weights)
 
 
-@pytest.mark.parametrize('workers', [0, 2])
-def test_a_resumed_training_equals_an_unbroken_one(small_run: SmallRun, tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize('workers, dropout', [(0, 0.0), (2, 0.0), (0, 0.5)])
+def test_a_resumed_training_equals_an_unbroken_one(small_run: SmallRun, tmp_path: Path, workers: int,
+                                                   dropout: float) -> None:
     def config(name: str, **changes):
         pool = tmp_path / name / 'pool'
-        return online_config(small_run, pool, tmp_path / name, hooks=[hook_config(small_run, pool, filter=FILTER)],
-                             workers=workers, **changes)
+        hook = hook_config(small_run, pool, filter=FILTER, seed_iterations=dropout > 0)
+        cfg = online_config(small_run, pool, tmp_path / name, hooks=[hook], workers=workers, **changes)
+        cfg.model.decode_head.dropout_ratio = dropout
+        return cfg
 
     runner, unbroken = train_online(config('unbroken'))
     _, broken = train_online(config('broken'), stop_after=7)

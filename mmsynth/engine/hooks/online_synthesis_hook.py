@@ -3,7 +3,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmengine.dist import get_dist_info, is_main_process
+import torch
+from mmengine.dist import get_dist_info, get_rank, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -20,7 +21,7 @@ from mmsynth.online.refresher import PoolRefresher
 from mmsynth.online.sharing import first_ranks_buffers, gather_answers, tell_all
 from mmsynth.pool.rounds import Round, live_ids
 from mmsynth.registry import HOOKS
-from mmsynth.utils import isolated_random_state
+from mmsynth.utils import derive_seed, isolated_random_state
 
 STATE_KEY = 'mmsynth_online'
 STAGING_FOLDER = '.staging'
@@ -54,6 +55,9 @@ class OnlineSynthesisHook(Hook):
         process: None to paint in the training process; options of a :class:`~mmsynth.online.process.RefreshProcess`
             (``dict()`` for its defaults) for one of its own, on the first rank's node.
         num_preview: Samples of a round in the visualizer's grid; 0 for none.
+        seed_iterations: Seed torch's generator before every iteration, by its number and the rank. The host's
+            checkpoints do not hold the generator's state: a model that draws from it in training (dropout) equals an
+            unbroken run after a resume only with this.
 
     Raises:
         ValueError: If options are out of range; all such are named at once.
@@ -78,12 +82,13 @@ class OnlineSynthesisHook(Hook):
                  seed: int = 0,
                  device: str | None = None,
                  process: Mapping[str, Any] | None = None,
-                 num_preview: int = 8) -> None:
+                 num_preview: int = 8,
+                 seed_iterations: bool = False) -> None:
         _check(interval=(interval, 1), begin=(begin, 0), num_per_round=(num_per_round, 1), min_live=(min_live, 0),
                max_samples=(max_samples, num_per_round), batch_size=(batch_size, 1), num_preview=(num_preview, 0))
         self.pool, self.interval, self.begin, self.min_live = pool, interval, begin, min_live
         self.max_samples, self.batch_size, self.device = max_samples, batch_size, device
-        self.process, self.num_preview = process, num_preview
+        self.process, self.num_preview, self.seed_iterations = process, num_preview, seed_iterations
         self._plan_options = dict(generator=generator, masks=masks, guidance=guidance, critic=critic, filter=filter,
                                   num_per_round=num_per_round, seed=seed)
         self._plan: RefreshPlan | None = None
@@ -125,6 +130,11 @@ class OnlineSynthesisHook(Hook):
         if self._painting is not None:
             self._painting.start()
         self._refresh(runner, runner.iter)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | Sequence | None = None) -> None:
+        """Seed the iteration, if asked to."""
+        if self.seed_iterations:
+            torch.manual_seed(derive_seed(self._plan_options['seed'], 'iteration', get_rank(), runner.iter))
 
     def after_train_iter(self,
                          runner: Runner,
