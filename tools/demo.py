@@ -19,7 +19,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--out-dir', type=Path, help='where everything goes; default: work_dirs/demo[_GENERATOR][_DATA]'
                         '[_PRESET][_CONTROL]')
     parser.add_argument('--preset', choices=['standard', 'long', 'smoke'], default='standard',
-                        help='how long to train: standard, 5 to 10 minutes on two cores; long, 20 to 40; smoke, three '
+                        help='how long to train: standard, 10 to 30 minutes on two cores; long, several times that; smoke, three '
                         'iterations of everything; default: standard')
     parser.add_argument('--control', choices=['triple', 'siamese', 'adapter'],
                         help='how masks steer todsynth: triple, one attention over image, text and mask; siamese, '
