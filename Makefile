@@ -25,7 +25,7 @@ help:
 	@sed -n '/^# make/s/^# //p' Makefile
 
 demo: $(INSTALLED)
-	@$(VENV_PYTHON) tools/demo.py $(strip $(demo_options) $(DEMO_ARGS))
+	@$(VENV_PYTHON) projects/demo $(strip $(demo_options) $(DEMO_ARGS))
 
 test: $(INSTALLED)
 	@$(VENV_PYTHON) -m pytest tests -q $(PYTEST_ARGS)

@@ -29,7 +29,7 @@ class ColourJudge:
     def check_num_classes(self, num_classes: int) -> None:
         check_num_classes(num_classes)
 
-    def read(self, images: Tensor) -> Tensor:
+    def predict_logits(self, images: Tensor) -> Tensor:
         """Logits (B, K, H, W) for images (B, 3, H, W) in [0, 1], RGB."""
         colours = torch.tensor(PALETTE).float()[None, :, :, None, None] / 255  # (1, K, 3, 1, 1)
         return -(images[:, None] - colours).square().sum(2)
@@ -57,9 +57,9 @@ class Colours(nn.Module):
 
     def judge(self) -> SimpleNamespace:
         return SimpleNamespace(
-            segmentor=self, num_classes=len(CLASSES), read=self.read, check_num_classes=check_num_classes)
+            segmentor=self, num_classes=len(CLASSES), predict_logits=self.predict_logits, check_num_classes=check_num_classes)
 
-    def read(self, images: Tensor) -> Tensor:
+    def predict_logits(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         inputs = F.pad(images, (0, self.padded - width, 0, self.padded - height), value=1.0)
         for _ in range(self.windows):
@@ -68,7 +68,7 @@ class Colours(nn.Module):
         return F.interpolate(last_layer(cells), scale_factor=2)[..., :height, :width]
 
 
-def paint(mask: np.ndarray) -> np.ndarray:
+def generate(mask: np.ndarray) -> np.ndarray:
     return np.asarray([*PALETTE, (0, 0, 0)], np.uint8)[np.where(mask == IGNORED, len(PALETTE), mask)]
 
 
@@ -79,7 +79,7 @@ def halves(left: int, right: int, side: int = 8) -> np.ndarray:
     return mask
 
 
-def painted(*pairs: tuple[np.ndarray, np.ndarray]) -> list[dict[str, Any]]:
+def generated(*pairs: tuple[np.ndarray, np.ndarray]) -> list[dict[str, Any]]:
     """Samples of (image (H, W, 3), mask) pairs."""
     return [pool_sample(str(index), image, mask) for index, (image, mask) in enumerate(pairs)]
 

@@ -165,7 +165,7 @@ class SmallRun:
         return load_config(self.config_file, {key.replace('__', '.'): value for key, value in overrides.items()})
 
     def synthesize(self, out_dir: Path, cfg: Config | None = None, **options: Any) -> Pool:
-        """Paint a pool with the trained generator."""
+        """Generate a pool with the trained generator."""
         return synthesize(cfg or self.config(), self.generator, out_dir, **options)
 
 

@@ -15,14 +15,15 @@ from PIL import Image
 from small_run import ROOT
 
 from mmsynth.apis import build_dataset, load_config
-from mmsynth.datasets.landcover import CLASSES as LANDCOVER
 from mmsynth.models.generators import BaseGenerator, TISynth, TODSynth
 from mmsynth.registry import DATASETS, MODELS
 from mmsynth.sampling import SAMPLERS
+from projects.demo.landcover import CLASSES as LANDCOVER
 
 CONFIG_DIR = ROOT / 'configs'
 CONFIGS = {path.relative_to(CONFIG_DIR).as_posix(): path for path in sorted(CONFIG_DIR.rglob('*.py'))
            if '_base_' not in path.parts}
+CONFIGS |= {f'demo/{path.name}': path for path in sorted((ROOT / 'projects' / 'demo' / 'configs').glob('*.py'))}
 GENERATORS = [name for name in CONFIGS if Path(name).stem.startswith(('tisynth', 'todsynth'))]
 SEGMENTORS = [name for name in CONFIGS if name not in GENERATORS]
 ONLINE = [name for name in SEGMENTORS if '_online' in name]

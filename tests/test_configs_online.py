@@ -48,7 +48,7 @@ def test_online_configs_name_a_shipped_generator(name: str) -> None:
 
 @pytest.mark.parametrize('name', ONLINE)
 def test_online_rounds_fit_the_schedule(name: str) -> None:
-    """Several rounds are painted and drawn, and the pool gets full before the end."""
+    """Several rounds are generated and drawn, and the pool gets full before the end."""
     cfg = load(name)
     (hook, ) = cfg.custom_hooks
     assert hook.pool == cfg.train_dataloader.dataset.pool
@@ -78,8 +78,8 @@ def test_online_configs_read_real_and_synthetic(name: str, tmp_path: Path) -> No
 
 
 def test_the_documented_lines_add_synthesis_to_a_config(tmp_path: Path) -> None:
-    """The diff of docs/online.md, under a config of somebody's who has a hook already."""
-    diff = (ROOT / 'docs' / 'online.md').read_text().split('```diff\n')[1].split('```')[0]
+    """The diff of docs/en/online.md, under a config of somebody's who has a hook already."""
+    diff = (ROOT / 'docs' / 'en' / 'online.md').read_text().split('```diff\n')[1].split('```')[0]
     base = CONFIG_DIR / 'segmentation' / 'pspnet_r50_dubai_512.py'
     (tmp_path / 'my_segmentor.py').write_text(f"_base_ = '{base.as_posix()}'\ncustom_hooks = [dict(type='EMAHook')]\n")
     (tmp_path / 'mine.py').write_text(''.join(line[1:] for line in diff.splitlines(keepends=True)))

@@ -125,7 +125,7 @@ def test_a_killed_training_resumes(generator: Path) -> None:
     assert any(not torch.equal(before['state_dict'][key], value) for key, value in after['state_dict'].items())
 
 
-def test_the_resumed_generator_paints_a_pool(pool: Pool) -> None:
+def test_the_resumed_generator_generates_a_pool(pool: Pool) -> None:
     assert [record.id for record in pool.records] == [f'masks/{name}' for name in NAMES]
     assert all(record.guidance['name'] == 'CRFM' for record in pool.records)
 
@@ -143,7 +143,7 @@ def test_a_segmentor_trains_on_real_and_synthetic_without_mmsynth(small_run: Sma
 
 
 def test_training_by_lora(small_run: SmallRun, train_script: Path, tmp_path: Path) -> None:
-    """A trained generator is adapted for two iterations, by a config that inherits its own; the checkpoint paints."""
+    """A trained generator is adapted for two iterations, by a config that inherits its own; the checkpoint generates."""
     config = tmp_path / 'lora.py'
     config.write_text(f"_base_ = '{small_run.config_file.as_posix()}'\nload_from = '{small_run.generator.as_posix()}'\n"
                       "model = dict(trainable=dict(image='lora', mask='lora', text='frozen'), lora=dict(rank=2))\n")
@@ -160,7 +160,7 @@ def test_training_by_lora(small_run: SmallRun, train_script: Path, tmp_path: Pat
 @pytest.mark.parametrize('control', ['siamese', 'adapter'])
 def test_training_by_another_control_scheme(small_run: SmallRun, train_script: Path, tmp_path: Path,
                                             control: str) -> None:
-    """One option changes the scheme ('triple' is the one that all else here runs); its checkpoint paints, guided."""
+    """One option changes the scheme ('triple' is the one that all else here runs); its checkpoint generates, guided."""
     option = f'model.network.control={control}'
     run(train_script, small_run.config_file, '--work-dir', tmp_path / 'work', '--cfg-options', option, cwd=tmp_path,
         on_path=True)

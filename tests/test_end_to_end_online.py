@@ -197,7 +197,7 @@ def resumed(small_run: SmallRun, ranks: int, tmp_path_factory: pytest.TempPathFa
 
 class TestUnbroken:
 
-    def test_rounds_are_painted_while_it_trains(self, unbroken: Training) -> None:
+    def test_rounds_are_generated_while_it_trains(self, unbroken: Training) -> None:
         rounds = read_rounds(unbroken.pool)
         assert len(rounds) == (ITERATIONS - 1) // INTERVAL
         ids = [id for found in rounds for id in found.ids]
@@ -272,7 +272,7 @@ class TestKilledAndResumed:
 
 
 def test_in_a_process_of_its_own(small_run: SmallRun, tmp_path: Path) -> None:
-    """Training does not wait for it; what it painted is drawn as soon as it is there, and it ends with the training."""
+    """Training does not wait for it; what it generated is drawn as soon as it is there, and it ends with the training."""
     training = train(write_config(small_run, tmp_path / 'run', iterations=10**6, process={}), STOP_WHEN_DRAWN=1)
     *before, last = training.records()
     assert len(before) > INTERVAL and all(set(record['origins']) == {'real'} for record in before)

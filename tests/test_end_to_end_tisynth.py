@@ -62,7 +62,7 @@ def test_a_checkpoint_holds_what_was_trained(checkpoint: Path) -> None:
     assert zeros and all(torch.any(value) for value in zeros), 'projections that start at zero have moved'
 
 
-def test_the_same_tool_paints_with_it_guided(checkpoint: Path, config: Path) -> None:
+def test_the_same_tool_generates_with_it_guided(checkpoint: Path, config: Path) -> None:
     run(ROOT / 'tools' / 'synthesize.py', config, checkpoint, '--out-dir', 'pool', cwd=config.parent)
     records = Pool.open(config.parent / 'pool').records
     assert [record.id for record in records] == [f'masks/{name}' for name in NAMES]

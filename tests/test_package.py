@@ -205,7 +205,7 @@ def dry_run(*arguments: str) -> str:
     (('DATA=/a b', 'OUT=o', 'DEMO_ARGS=--x 1'), " --data '/a b' --out-dir 'o' --x 1"),
 ])  # yapf: disable
 def test_make_demo_passes_on_what_is_set(arguments: tuple[str, ...], options: str) -> None:
-    assert dry_run('demo', *arguments) == f'.venv/bin/python tools/demo.py{options}'
+    assert dry_run('demo', *arguments) == f'.venv/bin/python projects/demo{options}'
 
 
 @MAKE

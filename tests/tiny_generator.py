@@ -108,7 +108,7 @@ class Oracle(nn.Module):
 
 
 def oracle(**changes) -> TODSynth:
-    """A generator that paints :func:`images`, whose codec is exact."""
+    """A generator that generates :func:`images`, whose codec is exact."""
     codec = PatchPCACodec(4, 48)
     codec.fit(images())
     return TODSynth(Oracle(codec.encode(images())), codec, OneHotCodec(3), TEXT, **changes)

@@ -95,7 +95,7 @@ class VelocityOracle(NoiseOracle):
 
 
 def oracle(network: type[NoiseOracle] = NoiseOracle, **changes) -> TISynth:
-    """A generator that paints :func:`tiny_generator.images`, whose codec is exact."""
+    """A generator that generates :func:`tiny_generator.images`, whose codec is exact."""
     codec = PatchPCACodec(4, 48)
     codec.fit(images())
     return TISynth(network(codec.encode(images())), codec, OneHotCodec(3), TEXT,
@@ -107,10 +107,10 @@ def masks() -> Tensor:
     return torch.stack([sample.gt_sem_seg.data[0] for sample in samples()])
 
 
-def paint(model: TISynth, rows: slice = slice(0, 4), guidance: nn.Module | None = None) -> Tensor:
+def generate(model: TISynth, rows: slice = slice(0, 4), guidance: nn.Module | None = None) -> Tensor:
     """Generated images of the rows, each under its own seed."""
-    painted = model.synthesize(referenced()[rows], SEEDS[rows], guidance=guidance)
-    return torch.stack([sample.generated_img.data for sample in painted])
+    generated = model.synthesize(referenced()[rows], SEEDS[rows], guidance=guidance)
+    return torch.stack([sample.generated_img.data for sample in generated])
 
 
 def critic(config: dict) -> SegmentorCritic:

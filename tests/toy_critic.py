@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmsynth.guidance import Critic, Verdict
+from mmsynth.guidance import Critic, CriticOutput
 from mmsynth.sampling import SamplingStep
 
 CHANNELS, CELLS, PIXELS = 4, 4, 8
@@ -22,24 +22,24 @@ class ToyCritic(Critic):
         self.weight = nn.Parameter(torch.randn(3, 3, kernel, kernel, generator=generator), requires_grad=False)
         self.broken = broken
 
-    def read(self, images: Tensor) -> Tensor:
+    def predict_logits(self, images: Tensor) -> Tensor:
         return F.conv2d(images.to(self.weight.dtype), self.weight, padding='same')
 
-    def forward(self, images: Tensor, masks: Tensor) -> Verdict:
+    def forward(self, images: Tensor, masks: Tensor) -> CriticOutput:
         """In the precision of the weight, so that finite differences can be taken in float64."""
-        logits = self.read(images)
+        logits = self.predict_logits(images)
         loss = F.cross_entropy(logits, masks, ignore_index=255, reduction='none')
         spoil = torch.tensor([math.nan if row in self.broken else 1.0 for row in range(len(images))])
         valid = masks != 255
-        return Verdict(loss * spoil[:, None, None], valid & (logits.argmax(1) != masks), valid)
+        return CriticOutput(loss * spoil[:, None, None], valid & (logits.argmax(1) != masks), valid)
 
 
 class LatentReader(Critic):
     """Reads three classes from the first three channels of clean latents, 2 x 2 pixels per cell."""
 
-    reads, num_classes, ignore_index = 'latents', 3, 255
+    input_type, num_classes, ignore_index = 'latents', 3, 255
 
-    def read(self, latents: Tensor) -> Tensor:
+    def predict_logits(self, latents: Tensor) -> Tensor:
         return F.interpolate(latents[:, :3], scale_factor=2)
 
     def check_latents(self, channels: int, factor: int) -> None:

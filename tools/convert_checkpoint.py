@@ -38,8 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_args(arguments)
     if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:  # a checkout that is not installed
         sys.path.insert(0, str(ROOT))
-    from mmsynth.apis.config import load_config
-    from mmsynth.apis.convert import convert_checkpoint
+    from mmsynth.models.convert import convert_checkpoint
+    from mmsynth.synthesis.build import load_config
     cfg = load_config(args.config, args.cfg_options)
     print(convert_checkpoint(cfg, args.checkpoint, args.out, to=args.to, merge_lora=args.merge_lora))
 

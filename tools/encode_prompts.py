@@ -35,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_args(arguments)
     if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
-    from mmsynth.apis.config import load_config
-    from mmsynth.apis.encode_prompts import encode_prompts
+    from mmsynth.synthesis.build import load_config
+    from mmsynth.synthesis.encode_prompts import encode_prompts
     print(
         encode_prompts(
             load_config(args.config, args.cfg_options),

@@ -10,15 +10,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__ + " The painted labels stay; filtered/ (with soft weights also weights/) and kept.txt, an "
+        description=__doc__ + " The generated labels stay; filtered/ (with soft weights also weights/) and kept.txt, an "
         'ann_file for mmseg, come beside them. A run that was killed continues where it was when called again.',
         epilog='The config names the filter: synthesis = dict(filter=dict(type=\'mmsynth.ClassLossFilter\', '
         "segmentor=dict(type='mmsynth.SegmentorCritic', config=..., checkpoint=...), class_losses='FILE.json')). "
-        'Example: python tools/filter_pool.py work_dirs/pool configs/demo/todsynth.py --cfg-options '
+        'Example: python tools/filter_pool.py work_dirs/pool projects/demo/configs/todsynth.py --cfg-options '
         'synthesis.filter.mode=soft')
     parser.add_argument('pool', help='folder of the pool')
     parser.add_argument('config', help='config with `synthesis.filter`; if its `model` is a generator, that '
-                        'must have painted the pool')
+                        'must have generated the pool')
     parser.add_argument('--overwrite', action='store_true',
                         help='replace results of other filters, and of labels that were changed since')
     parser.add_argument('--batch-size', type=int, default=8,
@@ -38,7 +38,7 @@ def main() -> None:
 
     from mmsynth.apis import load_config
     from mmsynth.apis.filter_pool import build_filter, filter_pool, generator_of
-    from mmsynth.apis.filter_summary import class_table, sample_table
+    from mmsynth.filtering.summary import class_table, sample_table
     cfg = load_config(args.config, args.cfg_options)
     report = filter_pool(
         args.pool,

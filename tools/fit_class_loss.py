@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__ + ' The file is what `class_losses` of mmsynth.ClassLossFilter takes.',
-        epilog='Example: python tools/fit_class_loss.py configs/demo/critic.py work_dirs/critic/iter_600.pth '
+        epilog='Example: python tools/fit_class_loss.py projects/demo/configs/critic.py work_dirs/critic/iter_600.pth '
         '--out work_dirs/class_losses.json')
     parser.add_argument('config', help='config of the segmentor, with the dataloader of the real data')
     parser.add_argument('checkpoint', help="the segmentor's weights")
@@ -35,8 +35,8 @@ def main() -> None:
     from rich.console import Console
 
     from mmsynth.apis import load_config
-    from mmsynth.apis.filter_summary import losses_table
     from mmsynth.apis.fit_class_loss import fit_class_loss
+    from mmsynth.filtering.summary import losses_table
     losses = fit_class_loss(
         load_config(args.config, args.cfg_options),
         args.checkpoint,

@@ -15,11 +15,11 @@ A sample that still shows a weak class is kept; others if enough of their pixels
 kept sample is listed 1 to R times, more often the harder its mask is. Written into the pool:
 
   selected.txt           names to train on, repeated ones several times: an `ann_file` for mmseg
-  images_per_mask.json   how many images to paint for each mask in a further run""",
+  images_per_mask.json   how many images to generate for each mask in a further run""",
         epilog="""Train on the selection:
   dict(type='BaseSegDataset', data_root='POOL', ann_file='selected.txt', img_suffix='.png',
        data_prefix=dict(img_path='img_dir', seg_map_path='filtered'), metainfo=..., pipeline=...)
-Paint more images for hard masks:
+Generate more images for hard masks:
   synthesis = dict(dataset=dict(type='mmsynth.ChosenMasks', images_per_mask='POOL/images_per_mask.json', dataset=...))
 
 Example: python tools/select_samples.py work_dirs/pool --worst 3 --scores work_dirs/val/20250101_000000.log

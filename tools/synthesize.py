@@ -1,4 +1,4 @@
-"""Paint images for masks and store them as a pool that any mmseg config can train from."""
+"""Generate images for masks and store them as a pool that any mmseg config can train from."""
 import argparse
 import sys
 from pathlib import Path
@@ -11,21 +11,21 @@ ROOT = Path(__file__).resolve().parents[1]
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__ + ' A run that was killed continues where it was when called again.',
-        epilog='Example: python tools/synthesize.py configs/demo/todsynth.py work_dirs/todsynth/iter_600.pth '
+        epilog='Example: python tools/synthesize.py projects/demo/configs/todsynth.py work_dirs/todsynth/iter_600.pth '
         '--out-dir work_dirs/pool --limit 16')
     parser.add_argument('config', help='config with `model` (a generator) and `synthesis` (masks, guidance)')
     parser.add_argument('checkpoint', help="the generator's weights: a file, or a release's folder")
     parser.add_argument('--out-dir', required=True, help='folder of the pool: img_dir/, ann_dir/, manifest.jsonl')
     parser.add_argument('--guidance', choices=['crfm', 'best-of-n', 'none'],
-                        help="correct each step by the critic in the config, paint several and keep the critic's best, "
+                        help="correct each step by the critic in the config, generate several and keep the critic's best, "
                         'or neither; default: what the config has')
-    parser.add_argument('--candidates', type=int, help="images painted per sample by best-of-n; default: the "
+    parser.add_argument('--candidates', type=int, help="images generated per sample by best-of-n; default: the "
                         "config's, or 4")
     parser.add_argument('--num-per-mask', type=int, help="images per mask; default: the config's, or 1")
     parser.add_argument('--limit', type=int, help='use only the first LIMIT masks')
     parser.add_argument('--seed', type=int, default=0, help='seed of the run; default: 0')
     parser.add_argument('--batch-size', type=int,
-                        help='images painted together; changes speed and memory, not the images; default: that of '
+                        help='images generated together; changes speed and memory, not the images; default: that of '
                         'the config, or 4')
     parser.add_argument('--filter', action='store_true',
                         help='also filter each sample by `synthesis.filter` of the config, as tools/filter_pool.py '

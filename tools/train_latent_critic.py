@@ -14,7 +14,7 @@ def parse_args() -> argparse.Namespace:
         'of decoded latents: of the labelled training images, and of the clean estimates that the generator makes. '
         'Prints how well both agree on held-out images: those of the val_dataloader, or a tenth of the training '
         'images.',
-        epilog="Example: python tools/train_latent_critic.py configs/demo/todsynth.py work_dirs/todsynth/iter_600.pth "
+        epilog="Example: python tools/train_latent_critic.py projects/demo/configs/todsynth.py work_dirs/todsynth/iter_600.pth "
         "--out work_dirs/latent_critic.safetensors. Then, in the config: "
         "guidance=dict(type='mmsynth.CRFM', critic=dict(type='mmsynth.LatentCritic', "
         "checkpoint='work_dirs/latent_critic.safetensors'))")
@@ -42,8 +42,8 @@ def main() -> None:
         sys.path.insert(0, str(ROOT))
     import torch
 
-    from mmsynth.apis.config import load_config
-    from mmsynth.apis.train_latent_critic import train_latent_critic
+    from mmsynth.engine.train_latent_critic import train_latent_critic
+    from mmsynth.synthesis.build import load_config
     agreement = train_latent_critic(
         load_config(args.config, args.cfg_options),
         args.checkpoint,

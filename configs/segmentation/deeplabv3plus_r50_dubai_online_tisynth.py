@@ -1,4 +1,4 @@
-# DeepLabV3+ on MBRSC Dubai, with one synthetic image in four: TISynth paints them while it trains.
+# DeepLabV3+ on MBRSC Dubai, with one synthetic image in four: TISynth generates them while it trains.
 _base_ = ['./deeplabv3plus_r50_dubai_512.py', '../_base_/online/tisynth_dubai.py']
 pool = 'work_dirs/deeplabv3plus_r50_dubai_online_tisynth/pool'
 train_dataloader = dict(

@@ -1,4 +1,4 @@
-# DeepLabV3+ on MBRSC Dubai, with one synthetic image in four: TODSynth paints them while it trains.
+# DeepLabV3+ on MBRSC Dubai, with one synthetic image in four: TODSynth generates them while it trains.
 _base_ = ['./deeplabv3plus_r50_dubai_512.py', '../_base_/online/todsynth_dubai.py']
 pool = 'work_dirs/deeplabv3plus_r50_dubai_online_todsynth/pool'
 train_dataloader = dict(

@@ -1,4 +1,4 @@
-# PSPNet on MBRSC Dubai, with one synthetic image in four: TISynth paints them while it trains.
+# PSPNet on MBRSC Dubai, with one synthetic image in four: TISynth generates them while it trains.
 _base_ = ['./pspnet_r50_dubai_512.py', '../_base_/online/tisynth_dubai.py']
 pool = 'work_dirs/pspnet_r50_dubai_online_tisynth/pool'
 train_dataloader = dict(

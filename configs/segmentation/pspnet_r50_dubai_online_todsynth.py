@@ -1,4 +1,4 @@
-# PSPNet on MBRSC Dubai, with one synthetic image in four: TODSynth paints them while it trains.
+# PSPNet on MBRSC Dubai, with one synthetic image in four: TODSynth generates them while it trains.
 _base_ = ['./pspnet_r50_dubai_512.py', '../_base_/online/todsynth_dubai.py']
 pool = 'work_dirs/pspnet_r50_dubai_online_todsynth/pool'
 train_dataloader = dict(

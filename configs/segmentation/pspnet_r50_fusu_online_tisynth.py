@@ -1,4 +1,4 @@
-# PSPNet on FUSU, with one synthetic image in four: TISynth paints them while it trains.
+# PSPNet on FUSU, with one synthetic image in four: TISynth generates them while it trains.
 _base_ = ['./pspnet_r50_fusu_512.py', '../_base_/online/tisynth_fusu.py']
 pool = 'work_dirs/pspnet_r50_fusu_online_tisynth/pool'
 train_dataloader = dict(

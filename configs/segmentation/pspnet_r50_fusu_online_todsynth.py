@@ -1,4 +1,4 @@
-# PSPNet on FUSU, with one synthetic image in four: TODSynth paints them while it trains.
+# PSPNet on FUSU, with one synthetic image in four: TODSynth generates them while it trains.
 _base_ = ['./pspnet_r50_fusu_512.py', '../_base_/online/todsynth_fusu.py']
 pool = 'work_dirs/pspnet_r50_fusu_online_todsynth/pool'
 train_dataloader = dict(

@@ -1,4 +1,4 @@
-# PSPNet on LoveDA, with one synthetic image in four: TODSynth paints them while it trains.
+# PSPNet on LoveDA, with one synthetic image in four: TODSynth generates them while it trains.
 _base_ = ['./pspnet_r50_loveda_512.py', '../_base_/online/todsynth_loveda.py']
 pool = 'work_dirs/pspnet_r50_loveda_online_todsynth/pool'
 train_dataloader = dict(

@@ -1,4 +1,4 @@
-# SegFormer-B2 on FUSU, with one synthetic image in four: TISynth paints them while it trains.
+# SegFormer-B2 on FUSU, with one synthetic image in four: TISynth generates them while it trains.
 _base_ = ['./segformer_b2_fusu_512.py', '../_base_/online/tisynth_fusu.py']
 pool = 'work_dirs/segformer_b2_fusu_online_tisynth/pool'
 train_dataloader = dict(

@@ -1,4 +1,4 @@
-# SegFormer-B2 on FUSU, with one synthetic image in four: TODSynth paints them while it trains.
+# SegFormer-B2 on FUSU, with one synthetic image in four: TODSynth generates them while it trains.
 _base_ = ['./segformer_b2_fusu_512.py', '../_base_/online/todsynth_fusu.py']
 pool = 'work_dirs/segformer_b2_fusu_online_todsynth/pool'
 train_dataloader = dict(

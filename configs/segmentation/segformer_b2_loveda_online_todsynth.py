@@ -1,4 +1,4 @@
-# SegFormer-B2 on LoveDA, with one synthetic image in four: TODSynth paints them while it trains.
+# SegFormer-B2 on LoveDA, with one synthetic image in four: TODSynth generates them while it trains.
 _base_ = ['./segformer_b2_loveda_512.py', '../_base_/online/todsynth_loveda.py']
 pool = 'work_dirs/segformer_b2_loveda_online_todsynth/pool'
 train_dataloader = dict(

@@ -6,7 +6,7 @@ _base_ = [
     '../_base_/models/tisynth_sd15.py', '../_base_/datasets/dubai_512_synth.py', '../_base_/schedules/tisynth_100k.py',
     '../_base_/default_runtime.py'
 ]
-references = 'data/dubai_mbrsc/references'  # a folder of unlabelled images of the domain to paint for
+references = 'data/dubai_mbrsc/references'  # a folder of unlabelled images of the domain to generate for
 crop_size = (512, 512)
 model = dict(label_codec=dict(num_classes=5))
 train_dataloader = dict(

@@ -1,4 +1,4 @@
-# TISynth on LoveDA, from rural to urban: rural masks painted in the style of unlabelled urban images.
+# TISynth on LoveDA, from rural to urban: rural masks generated in the style of unlabelled urban images.
 #   python tools/encode_prompts.py configs/tisynth/tisynth_sd15_loveda_rural2urban_512.py
 #   python tools/train.py configs/tisynth/tisynth_sd15_loveda_rural2urban_512.py
 #   python tools/synthesize.py configs/tisynth/tisynth_sd15_loveda_rural2urban_512.py CHECKPOINT --out-dir DIR

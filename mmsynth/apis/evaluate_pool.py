@@ -11,14 +11,15 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from mmsynth.apis.config import config_hash, file_hash, load_config
 from mmsynth.evaluation import ClassHistogram, FrechetDistance, MaskConsistency, SiblingDiversity, check_judge
-from mmsynth.evaluation.painted_metric import pool_sample
+from mmsynth.evaluation.generated_metric import pool_sample
 from mmsynth.filtering import label_hash
 from mmsynth.pool import Pool, PoolRecord
-from mmsynth.pool.header import IGNORE_INDEX
+from mmsynth.synthesis.build import load_config
 from mmsynth.utils import progress_bar
 from mmsynth.utils.files import atomic_write
+from mmsynth.utils.hashes import config_hash, file_hash
+from mmsynth.utils.labels import IGNORE_INDEX
 
 REAL_SPLITS = ('train', 'val', 'test')
 _CLASS_COLUMNS = {'consistency/IoU': 'IoU %', 'frechet/class': 'Fréchet', 'diversity/class': 'diversity',

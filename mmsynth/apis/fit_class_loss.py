@@ -5,12 +5,14 @@ import numpy as np
 import torch
 from mmengine.config import Config
 
-from mmsynth.apis.config import build_dataset, config_hash, file_hash
 from mmsynth.filtering import ClassLosses, ClassLossMeter, pixel_losses, segmentor_identity
-from mmsynth.filtering.real_pairs import class_names, leaves_of, real_pairs
+from mmsynth.filtering.real_pairs import class_names, real_pairs
 from mmsynth.guidance import SegmentorCritic
+from mmsynth.synthesis.build import build_dataset
 from mmsynth.utils import progress_bar
 from mmsynth.utils.batches import batches_of_one_shape
+from mmsynth.utils.datasets import leaf_datasets
+from mmsynth.utils.hashes import config_hash, file_hash
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -41,7 +43,7 @@ def fit_class_loss(cfg: Config, checkpoint: str | Path, *, split: str = 'train',
         raise ValueError(f'{cfg.filename}: it has no `{split}_dataloader.dataset`, on whose images the losses would be '
                          'measured; name another split.')
     segmentor = SegmentorCritic(cfg, str(checkpoint))
-    leaves = leaves_of(build_dataset(settings))
+    leaves = leaf_datasets(build_dataset(settings))
     classes = class_names(leaves, segmentor.num_classes, f'{cfg.filename}, `{split}_dataloader`')
     identity = segmentor_identity(segmentor)
     segmentor.to(device)
@@ -49,7 +51,7 @@ def fit_class_loss(cfg: Config, checkpoint: str | Path, *, split: str = 'train',
     with progress_bar(total=sum(map(len, leaves)), unit='img', title='fit class losses') as bar:
         for batch in batches_of_one_shape(real_pairs(leaves), lambda pair: pair[0].shape, batch_size):
             images, labels = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*batch))
-            logits = segmentor.read(images.to(device).permute(0, 3, 1, 2).float() / 255)
+            logits = segmentor.predict_logits(images.to(device).permute(0, 3, 1, 2).float() / 255)
             meter.update(pixel_losses(logits, labels.to(device)), labels.to(device))
             bar.update(len(batch))
     return meter.compute(classes, dict(

@@ -1,6 +1,5 @@
 """The report of a finished pool, written anew: with a judge's readings, the real set's class balance, and measures."""
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +8,21 @@ from mmcv.transforms import BaseTransform
 from mmengine.dataset import BaseDataset
 from mmseg.datasets.transforms import LoadAnnotations
 
-from mmsynth.apis.config import build_dataset, load_config
-from mmsynth.datasets.transforms.loading import LoadSegMap, read_label
+from mmsynth.datasets.transforms.loading import LoadSegMap
 from mmsynth.evaluation import read_image
-from mmsynth.evaluation.judging import check_judge
+from mmsynth.evaluation.judge_role import check_judge
 from mmsynth.guidance import SegmentorCritic
 from mmsynth.pool import Pool
+from mmsynth.synthesis.build import build_dataset, load_config
 from mmsynth.utils import progress_bar
+from mmsynth.utils.datasets import leaf_datasets
 from mmsynth.utils.hashes import file_hash
+from mmsynth.utils.labels import IGNORE_INDEX, read_label
 from mmsynth.visualization.pool_report import pool_report
 from mmsynth.visualization.sample_cards import ShownJudge
 
 REPORT_FILE = 'report.html'
 METRICS_FILE = 'metrics.json'
-_IGNORED = 255
 
 
 def write_report(pool_dir: str | Path,
@@ -86,7 +86,7 @@ def count_real_config(config: str | Path, classes: tuple[str, ...]) -> list[int]
         raise ValueError(f'{config}: it has no `train_dataloader.dataset`; give the config that the segmentor is '
                          'trained with, or a folder of masks (`real_masks`).')
     counts = np.zeros(256, dtype=np.int64)
-    for dataset in _plain_datasets(build_dataset(loader.dataset)):
+    for dataset in leaf_datasets(build_dataset(loader.dataset)):
         found = tuple(dataset.metainfo['classes'])
         if found != tuple(classes):
             raise ValueError(f'{config}: its training set has the classes {", ".join(found)}; the pool has '
@@ -154,17 +154,6 @@ def _read_metrics(root: Path, path: str | Path | None) -> dict[str, Any] | None:
     return values
 
 
-def _plain_datasets(dataset: Any) -> Iterator[BaseDataset]:
-    """The data sets below wrappers."""
-    if hasattr(dataset, 'datasets'):
-        for part in dataset.datasets:
-            yield from _plain_datasets(part)
-    elif isinstance(dataset, BaseDataset):
-        yield dataset
-    else:
-        yield from _plain_datasets(dataset.dataset)
-
-
 def _mask_loader(dataset: BaseDataset, config: str | Path) -> BaseTransform:
     for transform in dataset.pipeline.transforms:
         if isinstance(transform, (LoadAnnotations, LoadSegMap)):
@@ -175,7 +164,7 @@ def _mask_loader(dataset: BaseDataset, config: str | Path) -> BaseTransform:
 
 def _count(mask: np.ndarray, path: str | Path, num_classes: int) -> np.ndarray:
     """Pixels per value (256,)."""
-    wrong = mask[((mask < 0) | (mask >= num_classes)) & (mask != _IGNORED)]
+    wrong = mask[((mask < 0) | (mask >= num_classes)) & (mask != IGNORE_INDEX)]
     if wrong.size:
-        raise ValueError(f'mask {path} must hold class ids below {num_classes} or {_IGNORED}, got {int(wrong[0])}.')
+        raise ValueError(f'mask {path} must hold class ids below {num_classes} or {IGNORE_INDEX}, got {int(wrong[0])}.')
     return np.bincount(mask.ravel().astype(np.int64), minlength=256)

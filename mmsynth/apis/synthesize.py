@@ -10,16 +10,17 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
-from mmsynth.apis.config import build_dataset, build_generator, config_hash, file_hash
 from mmsynth.apis.filter_pool import build_filter, check_results, filter_open_pool
-from mmsynth.apis.guidance import build_guidance, critic_hashes, guidance_settings
 from mmsynth.filtering import ClassLossFilter
 from mmsynth.guidance import Guidance
 from mmsynth.models.generators import BaseGenerator
 from mmsynth.pool import Pool, PoolRecord
 from mmsynth.structures import SynthDataSample
-from mmsynth.synthesis import Request, load_batches, paint_batch
+from mmsynth.synthesis import Request, generate_batch, load_batches
+from mmsynth.synthesis.build import build_dataset, build_generator
+from mmsynth.synthesis.guidance import build_guidance, critic_hashes, guidance_settings
 from mmsynth.utils import derive_seed, progress_bar
+from mmsynth.utils.hashes import config_hash, file_hash
 from mmsynth.visualization import colorize, draw_grid, pool_report, save_png
 from mmsynth.visualization.plots import count_uncorrected
 
@@ -40,9 +41,9 @@ def synthesize(cfg: Config,
                batch_size: int | None = None,
                filter: bool = False,
                device: torch.device | str = 'cpu') -> Pool:
-    """Paint images for the masks of ``cfg.synthesis.dataset`` and store them as a pool.
+    """Generate images for the masks of ``cfg.synthesis.dataset`` and store them as a pool.
 
-    A run that was killed continues where it was: samples that the pool holds are not painted again.
+    A run that was killed continues where it was: samples that the pool holds are not generated again.
 
     Args:
         cfg: A config with ``model`` (a generator) and ``synthesis``: ``dataset``, and optionally ``guidance``,
@@ -51,12 +52,12 @@ def synthesize(cfg: Config,
         out_dir: The pool's folder; new, empty, or a pool of the same settings.
         guidance: 'crfm', 'best-of-n', 'none', or None for what the config has. 'best-of-n' takes the critic of the
             config's guidance, whatever that is.
-        candidates: Images painted per sample by best-of-n; None for the config's, or 4.
+        candidates: Images generated per sample by best-of-n; None for the config's, or 4.
         num_per_mask: Images per mask; 1 by default.
         limit: Use only so many masks, the first.
         seed: The run's seed; a sample's own follows from it and the mask's id.
-        batch_size: Images painted together; does not change them.
-        filter: Filter each sample by ``cfg.synthesis.filter`` as it is painted, as :func:`filter_pool` would.
+        batch_size: Images generated together; does not change them.
+        filter: Filter each sample by ``cfg.synthesis.filter`` as it is generated, as :func:`filter_pool` would.
         device: Where the generator and the critic run.
 
     Returns:
@@ -80,15 +81,15 @@ def synthesize(cfg: Config,
     meta = dataset.metainfo
     painter = _Painter(generator, guide, pixel_filter, description)
     with Pool.create(out_dir, description, meta['classes'], meta['palette']) as pool:
-        painted = _fill(pool, dataset, requests, painter, batch_size)
+        generated = _fill(pool, dataset, requests, painter, batch_size)
         draw_preview(pool, pool.root / PREVIEW_FILE)
         pool_report(pool, pool.root / REPORT_FILE, class_counts_before=None)
-    print_log(f'{painted} images painted, {len(requests) - painted} were there; pool {pool.root}', logger='current')
+    print_log(f'{generated} images generated, {len(requests) - generated} were there; pool {pool.root}', logger='current')
     return Pool.open(out_dir)
 
 
 def list_requests(dataset: BaseDataset, seed: int, num_per_mask: int, limit: int | None = None) -> list[Request]:
-    """The images to paint, in the data set's order.
+    """The images to generate, in the data set's order.
 
     Raises:
         ValueError: If ``num_per_mask`` or ``limit`` is below 1, or two masks have the same id.
@@ -121,27 +122,27 @@ def draw_preview(pool: Pool, path: Path) -> None:
 
 @dataclass(frozen=True)
 class _Painter:
-    """Paints batches into a pool, and filters them unless the filter needs all images of a mask for that."""
+    """Generates batches into a pool, and filters them unless the filter needs all images of a mask for that."""
 
     generator: BaseGenerator
     guide: Guidance | None
     pixel_filter: ClassLossFilter | None
     description: dict[str, Any]
 
-    def paint(self, batch: Sequence[tuple[Request, SynthDataSample]], pool: Pool) -> None:
-        """Paint and store a batch of one mask size."""
-        painted = paint_batch(self.generator, batch, guide=self.guide, entry=self.description['generator'])
+    def generate(self, batch: Sequence[tuple[Request, SynthDataSample]], pool: Pool) -> None:
+        """Generate and store a batch of one mask size."""
+        generated = generate_batch(self.generator, batch, guide=self.guide, entry=self.description['generator'])
         filtered = [{} for _ in batch]
         if self.pixel_filter is not None and not self.pixel_filter.needs_siblings:
-            images, masks = [sample.image for sample in painted], [sample.mask for sample in painted]
+            images, masks = [sample.image for sample in generated], [sample.mask for sample in generated]
             filtered = [dict(filter=found.entry, filtered=found.label, weight=found.weight)
                         for found in self.pixel_filter(images, masks)]
-        for (request, _), sample, result in zip(batch, painted, filtered):
+        for (request, _), sample, result in zip(batch, generated, filtered):
             pool.add(request.id, sample.image, sample.mask, **sample.details, **result)
 
 
 def _fill(pool: Pool, dataset: BaseDataset, requests: Sequence[Request], painter: _Painter, batch_size: int) -> int:
-    """Paint what a pool lacks, and filter what is not filtered if there is a filter; how many images were painted."""
+    """Generate what a pool lacks, and filter what is not filtered if there is a filter; how many images were generated."""
     pixel_filter = painter.pixel_filter
     if pixel_filter is not None:
         check_results(pool, pixel_filter)
@@ -149,12 +150,12 @@ def _fill(pool: Pool, dataset: BaseDataset, requests: Sequence[Request], painter
     done = len(requests) - len(missing)
     with progress_bar(total=len(requests), initial=done, unit='img', title='synthesize') as bar:
         for batch in load_batches(dataset, missing, batch_size):
-            painter.paint(batch, pool)
+            painter.generate(batch, pool)
             bar.update(len(batch))
-    painted = {request.id for request in missing}
-    _report_uncorrected([record for record in pool.records if record.id in painted])
+    generated = {request.id for request in missing}
+    _report_uncorrected([record for record in pool.records if record.id in generated])
     if pixel_filter is not None:
-        filter_open_pool(pool, pixel_filter, batch_size=batch_size)  # what was painted before, and siblings
+        filter_open_pool(pool, pixel_filter, batch_size=batch_size)  # what was generated before, and siblings
         pool.write_kept()
     return len(missing)
 
@@ -179,7 +180,7 @@ def _synthesis_settings(cfg: Config) -> Any:
     settings = cfg.get('synthesis')
     if not settings or 'dataset' not in settings:
         raise ValueError(f'{cfg.filename}: it has no `synthesis.dataset`; name there the data set whose masks are '
-                         'painted, as configs/demo/todsynth.py does.')
+                         'generated, as projects/demo/configs/todsynth.py does.')
     known = {'dataset', 'filter', 'guidance', 'num_per_mask', 'batch_size'}
     if settings.keys() - known:
         raise ValueError(f'{cfg.filename}: `synthesis` does not know {", ".join(sorted(settings.keys() - known))}; it '

@@ -17,12 +17,12 @@ from mmsynth.datasets.mask_sources.base import MaskReader, sample_id, with_step
 from mmsynth.datasets.mask_sources.recipe import Mask
 from mmsynth.registry import DATASETS
 from mmsynth.utils.files import atomic_write
+from mmsynth.utils.labels import IGNORE_INDEX
 from mmsynth.utils.progress import progress_bar
 
 if TYPE_CHECKING:
     from mmsynth.filtering.mask_choice import MaskChoice
 
-_IGNORED = 255
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ChosenMasks(Dataset):
     for hard masks). Masks that the file does not name are left out.
 
     A repeated mask keeps its id the first time; then it is called 'NAME+draw2', 'NAME+draw3' …, and gets a seed and a
-    reference of its own. (The '~2' of the images that ``num_per_mask`` paints stays free for those.)
+    reference of its own. (The '~2' of the images that ``num_per_mask`` generates stays free for those.)
 
     Args:
         dataset: The data set with the masks, or its config; a mask source too, or a ConcatDataset of several.
@@ -151,8 +151,8 @@ class ChosenMasks(Dataset):
         counts = np.zeros((self._ends[-1], num_classes), np.int64)
         for index in progress_bar(range(len(counts)), unit='mask', title='counting classes'):
             reader, inner = self._find(index)
-            mask = _painted_mask(reader.pipeline(reader.info(inner)))
-            counts[index] = np.bincount(mask[mask != _IGNORED], minlength=num_classes)[:num_classes]
+            mask = _generated_mask(reader.pipeline(reader.info(inner)))
+            counts[index] = np.bincount(mask[mask != IGNORE_INDEX], minlength=num_classes)[:num_classes]
         return counts
 
     def _as_often_as(self, file: str) -> NDArray[np.intp]:
@@ -162,7 +162,7 @@ class ChosenMasks(Dataset):
         unknown = sorted(numbers.keys() - set(names))
         if unknown:
             raise ValueError(f'{file} names {len(unknown)} masks that the data set does not have, such as '
-                             f'{unknown[0]!r}; give the data set of the masks that the pool was painted for.')
+                             f'{unknown[0]!r}; give the data set of the masks that the pool was generated for.')
         return np.repeat(np.arange(len(names)), [numbers.get(name, 0) for name in names])
 
     def _report(self, file: str | None) -> None:
@@ -186,7 +186,7 @@ def _number_draws(indices: NDArray[np.intp]) -> list[tuple[int, int]]:
     return sorted(pairs, key=lambda pair: (pair[1], pair[0]))
 
 
-def _painted_mask(sample: Mapping[str, Any]) -> NDArray[np.integer]:
+def _generated_mask(sample: Mapping[str, Any]) -> NDArray[np.integer]:
     """The mask (H, W) at the end of a pipeline, packed or not."""
     if 'data_samples' in sample:
         return sample['data_samples'].gt_sem_seg.data[0].numpy()

@@ -12,13 +12,14 @@ from mmengine.dataset import Compose
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS as HOST_DATASETS
 
-from mmsynth.datasets.draws import Draw, own_randomness
-from mmsynth.datasets.pool_reader import FileCheck, PoolReader, used_files
+from mmsynth.datasets.samplers.draws import Draw
 from mmsynth.datasets.validation_guard import check_validation
 from mmsynth.pool import PoolRecord
-from mmsynth.pool.header import IGNORE_INDEX, PoolHeader
+from mmsynth.pool.header import PoolHeader
+from mmsynth.pool.reader import FileCheck, PoolReader, used_files
 from mmsynth.registry import DATASETS
-from mmsynth.utils import derive_seed
+from mmsynth.utils import derive_seed, isolated_random_state
+from mmsynth.utils.labels import IGNORE_INDEX
 
 __all__ = ['SyntheticAugmentDataset', 'check_validation']
 
@@ -108,7 +109,7 @@ class SyntheticAugmentDataset:
         if index < 0:
             raise IndexError(f'index {index} is negative')
         if isinstance(index, Draw):
-            with own_randomness(index.seed):
+            with isolated_random_state(index.seed, devices=False):
                 return self._load(int(index), index.seed, index.iteration)
         if index < len(self):
             index = self._real_or_synthetic(index)

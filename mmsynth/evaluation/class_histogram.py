@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmsynth.evaluation.painted_metric import PaintedMetric, Samples, masks_of
+from mmsynth.evaluation.generated_metric import GeneratedImageMetric, Samples, masks_of
 from mmsynth.registry import METRICS
 
 
 @METRICS.register_module()
-class ClassHistogram(PaintedMetric):
+class ClassHistogram(GeneratedImageMetric):
     """Share of every class in the labelled pixels of the masks, in percent.
 
-    Gives ``before.NAME`` for the masks that were painted and ``before.unlabelled``, the share of all pixels without a
+    Gives ``before.NAME`` for the masks that were generated and ``before.unlabelled``, the share of all pixels without a
     label. Where the samples say what a filter left of their masks (``trusted_sem_seg``: a pool, through
     ``tools/analysis_tools/evaluate_pool.py``), also ``after.NAME`` and ``after.unlabelled`` of that; a sample that was
     filtered out as a whole counts as unlabelled. Classes without a pixel are given as 0; without any labelled pixel

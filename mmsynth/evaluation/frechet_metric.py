@@ -14,11 +14,16 @@ from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from torch import Tensor
 
+from mmsynth.evaluation.generated_metric import GeneratedImageMetric, Samples, generated_images, masks_of
 from mmsynth.evaluation.inception import Inception
 from mmsynth.evaluation.judge import Judge
-from mmsynth.evaluation.painted_metric import PaintedMetric, Samples, masks_of, painted_images
-from mmsynth.evaluation.segmentor_features import (MIN_CLASS_SAMPLES, FeatureSet, PooledFeatures, class_distances,
-                                                   feature_distance)
+from mmsynth.evaluation.segmentor_features import (
+    MIN_CLASS_SAMPLES,
+    FeatureSet,
+    PooledFeatures,
+    class_distances,
+    feature_distance,
+)
 from mmsynth.guidance import SegmentorCritic
 from mmsynth.registry import DATASETS, METRICS
 from mmsynth.utils import derive_seed, isolated_random_state, progress_bar
@@ -33,7 +38,7 @@ class Row:
 
 
 @METRICS.register_module()
-class FrechetDistance(PaintedMetric):
+class FrechetDistance(GeneratedImageMetric):
     """Fréchet distance of synthetic to real images, by a segmentor's features or by Inception's (the FID).
 
     Gives ``distance`` and the numbers of images ``images`` and ``real_images``; by a segmentor also ``class.NAME``, the
@@ -41,13 +46,13 @@ class FrechetDistance(PaintedMetric):
     the numbers are equal, see :func:`~mmsynth.evaluation.frechet_distance`. Nothing is given for fewer than two images.
 
     Args:
-        judge: The segmentor whose features count; it must read an image in one piece. See :class:`PaintedMetric`.
+        judge: The segmentor whose features count; it must read an image in one piece. See :class:`GeneratedImageMetric`.
         inception: File of the Inception weights, instead of ``judge``; see :mod:`mmsynth.evaluation.inception`.
         real: Config of a data set of real, labelled images. None takes the images that the batches hold beside the
             masks, as a validation set of labelled images does.
         num_real: Use so many of ``real``, spread over it; None for all.
         min_class_samples: Images of either side that must hold a class for its distance to be given.
-        guidance, allow_critic, device, collect_device, prefix, collect_dir: See :class:`PaintedMetric`.
+        guidance, allow_critic, device, collect_device, prefix, collect_dir: See :class:`GeneratedImageMetric`.
 
     Raises:
         ValueError: If not exactly one of ``judge`` and ``inception`` is given, an option has no effect or is out of
@@ -85,7 +90,7 @@ class FrechetDistance(PaintedMetric):
     def process(self, data_batch: Mapping[str, Any] | None, data_samples: Samples) -> None:
         """Take in a batch: per sample its features, and those of the real image beside it."""
         self.check_role()
-        images, masks = painted_images(data_samples), masks_of(data_samples)
+        images, masks = generated_images(data_samples), masks_of(data_samples)
         if self.judge is not None:
             synthetic = [view.features for view in self.judge.look_at(data_samples, images, masks)]
         else:
@@ -142,7 +147,7 @@ def build_real(settings: Mapping[str, Any], classes: Sequence[str]) -> Any:
         dataset = DATASETS.build(dict(settings))
     own = tuple(dataset.metainfo.get('classes') or ())
     if own != tuple(classes):
-        raise ValueError(f'`real` has the classes {", ".join(own) or "(none named)"}; the masks that were painted have '
+        raise ValueError(f'`real` has the classes {", ".join(own) or "(none named)"}; the masks that were generated have '
                          f'{", ".join(classes)}. Give real images of the same classes, in the same order.')
     return dataset
 

@@ -111,7 +111,7 @@ class Judge:
     def _look(self, images: Tensor, masks: Tensor) -> list[View]:
         pixels = images.to(self._device).float() / 255  # (B, 3, H, W)
         if not self.has_features:
-            return [View(reading.cpu(), None) for reading in self.segmentor.read(pixels).argmax(1)]
+            return [View(reading.cpu(), None) for reading in self.segmentor.predict_logits(pixels).argmax(1)]
         readings, pooled = read_with_features(self.segmentor, pixels, masks.to(self._device))
         return [View(reading.cpu(), pooled.row(index)) for index, reading in enumerate(readings)]
 

@@ -14,8 +14,8 @@ import torch
 from mmseg.evaluation import IoUMetric
 from torch import Tensor
 
+from mmsynth.evaluation.generated_metric import GeneratedImageMetric, Samples, generated_images, masks_of
 from mmsynth.evaluation.judge import Judge
-from mmsynth.evaluation.painted_metric import PaintedMetric, Samples, masks_of, painted_images
 from mmsynth.guidance import SegmentorCritic
 from mmsynth.pool import Pool
 from mmsynth.registry import METRICS
@@ -23,7 +23,7 @@ from mmsynth.utils import progress_bar
 
 
 @METRICS.register_module()
-class MaskConsistency(PaintedMetric):
+class MaskConsistency(GeneratedImageMetric):
     """Mask consistency while a generator trains (``val_evaluator``) or of a pool, in percent.
 
     Gives ``mIoU``, ``aAcc`` (share of pixels read right), ``mAcc`` (mean over the classes of the share of a class's
@@ -31,9 +31,9 @@ class MaskConsistency(PaintedMetric):
     neither masks nor readings hold are left out, and so is everything where no pixel is labelled.
 
     Args:
-        judge: The segmentor that reads; see :class:`PaintedMetric` for it and for the other options.
+        judge: The segmentor that reads; see :class:`GeneratedImageMetric` for it and for the other options.
         ignore_index: Value of unlabelled pixels in the masks.
-        guidance, allow_critic, device, collect_device, prefix, collect_dir: See :class:`PaintedMetric`.
+        guidance, allow_critic, device, collect_device, prefix, collect_dir: See :class:`GeneratedImageMetric`.
     """
 
     default_prefix = 'consistency'
@@ -56,7 +56,7 @@ class MaskConsistency(PaintedMetric):
         """Take in a batch: per sample the areas (4, K), int64."""
         self.check_role()
         masks = masks_of(data_samples)
-        views = self.judge.look_at(data_samples, painted_images(data_samples), masks)
+        views = self.judge.look_at(data_samples, generated_images(data_samples), masks)
         self.results += [class_areas(view.reading, mask, self.judge.num_classes, self.ignore_index).long()
                          for view, mask in zip(views, masks)]
 
@@ -147,4 +147,4 @@ def read_image(judge: SegmentorCritic, image: np.ndarray) -> np.ndarray:
     """The classes (H, W), uint8, that a judge sees in an image (H, W, 3), uint8, RGB."""
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
     with torch.no_grad():
-        return judge.read(pixels).argmax(1)[0].to(torch.uint8).numpy()
+        return judge.predict_logits(pixels).argmax(1)[0].to(torch.uint8).numpy()

@@ -56,7 +56,7 @@ def read_with_features(judge: SegmentorCritic, images: Tensor, masks: Tensor) ->
     """
     taps = _Taps(judge.segmentor)
     try:
-        logits = judge.read(images)
+        logits = judge.predict_logits(images)
     finally:
         taps.remove()
     features, padded = taps.features(), taps.size

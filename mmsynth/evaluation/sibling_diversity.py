@@ -1,4 +1,4 @@
-"""How different the images are that were painted for one mask.
+"""How different the images are that were generated for one mask.
 
 Legend: K classes, D features, S siblings, H W pixels.
 """
@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor
 
+from mmsynth.evaluation.generated_metric import GeneratedImageMetric, Samples, generated_images, masks_of
 from mmsynth.evaluation.judge import Judge
-from mmsynth.evaluation.painted_metric import PaintedMetric, Samples, masks_of, painted_images
 from mmsynth.evaluation.segmentor_features import PooledFeatures
 from mmsynth.guidance import SegmentorCritic
 from mmsynth.registry import METRICS
@@ -40,8 +40,8 @@ class Sibling:
 
 
 @METRICS.register_module()
-class SiblingDiversity(PaintedMetric):
-    """Mean distance between the images that were painted for one and the same mask, averaged over the masks.
+class SiblingDiversity(GeneratedImageMetric):
+    """Mean distance between the images that were generated for one and the same mask, averaged over the masks.
 
     Siblings are samples whose masks are equal pixel by pixel. Two distances, both 0 for equal images:
 
@@ -54,8 +54,8 @@ class SiblingDiversity(PaintedMetric):
     itself: noise has most of it. Read it beside mask consistency.
 
     Args:
-        judge: The segmentor whose features count; None for ``pixels`` alone. See :class:`PaintedMetric`.
-        guidance, allow_critic, device, collect_device, prefix, collect_dir: See :class:`PaintedMetric`.
+        judge: The segmentor whose features count; None for ``pixels`` alone. See :class:`GeneratedImageMetric`.
+        guidance, allow_critic, device, collect_device, prefix, collect_dir: See :class:`GeneratedImageMetric`.
     """
 
     default_prefix = 'diversity'
@@ -75,7 +75,7 @@ class SiblingDiversity(PaintedMetric):
     def process(self, data_batch: Any, data_samples: Samples) -> None:
         """Take in a batch."""
         self.check_role()
-        images, masks = painted_images(data_samples), masks_of(data_samples)
+        images, masks = generated_images(data_samples), masks_of(data_samples)
         views = [None] * len(images) if self.judge is None else self.judge.look_at(data_samples, images, masks)
         self.results += [Sibling(_mask_hash(mask), _thumbnail(image), view and view.features)
                          for image, mask, view in zip(images, masks, views)]
@@ -88,7 +88,7 @@ class SiblingDiversity(PaintedMetric):
         families = [group for group in groups.values() if len(group) > 1]
         values = dict(masks=float(len(families)))
         if not families:
-            print_log('SiblingDiversity: no mask was painted more than once; there is nothing to compare.',
+            print_log('SiblingDiversity: no mask was generated more than once; there is nothing to compare.',
                       logger='current', level=logging.WARNING)
             return values
         values['pixels'] = fmean(_pixel_distance(family) for family in families)

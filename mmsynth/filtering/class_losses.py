@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmsynth.pool.header import IGNORE_INDEX
 from mmsynth.pool.manifest import plain_json
 from mmsynth.utils.files import atomic_write
+from mmsynth.utils.labels import IGNORE_INDEX
 
 FORMAT_VERSION = 1
 _EPSILON = 1e-5  # of the release

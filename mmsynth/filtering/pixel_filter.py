@@ -70,11 +70,11 @@ class ClassLossFilter(nn.Module):
                              'Fit them on data with the same classes (tools/fit_class_loss.py).')
 
     @torch.no_grad()
-    def read(self, images: Sequence[np.ndarray]) -> Tensor:
+    def predict_logits(self, images: Sequence[np.ndarray]) -> Tensor:
         """Logits (B, K, H, W) for B images (H, W, 3), uint8, RGB, of one size."""
         weights = next(self.segmentor.segmentor.parameters())
         pixels = torch.from_numpy(np.stack(images)).to(weights.device).permute(0, 3, 1, 2)
-        return self.segmentor.read(pixels.float() / 255)
+        return self.segmentor.predict_logits(pixels.float() / 255)
 
     def losses(self, logits: Tensor, masks: Sequence[np.ndarray]) -> np.ndarray:
         """Cross entropy (B, H, W), float32, of logits and B masks (H, W), uint8; 0 where unlabelled."""
@@ -96,7 +96,7 @@ class ClassLossFilter(nn.Module):
         if self.needs_siblings:
             raise ValueError('a filter with `sibling_vote` decides on all samples of a mask together; filter the '
                              'finished pool.')
-        losses = self.losses(self.read(images), masks)
+        losses = self.losses(self.predict_logits(images), masks)
         return [self.decide([loss], mask)[0] for loss, mask in zip(losses, masks)]
 
 

@@ -3,7 +3,7 @@
 The released rule (TISynth, after FreeMask): a pixel of class k whose cross entropy exceeds ``margin * mean_k`` is not
 trusted, ``mean_k`` being the class's mean on real data; see :mod:`~mmsynth.filtering.selection` for the samples.
 
-Legend: H W pixels, K classes, N siblings: samples painted for one mask.
+Legend: H W pixels, K classes, N siblings: samples generated for one mask.
 """
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import numpy as np
 
 from mmsynth.filtering.class_losses import ClassLosses
 from mmsynth.filtering.selection import keep_sample
-from mmsynth.pool.header import IGNORE_INDEX
+from mmsynth.utils.labels import IGNORE_INDEX
 
 _CODES = 256  # values of an 8-bit mask
 
@@ -101,7 +101,7 @@ class PixelRule:
                              "`unseen_classes` to 'drop' (trust no such pixel) or 'keep' (trust all).")
 
     def decide(self, losses: Sequence[np.ndarray], mask: np.ndarray) -> list[FilteredSample]:
-        """Decide on the samples painted for one mask.
+        """Decide on the samples generated for one mask.
 
         Args:
             losses: N arrays (H, W), float: the pixels' cross entropy. Without a vote each counts by itself.

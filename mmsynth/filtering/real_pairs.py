@@ -6,17 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
 
 Pair = tuple[np.ndarray, np.ndarray]
-
-
-def leaves_of(dataset: Dataset) -> list[Any]:
-    """The data sets inside wrappers (ConcatDataset, RepeatDataset …), which hold each image once."""
-    wrapped = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
-    if wrapped == [None]:
-        return [dataset]
-    return [leaf for inner in wrapped for leaf in leaves_of(inner)]
 
 
 def class_names(leaves: Sequence[Any], num_classes: int, source: str) -> tuple[str, ...]:

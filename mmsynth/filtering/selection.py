@@ -1,4 +1,4 @@
-"""Which synthetic samples to train on and how often, and which masks to paint more images for.
+"""Which synthetic samples to train on and how often, and which masks to generate more images for.
 
 Legend: H W pixels of a mask, M masks.
 """
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from mmsynth.filtering.identity import label_hash
 from mmsynth.pool import Pool, PoolRecord
-from mmsynth.pool.header import IGNORE_INDEX
 from mmsynth.utils.files import atomic_write
+from mmsynth.utils.labels import IGNORE_INDEX
 from mmsynth.utils.progress import progress_bar
 
 SELECTED_FILE = 'selected.txt'
@@ -57,7 +57,7 @@ class Selection:
     Attributes:
         repeats: File stem of every sample → how often training lists it, 0 for samples left out; in the pool's order.
         reasons: File stem of every sample → why, in a few words.
-        images_per_mask: Id of every mask → how many images to paint for it in a further run.
+        images_per_mask: Id of every mask → how many images to generate for it in a further run.
     """
 
     repeats: dict[str, int]
@@ -85,14 +85,14 @@ class RareClassSelector:
     """Select samples of a filtered pool to train on: those with weak classes or enough valid pixels; hard ones more.
 
     A sample is kept by the rule of :func:`keep_sample`, from what the filter wrote into the manifest. A kept sample is
-    listed once, or, with ``max_repeats`` R over 1, as often as its mask is hard (after FreeMask, which paints more
+    listed once, or, with ``max_repeats`` R over 1, as often as its mask is hard (after FreeMask, which generates more
     images for hard masks)::
 
         repeats(mask) = 1 + floor(R * (number of masks with less hardness) / M)
 
     The hardness of a mask is the mean of its samples' ``hardness``: the mean over classes of a class's loss, divided by
     the class's mean loss on real data. So the easiest 1 / R of the masks stay at 1, the hardest come to R, and equal
-    masks are repeated alike. The same number is how many images to paint for the mask in a further run.
+    masks are repeated alike. The same number is how many images to generate for the mask in a further run.
 
     Args:
         weak_classes: Names of classes; a sample that still shows one of them is kept.
@@ -154,7 +154,7 @@ class RareClassSelector:
 
 
 def mask_id(record: PoolRecord) -> str:
-    """The id of the mask that a sample was painted for, as the data set of the masks has it.
+    """The id of the mask that a sample was generated for, as the data set of the masks has it.
 
     That is the sample's own id without the number of the repeat (``NAME~2``), and for a mask that ``ChosenMasks`` gave
     the id that it has there.

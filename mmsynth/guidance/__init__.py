@@ -1,5 +1,5 @@
 """Guidance of a sampler by the task."""
-from mmsynth.guidance.base import Critic, Guidance, GuidanceDecoder, Verdict
+from mmsynth.guidance.base import Critic, CriticOutput, Guidance, GuidanceDecoder
 from mmsynth.guidance.best_of_n import BestOfN
 from mmsynth.guidance.crfm import CRFM
 from mmsynth.guidance.critic import SegmentorCritic
@@ -9,5 +9,5 @@ from mmsynth.guidance.latent_critic import LatentCritic
 
 __all__ = [
     'BestOfN', 'CRFM', 'Critic', 'CriticEnsemble', 'Guidance', 'GuidanceDecoder', 'LatentCritic', 'ReducedDecoder',
-    'SegmentorCritic', 'TinyDecoder', 'Verdict'
+    'SegmentorCritic', 'TinyDecoder', 'CriticOutput'
 ]

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from mmsynth.registry import MODELS
 from mmsynth.sampling import Guide
+from mmsynth.utils.labels import IGNORE_INDEX
 
 Decode = Callable[[Tensor], Tensor]
 Record = dict[str, float]
 Sample = Callable[[Sequence[int]], tuple[Tensor, list[list[Record]]]]
 
-UNLABELLED = 255  # in every mask of this project, whatever a segmentor ignores besides
 
 
 class Guidance(nn.Module):
@@ -40,7 +40,7 @@ class Guidance(nn.Module):
         super().__init__()
         self.critic: Critic = MODELS.build(critic) if isinstance(critic, dict) else critic
         self.decoder: GuidanceDecoder | None = MODELS.build(decoder) if isinstance(decoder, dict) else decoder
-        if self.decoder is not None and self.critic.reads == 'latents':
+        if self.decoder is not None and self.critic.input_type == 'latents':
             raise ValueError(f'`decoder` has no effect: the critic {type(self.critic).__name__} reads latents, nothing '
                              'is decoded for it. Remove the decoder, or use a critic that reads images.')
 
@@ -71,10 +71,10 @@ class Guidance(nn.Module):
 
     def run(self, sample: Sample, seeds: Sequence[int], decode: Decode, masks: Tensor, *,
             num_steps: int) -> tuple[Tensor, list[list[Record]]]:
-        """A whole run of one batch: by default each sample is painted once, under its own seed.
+        """A whole run of one batch: by default each sample is generated once, under its own seed.
 
         Args:
-            sample: Paints the batch: one seed per sample → clean latents (B, C, h, w), and a trace per sample. It is
+            sample: Generates the batch: one seed per sample → clean latents (B, C, h, w), and a trace per sample. It is
                 guided by :meth:`bind`.
             seeds: The samples' own.
             decode: As in :meth:`bind`.
@@ -86,7 +86,7 @@ class Guidance(nn.Module):
         """
         return sample(seeds)
 
-    def judge(self, clean_latents: Tensor, decode: Decode, masks: Tensor) -> 'Verdict':
+    def judge(self, clean_latents: Tensor, decode: Decode, masks: Tensor) -> 'CriticOutput':
         """What the critic says of clean latents (B, C, h, w), decoded as the settings say; differentiable.
 
         Args:
@@ -94,7 +94,7 @@ class Guidance(nn.Module):
             decode: The codec's, as in :meth:`bind`. What it gives is clamped to [-1, 1].
             masks: (B, H, W), integer class ids.
         """
-        if self.critic.reads == 'latents':
+        if self.critic.input_type == 'latents':
             return self.critic(clean_latents.float(), masks)
         decode = decode if self.decoder is None else self.decoder.around(decode)
         return self.critic((decode(clean_latents) / 2 + 0.5).clamp(0, 1), masks)
@@ -103,44 +103,44 @@ class Guidance(nn.Module):
 class Critic(nn.Module):
     """Interface of a critic: a frozen segmentor that says how well an image shows its mask.
 
-    Subclasses give :meth:`read`, and set ``num_classes`` and ``ignore_index``.
+    Subclasses give :meth:`predict_logits`, and set ``num_classes`` and ``ignore_index``.
 
     Attributes:
-        reads: 'images': (B, 3, H, W), float, [0, 1], RGB; or 'latents': clean latents (B, C, h, w).
+        input_type: 'images': (B, 3, H, W), float, [0, 1], RGB; or 'latents': clean latents (B, C, h, w).
         num_classes: Class count K.
         ignore_index: Mask value of pixels that do not count; those of 255 (unlabelled) never do.
     """
 
-    reads: Literal['images', 'latents'] = 'images'
+    input_type: Literal['images', 'latents'] = 'images'
     num_classes: int
     ignore_index: int
 
-    def read(self, inputs: Tensor) -> Tensor:
-        """Logits (B, K, H, W), at the size of the mask, for inputs of the kind that ``reads`` says; differentiable."""
+    def predict_logits(self, inputs: Tensor) -> Tensor:
+        """Logits (B, K, H, W), at the size of the mask, for inputs of the kind that ``input_type`` says; differentiable."""
         raise TypeError(f'{type(self).__name__} does not read')
 
-    def forward(self, inputs: Tensor, masks: Tensor) -> 'Verdict':
+    def forward(self, inputs: Tensor, masks: Tensor) -> 'CriticOutput':
         """Judge inputs against their masks.
 
         Args:
-            inputs: Of the kind that ``reads`` says.
+            inputs: Of the kind that ``input_type`` says.
             masks: (B, H, W), integer class ids. Pixels of the ``ignore_index`` do not count, nor do unlabelled ones
                 (255).
         """
-        logits = self.read(inputs).float()
+        logits = self.predict_logits(inputs).float()
         valid = self.counts(masks)
-        return Verdict(self.pixel_loss(logits, masks), valid & (logits.argmax(1) != masks), valid)
+        return CriticOutput(self.pixel_loss(logits, masks), valid & (logits.argmax(1) != masks), valid)
 
     def counts(self, masks: Tensor) -> Tensor:
         """Where masks (B, H, W) are judged, bool: neither ignored by the critic nor unlabelled."""
-        return (masks != self.ignore_index) & (masks != UNLABELLED)
+        return (masks != self.ignore_index) & (masks != IGNORE_INDEX)
 
     def pixel_loss(self, logits: Tensor, masks: Tensor) -> Tensor:
         """Cross entropy (B, H, W) of logits (B, K, H, W); 0 where masks are not judged."""
         targets = masks.long().masked_fill(~self.counts(masks), self.ignore_index)
         return F.cross_entropy(logits, targets, ignore_index=self.ignore_index, reduction='none')
 
-    def judging(self) -> AbstractContextManager[None]:
+    def frozen_eval(self) -> AbstractContextManager[None]:
         """A context to read and differentiate in, for critics whose model has to be made ready and put back."""
         return nullcontext()
 
@@ -180,7 +180,7 @@ class GuidanceDecoder(nn.Module):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CriticOutput:
     """What a critic says of a batch.
 
     Attributes:

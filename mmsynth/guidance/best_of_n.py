@@ -1,4 +1,4 @@
-"""Best of n: paint several candidates without correction, keep the one that the critic reads best.
+"""Best of n: generate several candidates without correction, keep the one that the critic reads best.
 
 The gradient-free counterpart of CRFM. It needs n sampling runs and n looks of the critic, and no backward pass, so
 any segmentor and any decoder can choose.
@@ -18,12 +18,12 @@ from mmsynth.utils.seeds import derive_seed
 class BestOfN(Guidance):
     """Keeps, per sample, the candidate of lowest loss (mean over the pixels that count); on a tie the first.
 
-    Candidate 0 is painted under the sample's own seed, so that ``num_candidates=1`` paints what no guidance paints.
+    Candidate 0 is generated under the sample's own seed, so that ``num_candidates=1`` generates what no guidance generates.
     The choice for one sample does not depend on the others of its batch.
 
     Args:
         critic: A :class:`~mmsynth.guidance.Critic`, or its config.
-        num_candidates: Images painted per sample.
+        num_candidates: Images generated per sample.
         decoder: What the critic looks through; None for the generator's own decode.
 
     Raises:
@@ -45,18 +45,18 @@ class BestOfN(Guidance):
 
         Returns:
             The latents of the candidates kept, and per sample a trace of one entry: step (the last), candidate (the
-            number of the one kept), seed (that paints it without guidance), loss_before and wrong_before of candidate
+            number of the one kept), seed (that generates it without guidance), loss_before and wrong_before of candidate
             0, loss_after and wrong_after of the one kept.
         """
         rows = torch.arange(len(seeds), device=masks.device)
         candidates, losses, wrong = [], [], []
         for number in range(self.num_candidates):
             latents, _ = sample([candidate_seed(seed, number) for seed in seeds])
-            with torch.no_grad(), self.critic.judging():
-                verdict = self.judge(latents, decode, masks)
+            with torch.no_grad(), self.critic.frozen_eval():
+                output = self.judge(latents, decode, masks)
             candidates.append(latents)
-            losses.append(verdict.mean_loss)
-            wrong.append(verdict.wrong_share)
+            losses.append(output.mean_loss)
+            wrong.append(output.wrong_share)
         kept = torch.stack(losses).nan_to_num(nan=math.inf).argmin(0)  # the first of equals
         traces = [[_entry(num_steps - 1, number, seeds[row], [loss[row] for loss in losses], [w[row] for w in wrong])]
                   for row, number in enumerate(kept.tolist())]

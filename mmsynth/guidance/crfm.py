@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmsynth.guidance.base import Critic, Decode, Guidance, GuidanceDecoder, Record, Verdict
+from mmsynth.guidance.base import Critic, CriticOutput, Decode, Guidance, GuidanceDecoder, Record
 from mmsynth.registry import MODELS
 from mmsynth.sampling import Guide, SamplingStep
 
@@ -137,7 +137,7 @@ class CRFM(Guidance):
             (misclassified shares), relative_change (‖dv‖ / ‖v‖) and skipped (1 if a gradient or the prediction that
             it led to was not finite, so that the sample was left uncorrected at this step).
         """
-        with self.critic.judging():
+        with self.critic.frozen_eval():
             return self._correct(prediction, step, decode, masks)
 
     def _correct(self, prediction: Tensor, step: SamplingStep, decode: Decode,
@@ -146,8 +146,8 @@ class CRFM(Guidance):
         start = prediction.float()
         current, skipped, before = start, torch.zeros(len(start), dtype=torch.bool, device=start.device), None
         for _ in range(self.num_rectified):
-            verdict, gradient = self._gradient(current, step, decode, masks)
-            before = verdict if before is None else before
+            output, gradient = self._gradient(current, step, decode, masks)
+            before = output if before is None else before
             updated = self._update(current, gradient, size, start)
             skipped |= ~(gradient.isfinite() & updated.isfinite()).flatten(1).all(1)
             current = torch.where(skipped[:, None, None, None], start, updated)
@@ -156,14 +156,14 @@ class CRFM(Guidance):
         records = _records(step, before, after, start, current, skipped)
         return current.to(prediction.dtype), records
 
-    def _gradient(self, current: Tensor, step: SamplingStep, decode: Decode, masks: Tensor) -> tuple[Verdict, Tensor]:
+    def _gradient(self, current: Tensor, step: SamplingStep, decode: Decode, masks: Tensor) -> tuple[CriticOutput, Tensor]:
         with torch.enable_grad():
             variable = current.detach().requires_grad_(True)
-            verdict = self.judge(step.clean_estimate(variable), decode, masks)
-            loss = verdict.wrong_loss if self.pixels == 'wrong' else verdict.mean_loss
+            output = self.judge(step.clean_estimate(variable), decode, masks)
+            loss = output.wrong_loss if self.pixels == 'wrong' else output.mean_loss
             total = loss.mean() if self.legacy else loss.sum()
             gradient = torch.autograd.grad(total, variable)[0]
-        return replace(verdict, loss=verdict.loss.detach()), gradient
+        return replace(output, loss=output.loss.detach()), gradient
 
     def _update(self, current: Tensor, gradient: Tensor, size: float, start: Tensor) -> Tensor:
         if self.norm in ('l2', 'relative'):
@@ -185,7 +185,7 @@ def _norm(values: Tensor) -> Tensor:
     return values.flatten(1).norm(dim=1)[:, None, None, None]
 
 
-def _records(step: SamplingStep, before: Verdict, after: Verdict, start: Tensor, current: Tensor,
+def _records(step: SamplingStep, before: CriticOutput, after: CriticOutput, start: Tensor, current: Tensor,
              skipped: Tensor) -> list[Record]:
     change = (_norm(current - start) / _norm(start).clamp_min(1e-12)).flatten()
     columns = dict(

@@ -67,7 +67,7 @@ class SegmentorCritic(Critic):
         self.check_num_classes(num_classes)
 
     @contextmanager
-    def judging(self) -> Iterator[None]:
+    def frozen_eval(self) -> Iterator[None]:
         """Eval mode, parameters without gradients, no reentrant checkpointing; afterwards everything as before.
 
         Gradients must be taken inside, for a backbone that runs its layers again in the backward pass.
@@ -89,7 +89,7 @@ class SegmentorCritic(Critic):
             for parameter, requires_grad in zip(parameters, wanted):
                 parameter.requires_grad = requires_grad
 
-    def read(self, images: Tensor) -> Tensor:
+    def predict_logits(self, images: Tensor) -> Tensor:
         """Logits (B, K, H, W) for images (B, 3, H, W), float, [0, 1], RGB, by the segmentor's own inference mode."""
         height, width = images.shape[-2:]
         inputs = self._preprocess(images)
@@ -98,7 +98,7 @@ class SegmentorCritic(Critic):
             img_shape=tuple(inputs.shape[-2:]),
             pad_shape=tuple(inputs.shape[-2:]),
             padding_size=[0, inputs.shape[-1] - width, 0, inputs.shape[-2] - height])
-        with self.judging():
+        with self.frozen_eval():
             logits = self.segmentor.inference(inputs, [dict(meta) for _ in images])
         return logits[..., :height, :width]
 

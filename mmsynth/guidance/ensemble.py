@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from mmsynth.guidance.base import Critic, Verdict
+from mmsynth.guidance.base import Critic, CriticOutput
 from mmsynth.registry import MODELS
 
 
@@ -37,33 +37,33 @@ class CriticEnsemble(Critic):
         super().__init__()
         self.critics = nn.ModuleList(MODELS.build(critic) if isinstance(critic, dict) else critic for critic in critics)
         self.weights = [weight / sum(weights) for weight in weights]
-        for setting in ('num_classes', 'ignore_index', 'reads'):
+        for setting in ('num_classes', 'ignore_index', 'input_type'):
             _check_agreement(setting, [getattr(critic, setting) for critic in self.critics])
         self.num_classes = self.critics[0].num_classes
         self.ignore_index = self.critics[0].ignore_index
-        self.reads = self.critics[0].reads
+        self.input_type = self.critics[0].input_type
 
     def check_latents(self, channels: int, factor: int) -> None:
         for critic in self.critics:
             critic.check_latents(channels, factor)
 
     @contextmanager
-    def judging(self) -> Iterator[None]:
+    def frozen_eval(self) -> Iterator[None]:
         with ExitStack() as stack:
             for critic in self.critics:
-                stack.enter_context(critic.judging())
+                stack.enter_context(critic.frozen_eval())
             yield
 
-    def read(self, inputs: Tensor) -> Tensor:
+    def predict_logits(self, inputs: Tensor) -> Tensor:
         """The log of the weighted mean probability (B, K, H, W)."""
-        return self._mean_log_probability([critic.read(inputs) for critic in self.critics])
+        return self._mean_log_probability([critic.predict_logits(inputs) for critic in self.critics])
 
-    def forward(self, inputs: Tensor, masks: Tensor) -> Verdict:
+    def forward(self, inputs: Tensor, masks: Tensor) -> CriticOutput:
         """As in :class:`Critic`."""
-        readings = [critic.read(inputs).float() for critic in self.critics]
+        readings = [critic.predict_logits(inputs).float() for critic in self.critics]
         loss = sum(weight * self.pixel_loss(logits, masks) for weight, logits in zip(self.weights, readings))
         valid = self.counts(masks)
-        return Verdict(loss, valid & (self._mean_log_probability(readings).argmax(1) != masks), valid)
+        return CriticOutput(loss, valid & (self._mean_log_probability(readings).argmax(1) != masks), valid)
 
     def _mean_log_probability(self, readings: Sequence[Tensor]) -> Tensor:
         weighted = [logits.float().log_softmax(1) + math.log(weight)

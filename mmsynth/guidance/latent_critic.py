@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from mmsynth.guidance.base import Critic, Verdict
+from mmsynth.guidance.base import Critic, CriticOutput
 from mmsynth.registry import MODELS
 from mmsynth.utils.checkpoint import load_state_dict, read_checkpoint
 from mmsynth.utils.files import atomic_write
@@ -42,7 +42,7 @@ class LatentCritic(Critic):
         FileNotFoundError: If the file does not exist.
     """
 
-    reads: Literal['images', 'latents'] = 'latents'
+    input_type: Literal['images', 'latents'] = 'latents'
 
     def __init__(self,
                  channels: int | None = None,
@@ -68,13 +68,13 @@ class LatentCritic(Critic):
             load_state_dict(self, read_checkpoint(checkpoint), source=str(checkpoint))
         self.requires_grad_(False).eval()
 
-    def read(self, latents: Tensor) -> Tensor:
+    def predict_logits(self, latents: Tensor) -> Tensor:
         """Logits (B, K, H, W) for clean latents (B, C, h, w), as the transformer has them; differentiable."""
         hidden = self.blocks(self.stem(latents.float()))  # (B, D, h, w)
         logits = self.head(nn.functional.silu(self.norm(hidden)))  # (B, K f f, h, w)
         return self.shuffle(logits)
 
-    def forward(self, latents: Tensor, masks: Tensor) -> Verdict:
+    def forward(self, latents: Tensor, masks: Tensor) -> CriticOutput:
         """Judge clean latents (B, C, h, w) against masks (B, H, W).
 
         Raises:

@@ -53,10 +53,10 @@ class LabelCodec(nn.Module):
         if wrong.any():
             raise ValueError(f'mask value {int(masks[wrong][0])}: must be below the class count {self.num_classes} or '
                              f'the ignore index {self.ignore_index}. Check the labels and `num_classes`.')
-        return self._paint(masks.masked_fill(ignored, 0).long(), ignored)
+        return self._control_image(masks.masked_fill(ignored, 0).long(), ignored)
 
-    def _paint(self, ids: Tensor, ignored: Tensor) -> Tensor:
-        raise TypeError(f'{type(self).__name__} does not paint')
+    def _control_image(self, ids: Tensor, ignored: Tensor) -> Tensor:
+        raise TypeError(f'{type(self).__name__} does not generate')
 
 
 @MODELS.register_module()
@@ -69,7 +69,7 @@ class GreyLevelCodec(LabelCodec):
     is_image = True
     channels = 3
 
-    def _paint(self, ids: Tensor, ignored: Tensor) -> Tensor:
+    def _control_image(self, ids: Tensor, ignored: Tensor) -> Tensor:
         grey = torch.div(ids * 255, self.num_classes, rounding_mode='floor').masked_fill(ignored, 255)
         return (grey.float() / 127.5 - 1)[:, None].expand(-1, 3, -1, -1).contiguous()
 
@@ -84,7 +84,7 @@ class IdCodec(LabelCodec):
     is_image = False
     channels = 3
 
-    def _paint(self, ids: Tensor, ignored: Tensor) -> Tensor:
+    def _control_image(self, ids: Tensor, ignored: Tensor) -> Tensor:
         values = ids.masked_fill(ignored, 255).float() / 255
         return values[:, None].expand(-1, 3, -1, -1).contiguous()
 
@@ -114,7 +114,7 @@ class PaletteCodec(LabelCodec):
                                  'Give every class a colour of its own, none of them black.')
         self.register_buffer('colours', torch.tensor(colours).float() / 127.5 - 1, persistent=False)
 
-    def _paint(self, ids: Tensor, ignored: Tensor) -> Tensor:
+    def _control_image(self, ids: Tensor, ignored: Tensor) -> Tensor:
         return self.colours[ids].masked_fill(ignored[..., None], -1.0).permute(0, 3, 1, 2).contiguous()
 
 
@@ -128,6 +128,6 @@ class OneHotCodec(LabelCodec):
         super().__init__(num_classes, ignore_index)
         self.channels = num_classes
 
-    def _paint(self, ids: Tensor, ignored: Tensor) -> Tensor:
+    def _control_image(self, ids: Tensor, ignored: Tensor) -> Tensor:
         maps = F.one_hot(ids, self.num_classes).float().masked_fill(ignored[..., None], 0.0)
         return maps.permute(0, 3, 1, 2).contiguous()

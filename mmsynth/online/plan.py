@@ -9,7 +9,7 @@ from mmsynth.online.masks import LIVE, RoundMasks, plain
 from mmsynth.online.round_filter import check_filter
 from mmsynth.registry import MODELS
 from mmsynth.synthesis import load_config
-from mmsynth.synthesis.building import critic_hashes
+from mmsynth.synthesis.build import critic_hashes
 from mmsynth.utils.hashes import config_hash, file_hash
 
 

@@ -21,7 +21,7 @@ from mmsynth.online.round_filter import RoundFilter
 from mmsynth.online.sample import Sample
 from mmsynth.registry import MODELS
 from mmsynth.structures import SynthDataSample
-from mmsynth.synthesis import PaintedMask, Request, build_generator, load_sample, paint_batch
+from mmsynth.synthesis import GeneratedSample, Request, build_generator, generate_batch, load_sample
 from mmsynth.utils import derive_seed, isolated_random_state, progress_bar
 from mmsynth.utils.batches import batches_of_one_shape
 
@@ -122,7 +122,7 @@ class PoolRefresher:
                failures: Counter) -> list[Sample]:
         """The samples of a batch that are good. If it fails, each is tried alone."""
         try:
-            painted = paint_batch(self.generator, batch, guide=guide, entry=self.plan.settings['generator'])
+            painted = generate_batch(self.generator, batch, guide=guide, entry=self.plan.settings['generator'])
             whole = [(request.id, found) for (request, _), found in zip(batch, painted) if found.finite]
             results = _look(trust, [found for _, found in whole])
         except Exception as error:
@@ -152,14 +152,14 @@ class PoolRefresher:
         return MODELS.build(self.plan.guidance | dict(critic=critic)).to(self._device)
 
 
-def _look(trust: ClassLossFilter | None, painted: Sequence[PaintedMask]) -> Sequence[FilteredSample | None]:
+def _look(trust: ClassLossFilter | None, painted: Sequence[GeneratedSample]) -> Sequence[FilteredSample | None]:
     """What a filter says of samples of one size; None of each without a filter."""
     if trust is None or not painted:
         return [None] * len(painted)
     return trust([found.image for found in painted], [found.mask for found in painted])
 
 
-def _sample(id: str, found: PaintedMask, result: FilteredSample | None) -> Sample:
+def _sample(id: str, found: GeneratedSample, result: FilteredSample | None) -> Sample:
     if result is None:
         return Sample(id, found.image, found.mask, found.details)
     return Sample(id, found.image, found.mask, dict(found.details, filter=result.entry), filtered=result.label,

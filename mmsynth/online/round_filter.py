@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from mmsynth.filtering import ClassLosses, ClassLossFilter, ClassLossMeter, pixel_losses
-from mmsynth.filtering.real_pairs import class_names, leaves_of, real_pairs
+from mmsynth.filtering.real_pairs import class_names, real_pairs
 from mmsynth.guidance import SegmentorCritic
 from mmsynth.registry import MODELS
 from mmsynth.synthesis import build_dataset
 from mmsynth.utils import derive_seed
 from mmsynth.utils.batches import batches_of_one_shape
+from mmsynth.utils.datasets import leaf_datasets
 
 _OWN = ('segmentor', 'class_losses', 'num_images')
 _RULE = tuple(name for name in signature(ClassLossFilter).parameters if name not in _OWN)
@@ -52,7 +53,7 @@ class RoundFilter:
         self._frozen: SegmentorCritic | None = None if frozen is None else MODELS.build(frozen).to(device)
         fixed = options.get('class_losses')
         self._fixed = None if fixed is None else ClassLosses.read(fixed)
-        self._leaves = leaves_of(build_dataset(real)) if self._fixed is None else []
+        self._leaves = leaf_datasets(build_dataset(real)) if self._fixed is None else []
 
     @property
     def live(self) -> bool:
@@ -83,7 +84,7 @@ class RoundFilter:
         for batch in batches_of_one_shape(real_pairs(self._leaves, places), lambda pair: pair[0].shape,
                                           self._batch_size):
             images, labels = (torch.from_numpy(np.stack(arrays)).to(device) for arrays in zip(*batch))
-            meter.update(pixel_losses(critic.read(images.permute(0, 3, 1, 2).float() / 255), labels), labels)
+            meter.update(pixel_losses(critic.predict_logits(images.permute(0, 3, 1, 2).float() / 255), labels), labels)
         return meter.compute(names)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmsynth.pool.header import IGNORE_INDEX
+from mmsynth.utils.labels import IGNORE_INDEX
 
 
 def check_sample(id: str, image: np.ndarray, mask: np.ndarray, num_classes: int) -> None:

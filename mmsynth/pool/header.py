@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from mmsynth.pool.manifest import plain_json
+from mmsynth.utils.labels import IGNORE_INDEX
 
 HEADER_FILE = 'pool.json'
 FORMAT_VERSION = 1
-IGNORE_INDEX = 255
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from mmsynth.pool.manifest import (FILTERED_FOLDER, IMAGE_FOLDER, MANIFEST_FILE, MASK_FOLDER, WEIGHT_FOLDER,
-                                   PoolRecord, complete_length, parse_manifest)
+from mmsynth.pool.manifest import (
+    FILTERED_FOLDER,
+    IMAGE_FOLDER,
+    MANIFEST_FILE,
+    MASK_FOLDER,
+    WEIGHT_FOLDER,
+    PoolRecord,
+    complete_length,
+    parse_manifest,
+)
 from mmsynth.utils.files import atomic_write, remove_temporaries
 
 KEPT_FILE = 'kept.txt'

@@ -73,7 +73,7 @@ def sum_classes(results: Sequence[FilterResult], classes: Sequence[str]) -> list
 
 
 def count_reasons(results: Sequence[FilterResult]) -> list[tuple[bool, str, int]]:
-    """Verdict, reason and number of samples, kept first, most frequent first.
+    """CriticOutput, reason and number of samples, kept first, most frequent first.
 
     Reasons that differ in the sample's own share of pixels alone are one: '91 % valid' and '84 % valid'.
     """

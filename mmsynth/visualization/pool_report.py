@@ -12,8 +12,14 @@ from mmsynth.utils import progress_bar
 from mmsynth.visualization.filter_plots import shorten
 from mmsynth.visualization.filter_sections import add_extremes, add_filter, filter_results, trusted_pixels
 from mmsynth.visualization.metric_tables import add_metrics
-from mmsynth.visualization.plots import (class_shares, count_uncorrected, guidance_series, percent, plot_class_balance,
-                                         plot_guidance)
+from mmsynth.visualization.plots import (
+    class_shares,
+    count_uncorrected,
+    guidance_series,
+    percent,
+    plot_class_balance,
+    plot_guidance,
+)
 from mmsynth.visualization.report import Report
 from mmsynth.visualization.sample_cards import CardMaker, ShownJudge
 
@@ -84,7 +90,7 @@ def _summary(pool: Pool, records: Sequence[PoolRecord]) -> dict[str, str]:
         kept = sum(result.keep for result in results)
         summary['kept by the filter'] = f'{kept:,} of {len(results):,}'
     names = {record.guidance['name'] if record.guidance else 'none' for record in records}
-    return summary | {'masks they were painted for': f'{len({record.source_mask for record in records}):,}',
+    return summary | {'masks they were generated for': f'{len({record.source_mask for record in records}):,}',
                       'classes': str(len(pool.classes)), 'guidance': ', '.join(sorted(names)) or '–'}
 
 
@@ -107,16 +113,16 @@ def _add_samples(report: Report, pool: Pool, records: Sequence[PoolRecord], card
 
 
 def _add_class_balance(report: Report, pool: Pool, real: Sequence[int] | None, records: Sequence[PoolRecord]) -> None:
-    """Up to three stages: real data, the pool as painted, and what the filter left of it."""
-    painted, results = count_classes(pool), list(filter_results(records).values())
+    """Up to three stages: real data, the pool as generated, and what the filter left of it."""
+    generated, results = count_classes(pool), list(filter_results(records).values())
     trusted = trusted_pixels(results, pool.classes) if results else None
     heading = 'Class balance'
     if trusted is not None and not sum(trusted):
-        report.add_text(heading, 'The filter kept no labelled pixel; below is the pool as it was painted.')
+        report.add_text(heading, 'The filter kept no labelled pixel; below is the pool as it was generated.')
         trusted, heading = None, ''
-    added = painted if trusted is None else trusted
+    added = generated if trusted is None else trusted
     stages = {} if real is None else {'real': [int(count) for count in real]}
-    stages |= {'synthetic': painted} | ({} if trusted is None else {'kept': trusted})
+    stages |= {'synthetic': generated} | ({} if trusted is None else {'kept': trusted})
     if real is not None:
         stages['real + kept' if trusted is not None else 'real + synthetic'] = [
             int(old) + new for old, new in zip(real, added, strict=True)]
@@ -124,25 +130,25 @@ def _add_class_balance(report: Report, pool: Pool, real: Sequence[int] | None, r
         empty = ', '.join(name for name, counts in stages.items() if not sum(counts))
         report.add_text(heading, f'No pixel is labelled: {empty}.')
         return
-    for before, after, caption in _balances(real, painted, trusted, added):
+    for before, after, caption in _balances(real, generated, trusted, added):
         names = [shorten(name) for name in pool.classes]
         report.add_figure(heading, plot_class_balance(before, after, names, pool.palette), caption)
         heading = ''
     _add_balance_table(report, pool.classes, stages)
 
 
-def _balances(real: Sequence[int] | None, painted: list[int], trusted: list[int] | None,
+def _balances(real: Sequence[int] | None, generated: list[int], trusted: list[int] | None,
               added: list[int]) -> list[tuple[list[int] | None, list[int], str]]:
     """What is compared: counts before, counts after, caption."""
     found: list[tuple[list[int] | None, list[int], str]] = []
     if trusted is not None:
-        found.append((painted, trusted, 'The pool before and after the filter: labels as painted, and those left in '
+        found.append((generated, trusted, 'The pool before and after the filter: labels as generated, and those left in '
                       'the samples that it kept.'))
     if real is not None:
         whole = 'with the whole pool added' if trusted is None else 'with what the filter kept of the pool added'
         found.append((list(real), [int(old) + new for old, new in zip(real, added, strict=True)],
                       f'All labelled pixels: real data alone, and {whole}.'))
-    return found or [(None, painted, 'Share of each class among the labelled pixels of the pool.')]
+    return found or [(None, generated, 'Share of each class among the labelled pixels of the pool.')]
 
 
 def _add_balance_table(report: Report, classes: Sequence[str], stages: Mapping[str, Sequence[int]]) -> None:
@@ -192,7 +198,7 @@ def _add_choices(report: Report, traces: Sequence[Sequence[Mapping[str, float | 
     if kept:
         rows = [[number, count, percent(count / len(kept))] for number, count in enumerate(np.bincount(kept).tolist())]
         report.add_table('Candidates kept', ['candidate', 'samples', 'share'], rows,
-                         'Candidate 0 is what is painted without guidance.')
+                         'Candidate 0 is what is generated without guidance.')
 
 
 def _kept(traces: Sequence[Sequence[Mapping[str, float | None]]]) -> list[int]:
@@ -200,7 +206,7 @@ def _kept(traces: Sequence[Sequence[Mapping[str, float | None]]]) -> list[int]:
 
 
 def _add_origins(report: Report, records: Sequence[PoolRecord]) -> None:
-    """How many samples were painted for masks of which origin; nothing if all are masks of the data set as they are."""
+    """How many samples were generated for masks of which origin; nothing if all are masks of the data set as they are."""
     if all(record.mask_origin is None for record in records):
         return
     groups: dict[str, list[PoolRecord]] = {}

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mmsynth.pool.header import IGNORE_INDEX
 from mmsynth.pool.manifest import PoolRecord
 from mmsynth.pool.store import Pool
+from mmsynth.utils.labels import IGNORE_INDEX
 from mmsynth.visualization.filter_result import FilterResult, read_filter
 from mmsynth.visualization.grid import colorize
 from mmsynth.visualization.report import SampleCard, Tile
@@ -58,14 +58,14 @@ class CardMaker:
     def _card(self, record: PoolRecord) -> SampleCard:
         image, mask = self._pool.load_image(record), self._pool.load_mask(record)
         result = read_filter(record)
-        tiles = [Tile('mask', self._paint(mask))]
+        tiles = [Tile('mask', self._colorize(mask))]
         if self._with_reference:
             tiles.append(self._reference(record))
         tiles.append(Tile('synthetic', image, photo=True))
         facts: list[str] = []
         if self._judge is not None:
             reading = self._read(record, image)
-            tiles.append(Tile('judge reads', self._paint(reading)))
+            tiles.append(Tile('judge reads', self._colorize(reading)))
             facts.append(_agreement(reading, mask))
         if self._with_label:
             tiles.append(self._stored('filtered label', record, 'label'))
@@ -77,7 +77,7 @@ class CardMaker:
         mark = '' if result is None else 'kept' if result.keep else 'dropped'
         return SampleCard(record.id, tuple(tiles), tuple(facts), mark, '' if result is None else result.reason)
 
-    def _paint(self, mask: np.ndarray) -> np.ndarray:
+    def _colorize(self, mask: np.ndarray) -> np.ndarray:
         return colorize(mask, self._pool.palette)
 
     def _read(self, record: PoolRecord, image: np.ndarray) -> np.ndarray:
@@ -104,7 +104,7 @@ class CardMaker:
         try:
             with Image.open(self._pool.root / name) as file:
                 values = np.asarray(file.convert('L'))
-            return Tile(title, values if key == 'weight' else self._paint(values))
+            return Tile(title, values if key == 'weight' else self._colorize(values))
         except _UNREADABLE:
             return Tile(title, None, note='cannot be read')
 

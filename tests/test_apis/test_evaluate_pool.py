@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from colour_judges import CLASSES, PALETTE, halves, paint
+from colour_judges import CLASSES, PALETTE, generate, halves
 from PIL import Image
 from small_run import ROOT, SmallRun
 
@@ -68,7 +68,7 @@ def test_a_filtered_pool_shows_what_is_left(small_run: SmallRun, judge: Path, tm
     with Pool.create(tmp_path / 'pool', {}, CLASSES, PALETTE) as made:
         for number, keep in enumerate((True, False)):
             mask = halves(0, 1, side=16)
-            made.add(str(number), paint(mask), mask, source_mask='m', prompt='', seed=number,
+            made.add(str(number), generate(mask), mask, source_mask='m', prompt='', seed=number,
                      generator=dict(type='x', config_sha256='', weights_sha256=None),
                      filter=dict(keep=keep, labels_sha256=label_hash(mask)), filtered=left)
     metrics = evaluate_pool(tmp_path / 'pool', small_run.critic_config_file, judge)['metrics']

@@ -19,18 +19,18 @@ PER_MASK = 3
 
 
 @pytest.fixture(scope='module')
-def painted(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_run.synthesize(tmp_path_factory.mktemp('pools') / 'painted', guidance='none',
+def generated(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_run.synthesize(tmp_path_factory.mktemp('pools') / 'generated', guidance='none',
                                 num_per_mask=PER_MASK).root
 
 
 @pytest.fixture(scope='module')
-def losses(small_run: SmallRun, painted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def losses(small_run: SmallRun, generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The fitted losses, then scaled: of what a hardly trained segmentor reads in the pool, about half shall fall."""
     folder = tmp_path_factory.mktemp('losses')
     fitted = fit_class_loss(load_config(small_run.critic_config_file), small_run.critic)
     fitted.write(folder / 'fitted.json')
-    copy = shutil.copytree(painted, folder / 'pool')
+    copy = shutil.copytree(generated, folder / 'pool')
     report = filter_pool(copy, make(small_run, folder / 'fitted.json'))
     typical = np.median([record.filter['hardness'] for record in report.pool.records])
     means = tuple(float(mean * typical) for mean in fitted.mean_loss)
@@ -39,9 +39,9 @@ def losses(small_run: SmallRun, painted: Path, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture
-def pool_dir(painted: Path, tmp_path: Path) -> Path:
+def pool_dir(generated: Path, tmp_path: Path) -> Path:
     """A copy, to filter."""
-    return Path(shutil.copytree(painted, tmp_path / 'pool'))
+    return Path(shutil.copytree(generated, tmp_path / 'pool'))
 
 
 def settings(small_run: SmallRun, losses: Path, **options: object) -> dict:
@@ -61,7 +61,7 @@ def contents(root: Path, names: tuple[str, ...] = ('filtered', 'weights')) -> di
             for name in names for path in sorted((root / name).glob('*'))}
 
 
-def test_labels_records_and_kept_agree(small_run: SmallRun, losses: Path, pool_dir: Path, painted: Path) -> None:
+def test_labels_records_and_kept_agree(small_run: SmallRun, losses: Path, pool_dir: Path, generated: Path) -> None:
     report = filter_pool(pool_dir, make(small_run, losses, min_valid=0.4))
     pool = Pool.open(pool_dir)
     assert report.filtered == len(pool) == 4 * PER_MASK and 0 < report.stopwatch.segmentor < report.stopwatch.total
@@ -77,8 +77,8 @@ def test_labels_records_and_kept_agree(small_run: SmallRun, losses: Path, pool_d
     assert 0.1 < fell / (len(pool) * 256) < 0.9
     kept = [Path(record.image).stem for record in pool.records if record.filter['keep']]
     assert (pool_dir / 'kept.txt').read_text().split() == kept and report.kept == len(kept)
-    for record in pool.records:  # what was painted stays
-        assert (pool_dir / record.mask).read_bytes() == (painted / record.mask).read_bytes()
+    for record in pool.records:  # what was generated stays
+        assert (pool_dir / record.mask).read_bytes() == (generated / record.mask).read_bytes()
 
 
 def test_a_plain_mmseg_dataset_trains_on_what_is_kept(small_run: SmallRun, losses: Path, pool_dir: Path) -> None:
@@ -104,7 +104,7 @@ def test_batches_and_a_resume_do_not_matter(small_run: SmallRun, losses: Path, p
     pixel_filter, other = make(small_run, losses, **options), Path(shutil.copytree(pool_dir, tmp_path / 'other'))
     monkeypatch.setattr(sys.modules['mmsynth.apis.filter_pool'], 'CHUNK', 4)
     filter_pool(other, pixel_filter, batch_size=16)
-    calls, read = [], ClassLossFilter.read
+    calls, read = [], ClassLossFilter.predict_logits
 
     def dies(self: ClassLossFilter, images: list) -> object:
         calls.append(len(images))
@@ -113,7 +113,7 @@ def test_batches_and_a_resume_do_not_matter(small_run: SmallRun, losses: Path, p
         return read(self, images)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ClassLossFilter, 'read', dies)
+        patch.setattr(ClassLossFilter, 'predict_logits', dies)
         filter_pool(pool_dir, pixel_filter, batch_size=2)
     assert not (pool_dir / 'kept.txt').exists()
     done = sum(record.filter is not None for record in Pool.open(pool_dir).records)
@@ -140,7 +140,7 @@ def test_synthesis_filters_in_the_same_pass(small_run: SmallRun, losses: Path, p
         assert (at_once.root / 'kept.txt').read_text() == (pool_dir / 'kept.txt').read_text()
 
 
-def test_what_was_painted_unfiltered_is_filtered_too(small_run: SmallRun, losses: Path, pool_dir: Path) -> None:
+def test_what_was_generated_unfiltered_is_filtered_too(small_run: SmallRun, losses: Path, pool_dir: Path) -> None:
     cfg = small_run.config(synthesis__filter=settings(small_run, losses))
     pool = small_run.synthesize(pool_dir, cfg, guidance='none', num_per_mask=PER_MASK + 1, filter=True)
     assert len(pool) == 4 * (PER_MASK + 1) and all(record.filter for record in pool.records)
@@ -170,7 +170,7 @@ def test_labels_that_were_changed_since_are_named(small_run: SmallRun, losses: P
 
 def test_what_does_not_belong_together_is_refused(small_run: SmallRun, losses: Path, pool_dir: Path,
                                                   tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="painted by another generator than the config's `model`: TODSynth"):
+    with pytest.raises(ValueError, match="generated by another generator than the config's `model`: TODSynth"):
         filter_pool(pool_dir, make(small_run, losses), generator=small_run.config(model__num_steps=9).model)
     fitted = ClassLosses.read(losses)
     renamed = tmp_path / 'renamed.json'

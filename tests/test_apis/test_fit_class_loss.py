@@ -30,7 +30,7 @@ def test_means_are_those_of_every_labelled_pixel(small_run: SmallRun, fitted: Cl
         pixels = np.array(Image.open(small_run.data / 'images' / f'{name}.png'))
         mask = np.array(Image.open(small_run.data / 'masks' / f'{name}.png'))
         with torch.no_grad():
-            logits = critic.read(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255)
+            logits = critic.predict_logits(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255)
         loss = -logits.log_softmax(1)[0].double().numpy()
         for index in range(3):
             sums[index] += loss[index][mask == index].sum()

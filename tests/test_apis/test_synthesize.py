@@ -95,7 +95,7 @@ def test_another_seed_gives_other_images(small_run: SmallRun, plain: Pool, tmp_p
     assert all(np.abs(image - other[name]).max() > 1 for name, image in images(plain).items())
 
 
-def test_masks_of_several_sizes_are_painted(small_run: SmallRun, tmp_path: Path) -> None:
+def test_masks_of_several_sizes_are_generated(small_run: SmallRun, tmp_path: Path) -> None:
     lines = []
     for name, size in dict(first=(16, 16), wide=(16, 24), last=(16, 16)).items():
         Image.fromarray(np.zeros(size, np.uint8)).save(tmp_path / f'{name}.png')
@@ -114,9 +114,9 @@ def test_several_images_per_mask_differ(small_run: SmallRun, plain: Pool, tmp_pa
     pool = small_run.synthesize(tmp_path / 'pool', guidance='none', num_per_mask=3, limit=2)
     assert [record.id for record in pool.records] == ['masks/a', 'masks/a~2', 'masks/a~3',
                                                       'masks/b', 'masks/b~2', 'masks/b~3']
-    painted = images(pool)
-    assert np.array_equal(painted['masks/a'], images(plain)['masks/a'])
-    assert all(np.abs(painted['masks/a'] - painted[f'masks/a~{repeat}']).max() > 1 for repeat in (2, 3))
+    generated = images(pool)
+    assert np.array_equal(generated['masks/a'], images(plain)['masks/a'])
+    assert all(np.abs(generated['masks/a'] - generated[f'masks/a~{repeat}']).max() > 1 for repeat in (2, 3))
     assert len({pool.load_mask(record).tobytes() for record in pool.records}) == 2
     assert len({record.seed for record in pool.records}) == 6
 

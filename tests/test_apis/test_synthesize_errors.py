@@ -50,7 +50,7 @@ def test_guidance_without_settings(small_run: SmallRun, out_dir: Path) -> None:
             guidance='crfm')
 
 
-def test_config_without_guidance_paints_plain_images(small_run: SmallRun, tmp_path: Path) -> None:
+def test_config_without_guidance_generates_plain_images(small_run: SmallRun, tmp_path: Path) -> None:
     cfg = small_run.config()
     del cfg.synthesis['guidance']
     pool = small_run.synthesize(tmp_path / 'pool', cfg, limit=1)

@@ -1,4 +1,4 @@
-"""Which guidance a pool is painted with, what its records then say, and what is reported when guidance cannot work."""
+"""Which guidance a pool is generated with, what its records then say, and what is reported when guidance cannot work."""
 import logging
 from pathlib import Path
 
@@ -8,10 +8,10 @@ import torch
 from mmengine.logging import MMLogger
 from small_run import CLASSES, GUIDED_STEPS, NAMES, SmallRun
 
-from mmsynth.apis.config import build_dataset, build_generator
-from mmsynth.apis.guidance import critic_hashes, guidance_settings
 from mmsynth.apis.synthesize import _report_uncorrected, list_requests
 from mmsynth.pool import Pool
+from mmsynth.synthesis.build import build_dataset, build_generator
+from mmsynth.synthesis.guidance import critic_hashes, guidance_settings
 from mmsynth.visualization import pool_report
 
 CANDIDATES = 3
@@ -46,18 +46,18 @@ class TestBestOfN:
         assert best.settings['guidance']['settings']['type'] == 'mmsynth.BestOfN'
         assert best.settings['guidance']['settings']['num_candidates'] == CANDIDATES
 
-    def test_the_seeds_of_a_record_paint_its_image_again(self, small_run: SmallRun, best: Pool) -> None:
+    def test_the_seeds_of_a_record_generate_its_image_again(self, small_run: SmallRun, best: Pool) -> None:
         """The record's own under the pool's settings, the chosen candidate's without guidance."""
         cfg = small_run.config()
         generator = build_generator(cfg, small_run.generator, 'cpu')
         dataset = build_dataset(cfg.synthesis.dataset)
         for request, record in zip(list_requests(dataset, 0, 1), best.records, strict=True):
             sample = dataset[request.index]['data_samples']
-            painted, = generator.synthesize([sample], [record.guidance['trace'][0]['seed']])
-            image = painted.generated_img.data.permute(1, 2, 0).numpy().astype(int)
+            generated, = generator.synthesize([sample], [record.guidance['trace'][0]['seed']])
+            image = generated.generated_img.data.permute(1, 2, 0).numpy().astype(int)
             assert request.seed == record.seed and abs(image - best.load_image(record)).max() <= 1
 
-    def test_one_candidate_paints_what_no_guidance_paints(self, small_run: SmallRun, tmp_path: Path) -> None:
+    def test_one_candidate_generates_what_no_guidance_generates(self, small_run: SmallRun, tmp_path: Path) -> None:
         one = small_run.synthesize(tmp_path / 'one', guidance='best-of-n', candidates=1)
         plain = small_run.synthesize(tmp_path / 'plain', guidance='none')
         assert largest_difference(images(one), images(plain)) == 0

@@ -11,9 +11,9 @@ from small_run import CLASSES, NAMES, SIDE, SmallRun
 from tiny_tisynth import NETWORK, UNET
 
 from mmsynth.apis import synthesize
-from mmsynth.apis.encode_prompts import encode_prompts
 from mmsynth.pool import Pool
 from mmsynth.registry import MODELS
+from mmsynth.synthesis.encode_prompts import encode_prompts
 
 MODEL = dict(
     type='mmsynth.TISynth',
@@ -86,7 +86,7 @@ def test_batch_size_and_resume_make_no_difference(small_run: SmallRun, checkpoin
         assert np.abs(again.load_image(other).astype(int) - pool.load_image(record)).max() <= 1
 
 
-def test_another_seed_of_the_choice_paints_other_images(small_run: SmallRun, checkpoint: Path, pool: Pool,
+def test_another_seed_of_the_choice_generates_other_images(small_run: SmallRun, checkpoint: Path, pool: Pool,
                                                         tmp_path: Path) -> None:
     other = synthesize(config(small_run, pick(small_run, seed=3)), checkpoint, tmp_path / 'pool', guidance='none')
     changed = [each for each, record in zip(other.records, pool.records[::2], strict=True)

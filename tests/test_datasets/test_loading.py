@@ -9,7 +9,8 @@ import pytest
 from mmseg.datasets.transforms import LoadAnnotations
 from PIL import Image
 
-from mmsynth.datasets.transforms import LoadReference, LoadSegMap, read_label
+from mmsynth.datasets.transforms import LoadReference, LoadSegMap
+from mmsynth.utils.labels import read_label
 
 DATA = Path(__file__).resolve().parents[2].parent / 'shared' / 'data'
 LABEL = np.array([[0, 1, 2], [3, 4, 255]])

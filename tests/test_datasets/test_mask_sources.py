@@ -10,8 +10,6 @@ from PIL import Image
 from small_run import NAMES, SmallRun
 from tiny_masks import MemoryMasks, made
 
-from mmsynth.apis.config import build_dataset
-from mmsynth.apis.encode_prompts import collect_prompts
 from mmsynth.apis.synthesize import list_requests
 from mmsynth.datasets import PastedMasks, TransformedMasks
 from mmsynth.datasets.mask_sources import ApplyMaskRecipe
@@ -19,15 +17,17 @@ from mmsynth.datasets.mask_sources.recipe import MaskRecipe
 from mmsynth.datasets.transforms import BuildPrompt, CropSegMap
 from mmsynth.pool import Pool
 from mmsynth.registry import TRANSFORMS
+from mmsynth.synthesis.build import build_dataset
+from mmsynth.synthesis.encode_prompts import collect_prompts
 
 FIELD, ROAD, WATER = range(3)
 ROW = np.uint8([[1, 0, 0, 0]])
 POND = np.uint8([[0, 2], [0, 0]])
 
 
-def paint_all(value: int):
+def generate_all(value: int):
     """A step that makes the whole mask one class."""
-    return lambda mask: (np.full_like(mask, value), dict(source='paint', value=value))
+    return lambda mask: (np.full_like(mask, value), dict(source='generate', value=value))
 
 
 def apply(steps: tuple, **results: object) -> dict:
@@ -38,9 +38,9 @@ def apply(steps: tuple, **results: object) -> dict:
 
 
 def test_steps_are_taken_in_order_and_origins_chained():
-    results = apply((paint_all(1), paint_all(2)))
+    results = apply((generate_all(1), generate_all(2)))
     assert results['gt_seg_map'].tolist() == [[2, 2, 2, 2]] and results['img_shape'] == (1, 4)
-    assert results['mask_origin'] == dict(source='paint', value=2, of=dict(source='paint', value=1, of='a'))
+    assert results['mask_origin'] == dict(source='generate', value=2, of=dict(source='generate', value=1, of='a'))
     assert 'mask_recipe' not in results
 
 
@@ -51,7 +51,7 @@ def test_a_sample_without_recipe_passes_unchanged():
 def test_a_prompt_goes_only_where_the_classes_are_others():
     turned = apply((lambda mask: (mask[:, ::-1], dict(source='flip')), ), prompt='road and field')
     assert turned['prompt'] == 'road and field'
-    assert 'prompt' not in apply((paint_all(1), ), prompt='road and field')
+    assert 'prompt' not in apply((generate_all(1), ), prompt='road and field')
 
 
 def test_configs_reach_the_transform():
@@ -60,7 +60,7 @@ def test_configs_reach_the_transform():
 
 def test_an_image_beside_a_changed_mask_is_refused():
     with pytest.raises(ValueError, match='the mask of a is changed and its image no longer fits'):
-        apply((paint_all(1), ), img=np.zeros((1, 4, 3), np.uint8))
+        apply((generate_all(1), ), img=np.zeros((1, 4, 3), np.uint8))
     assert 'img' in apply((lambda mask: (mask, dict(source='chosen')), ), img=np.zeros((1, 4, 3), np.uint8))
 
 
@@ -131,9 +131,9 @@ def test_a_pool_says_how_its_masks_were_made(small_run: SmallRun, pasted, tmp_pa
     for plain, changed in zip(pool.records[:4], pool.records[4:]):
         assert plain.mask_origin is None and plain.source_mask == changed.source_mask
         before, after = pool.load_mask(plain), pool.load_mask(changed)
-        painted = sum(thing['pixels'] for thing in changed.mask_origin['objects'])
+        generated = sum(thing['pixels'] for thing in changed.mask_origin['objects'])
         assert changed.mask_origin['source'] == 'paste' and changed.mask_origin['of'] == plain.id
-        assert (before != after).sum() == painted > 0 and set(after[before != after]) == {WATER}
+        assert (before != after).sum() == generated > 0 and set(after[before != after]) == {WATER}
         assert np.array_equal(before == 255, after == 255)
     assert Pool.open(pool.root).records == pool.records
 

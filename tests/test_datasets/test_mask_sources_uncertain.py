@@ -30,7 +30,7 @@ class GreyCritic(Critic):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
 
-    def read(self, images: Tensor) -> Tensor:
+    def predict_logits(self, images: Tensor) -> Tensor:
         grey = images.mean(1) * self.weight
         return torch.stack([1000 * (grey > 0.8), torch.zeros_like(grey), -1000 * (grey > 0.3)], 1)
 
@@ -202,7 +202,7 @@ def test_wrong_options_are_named(records, options, message):
 def test_a_broken_segmentor_is_refused(records):
     critic = GreyCritic()
     critic.weight.data.fill_(float('nan'))
-    critic.read = lambda images: images * critic.weight
+    critic.predict_logits = lambda images: images * critic.weight
     with pytest.raises(ValueError, match='not finite for 4 images, the first of them that of m0; check its weights'):
         UncertainMasks(records, critic)
 

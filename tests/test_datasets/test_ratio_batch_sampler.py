@@ -15,9 +15,9 @@ from mmengine.registry import DATASETS
 from pool_samples import filter_entry, write_pool
 
 from mmsynth.datasets import RatioBatchSampler
-from mmsynth.datasets.draws import Draw
 from mmsynth.datasets.samplers import align_with_runner
 from mmsynth.datasets.samplers import ratio_batch_sampler as module
+from mmsynth.datasets.samplers.draws import Draw
 
 REAL, SYNTHETIC = 10, 4
 

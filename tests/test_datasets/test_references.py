@@ -7,8 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmsynth.datasets.transforms import (FitReference, LoadReference, PackSynthInputs, PickReference, ReferenceAugment,
-                                         fit_reference)
+from mmsynth.datasets.transforms import (
+    FitReference,
+    LoadReference,
+    PackSynthInputs,
+    PickReference,
+    ReferenceAugment,
+    fit_reference,
+)
 from mmsynth.registry import TRANSFORMS
 
 SIDE = 32

@@ -15,7 +15,8 @@ from pool_samples import CLASSES, filter_entry, write_pool
 
 from mmsynth.datasets import SyntheticAugmentDataset
 from mmsynth.datasets import synthetic_augment as module
-from mmsynth.datasets.draws import Draw, own_randomness
+from mmsynth.datasets.samplers.draws import Draw
+from mmsynth.utils import isolated_random_state
 
 REAL, SYNTHETIC = 10, 4
 PLAIN = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
@@ -74,12 +75,12 @@ def test_a_draw_has_its_own_randomness(root):
 
 def test_own_randomness_is_put_back_after_an_error():
     states = random.getstate(), np.random.get_state()[1].copy(), torch.random.get_rng_state()
-    with pytest.raises(KeyError), own_randomness(3):
+    with pytest.raises(KeyError), isolated_random_state(3, devices=False):
         drawn = random.random(), np.random.random(), torch.rand(1).item()
         raise KeyError
     assert random.getstate() == states[0] and np.array_equal(np.random.get_state()[1], states[1])
     assert torch.random.get_rng_state().equal(states[2])
-    with own_randomness(3):
+    with isolated_random_state(3, devices=False):
         assert drawn == (random.random(), np.random.random(), torch.rand(1).item())
 
 

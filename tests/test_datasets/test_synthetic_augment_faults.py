@@ -8,7 +8,7 @@ from mixed_data import mixed_dataset, publish, real_config, write_mixed
 from PIL import Image
 
 from mmsynth.datasets import synthetic_augment as module
-from mmsynth.datasets.draws import Draw
+from mmsynth.datasets.samplers.draws import Draw
 
 REAL, SYNTHETIC = 3, 5
 PLAIN = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]

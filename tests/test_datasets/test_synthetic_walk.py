@@ -5,8 +5,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmsynth.datasets.pool_reader import Change
 from mmsynth.datasets.samplers.walk import SyntheticWalk
+from mmsynth.pool.reader import Change
 
 
 def walk(changes, per_batch=1, seed=0):

@@ -120,9 +120,9 @@ def test_pictures_leave_the_training_alone(small_run: SmallRun, bare: dict[str, 
 def test_bar_shows_iterations_and_loss(small_run: SmallRun, bare: dict[str, Tensor], tmp_path: Path,
                                        capsys: pytest.CaptureFixture) -> None:
     hooks = [dict(type='mmsynth.FitLatentCodecHook', num_images=8),
-             dict(type='mmsynth.ProgressBarHook', title='painting')]
+             dict(type='mmsynth.ProgressBarHook', title='generating')]
     runner = train(small_run.config_file, tmp_path, {'train_cfg.max_iters': 3, 'custom_hooks': hooks})
     shown = capsys.readouterr().err
-    assert 'painting: 100%' in shown and '3/3' in shown and 'loss=' in shown
+    assert 'generating: 100%' in shown and '3/3' in shown and 'loss=' in shown
     assert same(runner.model.state_dict(), bare)
     assert next(hook for hook in runner.hooks if isinstance(hook, ProgressBarHook))._bar is None

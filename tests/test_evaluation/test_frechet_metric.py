@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from colour_judges import CLASSES, IGNORED, PALETTE, Colours, halves, measure, painted
+from colour_judges import CLASSES, IGNORED, PALETTE, Colours, generated, halves, measure
 from PIL import Image
 
 from mmsynth.evaluation import FrechetDistance, Gaussian, Judge, frechet_distance
@@ -30,7 +30,7 @@ def test_a_shift_costs_its_square_over_all_and_per_class() -> None:
     """All colours 51 brighter in red, and 0.2 of 1 squared."""
     rows = colours(12)
     real, synthetic = [flat(row) for row in rows], [flat(row + [51, 0, 0]) for row in rows]
-    result = measure(frechet(), painted(*((image, MASK) for image in synthetic)), real=real)
+    result = measure(frechet(), generated(*((image, MASK) for image in synthetic)), real=real)
     assert result == pytest.approx({
         'frechet/images': 12, 'frechet/real_images': 12, 'frechet/distance': 0.04, 'frechet/class.field': 0.04,
         'frechet/class.road': 0.04}, abs=1e-6)
@@ -38,7 +38,7 @@ def test_a_shift_costs_its_square_over_all_and_per_class() -> None:
 
 def test_the_distance_is_that_of_the_features() -> None:
     first, second = colours(9), colours(9, seed=1)
-    result = measure(frechet(min_class_samples=10), painted(*((flat(row), MASK) for row in first)),
+    result = measure(frechet(min_class_samples=10), generated(*((flat(row), MASK) for row in first)),
                      real=[flat(row) for row in second])
     expected = frechet_distance(*(Gaussian.fit(torch.from_numpy(rows / 255)) for rows in (first, second)))
     assert result['frechet/distance'] == pytest.approx(expected, rel=1e-4)
@@ -46,7 +46,7 @@ def test_the_distance_is_that_of_the_features() -> None:
 
 
 def test_batches_make_no_difference() -> None:
-    samples = painted(*((flat(row), MASK) for row in colours(7)))
+    samples = generated(*((flat(row), MASK) for row in colours(7)))
     real = [flat(row) for row in colours(7, seed=1)]
     one, all_at_once = (measure(frechet(min_class_samples=2), samples, size, real) for size in (1, 7))
     assert one == pytest.approx(all_at_once, rel=1e-4)
@@ -56,7 +56,7 @@ def test_unlabelled_pixels_count_for_the_image_only() -> None:
     rows = colours(4)
     masks = [halves(0, IGNORED, side=4)] * 4
     images = [flat(row) for row in rows]
-    result = measure(frechet(min_class_samples=2), painted(*zip(images, masks)), real=images)
+    result = measure(frechet(min_class_samples=2), generated(*zip(images, masks)), real=images)
     assert result.keys() >= {'frechet/distance', 'frechet/class.field'} and 'frechet/class.road' not in result
 
 
@@ -78,15 +78,15 @@ def real_set(tmp_path: Path) -> dict:
 def test_real_images_of_a_data_set(real_set: dict) -> None:
     """The same as if they had come with the batches; RGB on both sides."""
     rows = colours(12, seed=2)
-    samples = painted(*((flat(row), MASK) for row in colours(12)))
+    samples = generated(*((flat(row), MASK) for row in colours(12)))
     expected = measure(frechet(), samples, real=[flat(row) for row in rows])
     assert measure(frechet(real=real_set), samples) == pytest.approx(expected, rel=1e-4)
-    same = painted(*((flat(row), MASK) for row in rows))
+    same = generated(*((flat(row), MASK) for row in rows))
     assert measure(frechet(real=real_set), same)['frechet/distance'] == pytest.approx(0, abs=1e-9)
 
 
 def test_some_of_the_real_images_spread_evenly_and_read_once(real_set: dict) -> None:
-    samples = painted(*((flat(row), MASK) for row in colours(12)))
+    samples = generated(*((flat(row), MASK) for row in colours(12)))
     expected = measure(frechet(), samples[:4], real=[flat(row) for row in colours(12, seed=2)[::3]])
     own = frechet(real=real_set, num_real=4)
     assert measure(own, samples[:4]) == pytest.approx(expected, rel=1e-4)
@@ -98,7 +98,7 @@ def test_random_transforms_of_the_real_images_are_drawn_alike(real_set: dict) ->
     real_set['pipeline'].insert(2, dict(type='RandomCrop', crop_size=(2, 2)))
     for path in Path(real_set['data_root'], 'images').iterdir():
         Image.fromarray(np.random.default_rng(3).integers(0, 255, (4, 4, 3), dtype=np.uint8)).save(path)
-    samples = painted(*((flat(row), MASK) for row in colours(3)))
+    samples = generated(*((flat(row), MASK) for row in colours(3)))
     np.random.seed(0)
     first = measure(frechet(real=real_set), samples)
     state = np.random.get_state()[1].copy()
@@ -107,7 +107,7 @@ def test_random_transforms_of_the_real_images_are_drawn_alike(real_set: dict) ->
 
 
 def test_one_image_is_too_few() -> None:
-    result = measure(frechet(), painted((flat(colours(1)), MASK)), real=[flat(colours(1))])
+    result = measure(frechet(), generated((flat(colours(1)), MASK)), real=[flat(colours(1))])
     assert result == {'frechet/images': 1, 'frechet/real_images': 1}
 
 
@@ -115,19 +115,19 @@ def test_real_images_of_other_classes(real_set: dict, tmp_path: Path) -> None:
     meta = dict(name='x', classes=CLASSES[::-1], palette=PALETTE)
     (tmp_path / 'meta.json').write_text(json.dumps(meta))
     with pytest.raises(ValueError, match='`real` has the classes water, road, field; the masks.*field, road, water'):
-        measure(frechet(real=real_set), painted((flat(colours(1)), MASK)))
+        measure(frechet(real=real_set), generated((flat(colours(1)), MASK)))
 
 
 def test_no_real_images() -> None:
     with pytest.raises(ValueError, match=r'no real images to compare with.*LoadImageFromFile.*or give `real`'):
-        measure(frechet(), painted((flat(colours(1)), MASK)))
+        measure(frechet(), generated((flat(colours(1)), MASK)))
 
 
 def test_real_images_that_were_normalised() -> None:
     own = frechet()
     own.dataset_meta = dict(classes=CLASSES)
     with pytest.raises(ValueError, match=r'must come as the host loads them, uint8'):
-        own.process(dict(inputs=[torch.zeros(3, 4, 4)]), painted((flat(colours(1)), MASK)))
+        own.process(dict(inputs=[torch.zeros(3, 4, 4)]), generated((flat(colours(1)), MASK)))
 
 
 @pytest.mark.parametrize('options, message', [

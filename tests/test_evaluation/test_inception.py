@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from colour_judges import measure, painted
+from colour_judges import generated, measure
 from torch import Tensor
 
 from mmsynth.evaluation import FrechetDistance, Gaussian, frechet_distance
@@ -66,7 +66,7 @@ def test_the_fid_as_a_metric(checkpoint: Path) -> None:
     pixels = image(4).permute(0, 2, 3, 1).numpy()
     masks = [np.zeros((40, 64), np.uint8)] * 4
     result = measure(FrechetDistance(inception=str(checkpoint), device='cpu', prefix='fid'),
-                     painted(*zip(pixels[:2], masks)), real=pixels[2:])
+                     generated(*zip(pixels[:2], masks)), real=pixels[2:])
     rows = Inception(checkpoint)(image(4))
     expected = frechet_distance(Gaussian.fit(rows[:2]), Gaussian.fit(rows[2:]))
     assert result == pytest.approx({'fid/distance': expected, 'fid/images': 2, 'fid/real_images': 2}, rel=1e-3)

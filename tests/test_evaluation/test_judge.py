@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import tiny_generator
 import torch
-from colour_judges import ColourJudge, Colours, halves, paint
+from colour_judges import ColourJudge, Colours, generate, halves
 from mmengine.config import Config
 from torch import Tensor
 
@@ -52,9 +52,9 @@ def test_it_sees_what_the_segmentor_sees(settings: dict) -> None:
     views = judge.look(list(pixels), list(masks))
     _, pooled = read_with_features(judge.segmentor, pixels.float() / 255, masks)
     with torch.no_grad():
-        scores = judge.segmentor.read(pixels.float() / 255).sort(1).values
+        scores = judge.segmentor.predict_logits(pixels.float() / 255).sort(1).values
     clear = scores[:, -1] - scores[:, -2] > 1e-3  # elsewhere rounding may decide
-    readings = judge.segmentor.read(pixels.float() / 255).argmax(1)
+    readings = judge.segmentor.predict_logits(pixels.float() / 255).argmax(1)
     assert torch.equal(torch.stack([view.reading for view in views])[clear], readings[clear])
     for index, view in enumerate(views):
         torch.testing.assert_close(view.features.classes[0], pooled.classes[index], atol=1e-4, rtol=1e-4)
@@ -63,10 +63,10 @@ def test_it_sees_what_the_segmentor_sees(settings: dict) -> None:
 
 def test_a_batch_is_read_once_for_all_metrics() -> None:
     segmentor, calls = ColourJudge(), []
-    read = segmentor.read
-    segmentor.read = lambda pixels: calls.append(len(pixels)) or read(pixels)
+    read = segmentor.predict_logits
+    segmentor.predict_logits = lambda pixels: calls.append(len(pixels)) or read(pixels)
     judge, mask = Judge(segmentor), halves(0, 1)
-    pixels, masks = [torch.from_numpy(paint(mask)).permute(2, 0, 1)], [torch.from_numpy(mask)]
+    pixels, masks = [torch.from_numpy(generate(mask)).permute(2, 0, 1)], [torch.from_numpy(mask)]
     samples, others = [dict()], [dict()]
     first = judge.look_at(samples, pixels, masks)
     assert judge.look_at(samples, pixels, masks) is first and calls == [1]

@@ -13,7 +13,7 @@ sys.path.insert(0, tests)
 import numpy as np
 import torch
 import torch.distributed as dist
-from colour_judges import CLASSES, Colours, halves, painted
+from colour_judges import CLASSES, Colours, halves, generated
 from mmengine.dataset import DefaultSampler
 from mmengine.evaluator import Evaluator
 from mmsynth.evaluation import ClassHistogram, FrechetDistance, Judge, MaskConsistency, SiblingDiversity
@@ -24,7 +24,7 @@ if world > 1:
                             timeout=timedelta(seconds=120))
 rng = np.random.default_rng(0)
 masks = halves(0, 1, side=4), halves(1, 2, side=4)
-samples = painted(*((rng.integers(0, 255, (4, 4, 3), dtype=np.uint8), masks[n % 2]) for n in range(7)))
+samples = generated(*((rng.integers(0, 255, (4, 4, 3), dtype=np.uint8), masks[n % 2]) for n in range(7)))
 real = [torch.from_numpy(rng.integers(0, 255, (3, 4, 4), dtype=np.uint8)) for _ in samples]
 judge = Judge(Colours().judge())
 evaluator = Evaluator([

@@ -56,7 +56,7 @@ def test_padding_does_not_count(padded: int) -> None:
 def test_a_head_without_last_layer_shows_what_it_is_given() -> None:
     segmentor = Colours(last_layer=False)
     segmentor.backbone.register_forward_hook(lambda module, given, cells: [cells])  # levels, as mmseg's backbones give
-    segmentor.read = lambda images: F.interpolate(segmentor.backbone(images)[0], scale_factor=2)
+    segmentor.predict_logits = lambda images: F.interpolate(segmentor.backbone(images)[0], scale_factor=2)
     _, pooled = read_with_features(segmentor.judge(), halves(RED, GREEN), mask_of(0, 0, 1, 1))
     torch.testing.assert_close(pooled.classes[0, :2], torch.stack([RED, GREEN]))
 
@@ -75,7 +75,7 @@ def test_a_real_segmentor_shows_what_its_last_layer_is_given() -> None:
     reading, pooled = read_with_features(judge, images, masks)
     with torch.no_grad():
         expected = judge.segmentor.decode_head._forward_feature(judge.segmentor.extract_feat(judge._preprocess(images)))
-        assert torch.equal(reading, judge.read(images).argmax(1))
+        assert torch.equal(reading, judge.predict_logits(images).argmax(1))
     torch.testing.assert_close(pooled.images, expected.mean((2, 3)))
     assert pooled.classes.shape == (2, 3, expected.shape[1]) and pooled.present.all()
     _, alone = read_with_features(judge, images[:1], masks[:1])

@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from colour_judges import IGNORED, Colours, halves, measure, painted
+from colour_judges import IGNORED, Colours, generated, halves, measure
 
 from mmsynth.evaluation import Judge, SiblingDiversity
 
@@ -24,14 +24,14 @@ def diversity(**options) -> SiblingDiversity:
 def test_equal_images_have_none() -> None:
     """Black ones too, whose features have no direction."""
     for own in (image(RED, GREEN), image(0 * RED, 0 * RED)):
-        result = measure(diversity(), painted((own, MASK), (own, MASK)))
+        result = measure(diversity(), generated((own, MASK), (own, MASK)))
         assert result == pytest.approx({'diversity/masks': 1, 'diversity/pixels': 0, 'diversity/features': 0,
                                         'diversity/class.field': 0, 'diversity/class.road': 0})
 
 
 def test_orthogonal_features_are_at_one() -> None:
     """The field is red, then green; the road stays blue."""
-    result = measure(diversity(), painted((image(RED, BLUE), MASK), (image(GREEN, BLUE), MASK)))
+    result = measure(diversity(), generated((image(RED, BLUE), MASK), (image(GREEN, BLUE), MASK)))
     assert result['diversity/class.field'] == pytest.approx(1) and result['diversity/class.road'] == pytest.approx(0)
     assert result['diversity/features'] == pytest.approx(0.5)
     assert result['diversity/pixels'] == pytest.approx(math.sqrt(2 / 3 / 2))  # two of three channels, half the pixels
@@ -40,7 +40,7 @@ def test_orthogonal_features_are_at_one() -> None:
 def test_all_pairs_count_then_all_masks() -> None:
     """Three siblings, two of them equal: 2/3 of the distance; another mask, whose siblings are equal: half of that."""
     other = halves(2, 2, side=4)
-    samples = painted((image(RED, RED), MASK), (image(GREEN, GREEN), other), (image(RED, RED), MASK),
+    samples = generated((image(RED, RED), MASK), (image(GREEN, GREEN), other), (image(RED, RED), MASK),
                       (image(GREEN, GREEN), MASK), (image(GREEN, GREEN), other), (image(BLUE, BLUE), MASK[:, ::-1]))
     result = measure(diversity(), samples)
     assert result['diversity/masks'] == 2
@@ -51,10 +51,10 @@ def test_all_pairs_count_then_all_masks() -> None:
 
 def test_unlabelled_pixels_do_not_count_for_features() -> None:
     mask = halves(IGNORED, 1, side=4)
-    result = measure(diversity(), painted((image(RED, BLUE), mask), (image(GREEN, BLUE), mask)))
+    result = measure(diversity(), generated((image(RED, BLUE), mask), (image(GREEN, BLUE), mask)))
     assert result['diversity/features'] == pytest.approx(0) and result['diversity/pixels'] > 0
     bare = halves(IGNORED, IGNORED, side=4)
-    assert 'diversity/features' not in measure(diversity(), painted((image(RED, BLUE), bare), (image(RED, RED), bare)))
+    assert 'diversity/features' not in measure(diversity(), generated((image(RED, BLUE), bare), (image(RED, RED), bare)))
 
 
 def test_without_a_judge_pixels_alone_and_large_images_as_thumbnails() -> None:
@@ -62,10 +62,10 @@ def test_without_a_judge_pixels_alone_and_large_images_as_thumbnails() -> None:
     stripes = np.zeros((128, 128, 3), np.uint8)
     stripes[:, ::2] = 254
     mask = halves(0, 1, side=128)
-    result = measure(SiblingDiversity(), painted((stripes, mask), (stripes[:, ::-1], mask)))
+    result = measure(SiblingDiversity(), generated((stripes, mask), (stripes[:, ::-1], mask)))
     assert result == {'diversity/masks': 1, 'diversity/pixels': 0}
 
 
 def test_without_siblings_nothing_is_said() -> None:
-    result = measure(diversity(), painted((image(RED, RED), MASK), (image(RED, RED), MASK.T)))
+    result = measure(diversity(), generated((image(RED, RED), MASK), (image(RED, RED), MASK.T)))
     assert result == {'diversity/masks': 0}

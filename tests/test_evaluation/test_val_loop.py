@@ -1,4 +1,4 @@
-"""The metrics in the host's validation loop, by the very lines of docs/metrics.md, on the small run."""
+"""The metrics in the host's validation loop, by the very lines of docs/en/metrics.md, on the small run."""
 import json
 import re
 from pathlib import Path
@@ -25,7 +25,7 @@ def judge(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def write_config(small_run: SmallRun, judge: Path, folder: Path, extra: str = '') -> Path:
     """The small run's config with the lines of the docs, pointed at its files."""
-    lines = re.search(r'```python\n(.*?)```', (ROOT / 'docs' / 'metrics.md').read_text(), re.S).group(1)
+    lines = re.search(r'```python\n(.*?)```', (ROOT / 'docs' / 'en' / 'metrics.md').read_text(), re.S).group(1)
     for there, here in (('work_dirs/demo/configs/judge.py', small_run.critic_config_file),
                         ('work_dirs/demo/judge/iter_600.pth', judge), ('work_dirs/demo/data', small_run.data),
                         ('img_dir/val', 'images'), ('ann_dir/val', 'masks'), ('val_interval=200', 'val_interval=1')):

@@ -25,7 +25,7 @@ def samples(count: int = 4) -> tuple[list[np.ndarray], list[np.ndarray]]:
 
 def test_losses_are_the_segmentors_cross_entropy() -> None:
     pixel_filter, (images, masks) = ClassLossFilter(critic(), LOSSES), samples()
-    logits = pixel_filter.read(images)
+    logits = pixel_filter.predict_logits(images)
     losses = pixel_filter.losses(logits, masks)
     probability = logits.softmax(1)[1].numpy()
     expected = -np.log(np.take_along_axis(probability, masks[1][None].astype(int), 0)[0])

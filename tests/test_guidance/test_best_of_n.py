@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from toy_critic import CELLS, CHANNELS, LatentReader, ToyCritic, batch, decode
 
-from mmsynth.guidance import BestOfN, Critic, Verdict
+from mmsynth.guidance import BestOfN, Critic, CriticOutput
 from mmsynth.guidance.base import Record
 from mmsynth.guidance.best_of_n import candidate_seed
 from mmsynth.registry import MODELS
@@ -19,9 +19,9 @@ SEEDS = [11, 12, 13]
 class Indifferent(ToyCritic):
     """Says the same of every image."""
 
-    def forward(self, images: Tensor, masks: Tensor) -> Verdict:
+    def forward(self, images: Tensor, masks: Tensor) -> CriticOutput:
         valid = masks != 255
-        return Verdict(torch.ones_like(masks, dtype=torch.float32) * valid, valid, valid)
+        return CriticOutput(torch.ones_like(masks, dtype=torch.float32) * valid, valid, valid)
 
 
 class Blind(ToyCritic):
@@ -31,14 +31,14 @@ class Blind(ToyCritic):
         super().__init__()
         self.times = times
 
-    def forward(self, images: Tensor, masks: Tensor) -> Verdict:
-        verdict = super().forward(images, masks)
+    def forward(self, images: Tensor, masks: Tensor) -> CriticOutput:
+        output = super().forward(images, masks)
         self.times -= 1
-        return Verdict(verdict.loss * math.nan, verdict.wrong, verdict.valid) if self.times >= 0 else verdict
+        return CriticOutput(output.loss * math.nan, output.wrong, output.valid) if self.times >= 0 else output
 
 
 def sample(seeds: Sequence[int]) -> tuple[Tensor, list[list[Record]]]:
-    """A generator that paints its noise."""
+    """A generator that generates its noise."""
     return 5 * seeded_noise(seeds, (CHANNELS, CELLS, CELLS)), [[] for _ in seeds]
 
 
@@ -55,19 +55,19 @@ def test_the_candidate_of_lowest_loss_is_kept(critic: Critic) -> None:
     latents, entries = run(guidance)
     for row, (seed, entry) in enumerate(zip(SEEDS, entries)):
         candidates = torch.cat([sample([candidate_seed(seed, number)])[0] for number in range(6)])
-        verdict = guidance.judge(candidates, decode, masks[[row] * 6])
-        best = int(verdict.mean_loss.argmin())
+        output = guidance.judge(candidates, decode, masks[[row] * 6])
+        best = int(output.mean_loss.argmin())
         assert torch.equal(latents[row], candidates[best])
         assert entry == dict(
             step=6, candidate=best, seed=candidate_seed(seed, best),
-            loss_before=pytest.approx(float(verdict.mean_loss[0])),
-            loss_after=pytest.approx(float(verdict.mean_loss[best])),
-            wrong_before=pytest.approx(float(verdict.wrong_share[0])),
-            wrong_after=pytest.approx(float(verdict.wrong_share[best])))
+            loss_before=pytest.approx(float(output.mean_loss[0])),
+            loss_after=pytest.approx(float(output.mean_loss[best])),
+            wrong_before=pytest.approx(float(output.wrong_share[0])),
+            wrong_after=pytest.approx(float(output.wrong_share[best])))
     assert len({entry['candidate'] for entry in entries}) > 1
 
 
-def test_the_seed_of_the_entry_paints_what_was_kept() -> None:
+def test_the_seed_of_the_entry_generates_what_was_kept() -> None:
     latents, entries = run(BestOfN(ToyCritic(), 6))
     assert torch.equal(sample([entry['seed'] for entry in entries])[0], latents)
 

@@ -147,9 +147,9 @@ class TestLoss:
         before, after = (ToyCritic()(decode(step.clean_estimate(v)) / 2 + 0.5, masks) for v in (prediction, result))
         for row, record in enumerate(records):
             assert (record['step'], record['sigma'], record['skipped']) == (2, 0.7, 0)
-            for name, verdict in (('before', before), ('after', after)):
-                assert record[f'loss_{name}'] == pytest.approx(float(verdict.mean_loss[row]), rel=1e-5)
-                assert record[f'wrong_{name}'] == pytest.approx(float(verdict.wrong_share[row]))
+            for name, output in (('before', before), ('after', after)):
+                assert record[f'loss_{name}'] == pytest.approx(float(output.mean_loss[row]), rel=1e-5)
+                assert record[f'wrong_{name}'] == pytest.approx(float(output.wrong_share[row]))
         assert all(type(value) in (int, float) for record in records for value in record.values())
 
 

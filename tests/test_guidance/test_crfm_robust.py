@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from toy_critic import CELLS, CHANNELS, PIXELS, ToyCritic, batch, decode, step_at
 
-from mmsynth.guidance import CRFM, Critic, Verdict
+from mmsynth.guidance import CRFM, Critic, CriticOutput
 from mmsynth.sampling import SamplingStep
 
 
@@ -15,26 +15,26 @@ class Slope(Critic):
 
     num_classes, ignore_index = 3, 255
 
-    def forward(self, images: Tensor, masks: Tensor) -> Verdict:
+    def forward(self, images: Tensor, masks: Tensor) -> CriticOutput:
         valid = masks != 255
-        return Verdict(images.sum(1) * valid, valid, valid)
+        return CriticOutput(images.sum(1) * valid, valid, valid)
 
 
 class Cliff(Slope):
     """Its loss has no bound in row 1, nor a finite gradient."""
 
-    def forward(self, images: Tensor, masks: Tensor) -> Verdict:
-        verdict = super().forward(images, masks)
-        return Verdict(verdict.loss * torch.tensor([1.0, math.inf])[:, None, None], verdict.wrong, verdict.valid)
+    def forward(self, images: Tensor, masks: Tensor) -> CriticOutput:
+        output = super().forward(images, masks)
+        return CriticOutput(output.loss * torch.tensor([1.0, math.inf])[:, None, None], output.wrong, output.valid)
 
 
 class Fickle(ToyCritic):
     """Breaks row 1 from its second judgement on."""
 
-    def forward(self, images: Tensor, masks: Tensor) -> Verdict:
-        verdict = super().forward(images, masks)
+    def forward(self, images: Tensor, masks: Tensor) -> CriticOutput:
+        output = super().forward(images, masks)
         self.broken = (1, )
-        return verdict
+        return output
 
 
 def relative(change: Tensor, start: Tensor) -> list[float]:
@@ -149,9 +149,9 @@ class TestIgnoredPixels:
         shown = torch.zeros(2, 3, PIXELS, PIXELS)
         shown[:, :, :PIXELS // 2 - 1] = 0.7  # the critic sees one pixel around each
         guidance = CRFM(ToyCritic(), pixels='all')
-        plain, painted = (guidance.correct(prediction, step_at(latents), look, masks)
+        plain, generated = (guidance.correct(prediction, step_at(latents), look, masks)
                           for look in (decode, lambda z: decode(z) + shown))
-        assert torch.equal(plain[0], painted[0]) and plain[1] == painted[1]
+        assert torch.equal(plain[0], generated[0]) and plain[1] == generated[1]
 
     @pytest.mark.parametrize('settings', [dict(), dict(norm='raw'), dict(num_rectified=3)], ids=str)
     def test_a_mask_of_nothing_else_is_bit_equal_to_no_guidance(self, settings: dict) -> None:

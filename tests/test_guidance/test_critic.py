@@ -10,7 +10,7 @@ from mmseg.structures import SegDataSample
 from tiny_generator import segmentor
 from torch import Tensor, nn
 
-from mmsynth.guidance import CRFM, SegmentorCritic, Verdict
+from mmsynth.guidance import CRFM, CriticOutput, SegmentorCritic
 from mmsynth.registry import MODELS
 
 CLASSES, HEIGHT, WIDTH = 3, 24, 20
@@ -62,13 +62,13 @@ def test_logits_are_those_of_mmseg(settings: dict) -> None:
     ours = critic(**settings)
     expected = read_by_mmseg(ours.segmentor, image(2))
     assert expected.std((2, 3)).mean() > 0.1 and expected.shape == (2, CLASSES, HEIGHT, WIDTH)
-    torch.testing.assert_close(ours.read(image(2).float() / 255), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours.predict_logits(image(2).float() / 255), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_colour_order_matters_to_the_comparison() -> None:
     """The parity above would not see a swapped order if the segmentor read both alike."""
     ours = critic()
-    assert not torch.allclose(ours.read(image().float() / 255), ours.read(image().flip(1).float() / 255), atol=1e-2)
+    assert not torch.allclose(ours.predict_logits(image().float() / 255), ours.predict_logits(image().flip(1).float() / 255), atol=1e-2)
 
 
 class TestVerdict:
@@ -76,21 +76,21 @@ class TestVerdict:
     def test_it_is_the_cross_entropy_of_those_logits(self) -> None:
         ours, labels = critic(), masks(2)
         labels[0, :5] = 255
-        verdict, logits = ours(image(2).float() / 255, labels), ours.read(image(2).float() / 255)
+        output, logits = ours(image(2).float() / 255, labels), ours.predict_logits(image(2).float() / 255)
         expected = F.cross_entropy(logits, labels, ignore_index=255, reduction='none')
-        torch.testing.assert_close(verdict.loss, expected)
-        assert torch.equal(verdict.valid, labels != 255) and verdict.loss[0, :5].abs().max() == 0
-        assert torch.equal(verdict.wrong, (logits.argmax(1) != labels) & (labels != 255))
-        assert verdict.loss.dtype == torch.float32
+        torch.testing.assert_close(output.loss, expected)
+        assert torch.equal(output.valid, labels != 255) and output.loss[0, :5].abs().max() == 0
+        assert torch.equal(output.wrong, (logits.argmax(1) != labels) & (labels != 255))
+        assert output.loss.dtype == torch.float32
 
     def test_its_means_are_per_sample(self) -> None:
         loss = torch.tensor([[[1., 2., 4., 0.]], [[5., 5., 0., 0.]], [[0., 0., 0., 0.]]])
         wrong = torch.tensor([[[False, True, True, False]], [[False] * 4], [[False] * 4]])
         valid = torch.tensor([[[True, True, True, False]], [[True, True, False, False]], [[False] * 4]])
-        verdict = Verdict(loss, wrong, valid)
-        assert verdict.wrong_loss.tolist() == [3, 0, 0]
-        assert verdict.mean_loss.tolist() == pytest.approx([7 / 3, 5, 0])
-        assert verdict.wrong_share.tolist() == pytest.approx([2 / 3, 0, 0])
+        output = CriticOutput(loss, wrong, valid)
+        assert output.wrong_loss.tolist() == [3, 0, 0]
+        assert output.mean_loss.tolist() == pytest.approx([7 / 3, 5, 0])
+        assert output.wrong_share.tolist() == pytest.approx([2 / 3, 0, 0])
 
     def test_the_segmentor_s_own_ignore_index_counts(self) -> None:
         ours, labels = critic(head=dict(ignore_index=200)), masks()
@@ -146,7 +146,7 @@ class TestBuild:
         guidance = MODELS.build(dict(type='mmsynth.CRFM', critic=config))
         assert isinstance(guidance, CRFM) and guidance.critic.num_classes == CLASSES
         pixels = image().float() / 255
-        assert torch.equal(guidance.critic.read(pixels), reference.read(pixels))
+        assert torch.equal(guidance.critic.predict_logits(pixels), reference.predict_logits(pixels))
 
     def test_a_preprocessor_beside_the_model_is_used(self) -> None:
         """As mmengine's Runner does."""

@@ -75,7 +75,7 @@ def test_logits_are_those_of_mmseg_and_the_gradient_reaches_the_image(name: str,
     critic = SegmentorCritic(segmentor=model)
     expected = read_by_mmseg(model, image())
     assert expected.std((2, 3)).mean() > 0.01 and expected.shape == (2, CLASSES, SIDE, SIDE)
-    torch.testing.assert_close(critic.read(image().float() / 255), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(critic.predict_logits(image().float() / 255), expected, atol=1e-4, rtol=1e-4)
     pixels = (image().float() / 255).requires_grad_()
     gradient, = torch.autograd.grad(critic(pixels, masks()).mean_loss.sum(), pixels)
     assert gradient.isfinite().all() and (gradient.flatten(1).norm(dim=1) > 1e-4).all()
@@ -87,7 +87,7 @@ def test_a_critic_built_from_the_config_reads_alike(name: str, tmp_path) -> None
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'weights.pth')
     critic = SegmentorCritic(dict(model=model_config(name)), checkpoint=str(tmp_path / 'weights.pth'))
     pixels = image().float() / 255
-    torch.testing.assert_close(critic.read(pixels), SegmentorCritic(segmentor=model).read(pixels))
+    torch.testing.assert_close(critic.predict_logits(pixels), SegmentorCritic(segmentor=model).predict_logits(pixels))
     assert not any(parameter.requires_grad for parameter in critic.parameters())
 
 
@@ -138,17 +138,17 @@ class TestBorrowed:
     def test_it_is_put_back_when_judging_fails(self) -> None:
         model = build(model_config('PSPNet')).train()
         with pytest.raises(RuntimeError):
-            SegmentorCritic(segmentor=model).read(torch.zeros(1, 5, SIDE, SIDE))
+            SegmentorCritic(segmentor=model).predict_logits(torch.zeros(1, 5, SIDE, SIDE))
         assert all(module.training for module in model.modules()) and next(model.parameters()).requires_grad
 
     def test_it_reads_in_eval_mode_and_follows_its_training(self) -> None:
         model = build(model_config('PSPNet')).eval()
         critic, pixels = SegmentorCritic(segmentor=model), image().float() / 255
-        settled = critic.read(pixels)
-        assert torch.equal(SegmentorCritic(segmentor=model.train()).read(pixels), settled)
+        settled = critic.predict_logits(pixels)
+        assert torch.equal(SegmentorCritic(segmentor=model.train()).predict_logits(pixels), settled)
         with torch.no_grad():
             model.decode_head.conv_seg.bias += 1
-        torch.testing.assert_close(critic.read(pixels), settled + 1)
+        torch.testing.assert_close(critic.predict_logits(pixels), settled + 1)
 
     def test_it_is_not_part_of_the_critic(self) -> None:
         critic = SegmentorCritic(segmentor=build(model_config('PSPNet')))
@@ -165,7 +165,7 @@ def test_synchronised_batch_norm_reads_on_the_cpu() -> None:
     assert any(isinstance(module, nn.SyncBatchNorm) for module in critic.segmentor.modules())
     critic.segmentor.load_state_dict(plain.state_dict())
     pixels = (image().float() / 255).requires_grad_()
-    torch.testing.assert_close(critic.read(pixels), SegmentorCritic(segmentor=plain.eval()).read(pixels))
+    torch.testing.assert_close(critic.predict_logits(pixels), SegmentorCritic(segmentor=plain.eval()).predict_logits(pixels))
     assert torch.autograd.grad(critic(pixels, masks()).loss.sum(), pixels)[0].norm() > 0
 
 
@@ -178,10 +178,10 @@ class TestIgnored:
         labels = masks()
         labels[0, :5] = 255
         labels[1, :, :7] = ignore_index
-        verdict = critic(image().float() / 255, labels)
-        assert torch.equal(verdict.valid, (labels != 255) & (labels != ignore_index))
-        assert verdict.loss[~verdict.valid].eq(0).all() and not verdict.wrong[~verdict.valid].any()
-        assert verdict.loss[verdict.valid].gt(0).all()
+        output = critic(image().float() / 255, labels)
+        assert torch.equal(output.valid, (labels != 255) & (labels != ignore_index))
+        assert output.loss[~output.valid].eq(0).all() and not output.wrong[~output.valid].any()
+        assert output.loss[output.valid].gt(0).all()
 
     def test_a_class_that_the_critic_does_not_have_is_no_unlabelled_pixel(self) -> None:
         with pytest.raises(IndexError, match='Target 7 is out of bounds'):

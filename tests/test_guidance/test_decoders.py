@@ -30,7 +30,7 @@ def never(latents: Tensor) -> Tensor:
     raise AssertionError('the codec decodes, though another decoder is set')
 
 
-def paint(latents: Tensor) -> Tensor:
+def generate(latents: Tensor) -> Tensor:
     """A codec of factor 2: three of the channels, enlarged."""
     return F.interpolate(latents[:, :3], scale_factor=2.0, mode='nearest')
 
@@ -88,20 +88,20 @@ class TestReduced:
     def test_a_smooth_codec_loses_the_average_alone(self, factor: int) -> None:
         latents = torch.randn(2, 4, 8, 4)
         means = latents[:, :3].unfold(2, factor, factor).unfold(3, factor, factor).mean((-1, -2))
-        image = ReducedDecoder(factor).around(paint)(latents)
+        image = ReducedDecoder(factor).around(generate)(latents)
         assert image.shape == (2, 3, 16, 8)
-        torch.testing.assert_close(image, F.interpolate(paint(means), (16, 8), mode='bilinear'))
+        torch.testing.assert_close(image, F.interpolate(generate(means), (16, 8), mode='bilinear'))
 
     def test_what_is_constant_is_kept(self) -> None:
         latents = torch.tensor([0.3, -0.5, 0.8, 0.0])[None, :, None, None].expand(1, 4, 4, 4)
-        torch.testing.assert_close(ReducedDecoder(2).around(paint)(latents), paint(latents))
+        torch.testing.assert_close(ReducedDecoder(2).around(generate)(latents), generate(latents))
 
     def test_the_codec_sees_a_smaller_latent(self) -> None:
         seen = []
 
         def decode(latents: Tensor) -> Tensor:
             seen.append(latents.shape)
-            return paint(latents)
+            return generate(latents)
 
         ReducedDecoder(4).around(decode)(torch.randn(1, 4, 8, 8))
         assert seen == [(1, 4, 2, 2)]
@@ -113,7 +113,7 @@ class TestReduced:
 
     def test_an_indivisible_latent_is_refused(self) -> None:
         with pytest.raises(ValueError, match='the latent is 8x6 cells, both sides must be multiples of `factor` 4'):
-            ReducedDecoder(4).around(paint)(torch.randn(1, 4, 8, 6))
+            ReducedDecoder(4).around(generate)(torch.randn(1, 4, 8, 6))
 
     def test_any_codec_fits(self) -> None:
         ReducedDecoder(2).check_latents(16, 8)
@@ -130,6 +130,6 @@ def test_crfm_lowers_the_critics_loss_through_each(decoder: dict | None) -> None
     guidance.check_fit(3, channels=4, factor=2)
     masks = torch.randint(3, (2, 16, 16))
     step = SamplingStep(1, 4, torch.randn(2, 4, 8, 8), alpha=0.4, sigma=0.6)
-    guide = guidance.bind(never if decoder and 'Tiny' in decoder['type'] else paint, masks)
+    guide = guidance.bind(never if decoder and 'Tiny' in decoder['type'] else generate, masks)
     _, records = guide(torch.randn(2, 4, 8, 8), step)
     assert all(record['loss_after'] < record['loss_before'] and record['relative_change'] > 0 for record in records)

@@ -22,14 +22,14 @@ def test_loss_and_reading_are_weighted_means(weights: list[float] | None, shares
     critics, (_, latents, masks) = [ToyCritic(seed=1), ToyCritic(seed=2)], batch()
     masks[0, :2] = 255
     images = decode(latents) / 2 + 0.5
-    verdict = CriticEnsemble(critics, weights)(images, masks)
-    verdicts, readings = [critic(images, masks) for critic in critics], [critic.read(images) for critic in critics]
-    torch.testing.assert_close(verdict.loss, sum(share * v.loss for share, v in zip(shares, verdicts)))
+    output = CriticEnsemble(critics, weights)(images, masks)
+    outputs, readings = [critic(images, masks) for critic in critics], [critic.predict_logits(images) for critic in critics]
+    torch.testing.assert_close(output.loss, sum(share * v.loss for share, v in zip(shares, outputs)))
     mean = sum(share * logits.softmax(1) for share, logits in zip(shares, readings))
-    assert torch.equal(verdict.wrong, (mean.argmax(1) != masks) & (masks != 255))
-    assert torch.equal(verdict.valid, masks != 255) and verdict.loss[0, :2].eq(0).all()
-    torch.testing.assert_close(CriticEnsemble(critics, weights).read(images).exp(), mean)
-    assert any(not torch.equal(verdict.wrong, v.wrong) for v in verdicts)
+    assert torch.equal(output.wrong, (mean.argmax(1) != masks) & (masks != 255))
+    assert torch.equal(output.valid, masks != 255) and output.loss[0, :2].eq(0).all()
+    torch.testing.assert_close(CriticEnsemble(critics, weights).predict_logits(images).exp(), mean)
+    assert any(not torch.equal(output.wrong, v.wrong) for v in outputs)
 
 
 def test_one_critic_and_twice_the_same_are_that_critic() -> None:
@@ -37,9 +37,9 @@ def test_one_critic_and_twice_the_same_are_that_critic() -> None:
     images = decode(latents) / 2 + 0.5
     alone = ToyCritic()(images, masks)
     for ensemble in (CriticEnsemble([ToyCritic()]), CriticEnsemble([ToyCritic(), ToyCritic()], [0.3, 0.7])):
-        verdict = ensemble(images, masks)
-        torch.testing.assert_close(verdict.loss, alone.loss)
-        assert torch.equal(verdict.wrong, alone.wrong)
+        output = ensemble(images, masks)
+        torch.testing.assert_close(output.loss, alone.loss)
+        assert torch.equal(output.wrong, alone.wrong)
 
 
 def test_it_guides_by_the_mean_of_the_gradients() -> None:
@@ -55,7 +55,7 @@ def test_it_is_built_from_configs_and_stays_frozen() -> None:
     ensemble = MODELS.build(dict(type='mmsynth.CriticEnsemble', critics=[config, config]))
     nn.ModuleList([ensemble]).train()
     assert not any(module.training for module in ensemble.modules())
-    assert ensemble.num_classes == 3 and ensemble.ignore_index == 255 and ensemble.reads == 'images'
+    assert ensemble.num_classes == 3 and ensemble.ignore_index == 255 and ensemble.input_type == 'images'
     with pytest.raises(ValueError, match='the segmentor has 3 classes, the data set has 4'):
         ensemble.check_num_classes(4)
 
@@ -73,7 +73,7 @@ class TestErrors:
     @pytest.mark.parametrize('critics, message', [
         ([member(), member(num_classes=4)], '`critics` must agree in `num_classes`, got 3, 4 in their order'),
         ([member(ignore_index=0), member()], '`critics` must agree in `ignore_index`, got 0, 255 in their order'),
-        ([member(), LatentReader()], '`critics` must agree in `reads`, got images, latents in their order'),
+        ([member(), LatentReader()], '`critics` must agree in `input_type`, got images, latents in their order'),
     ])
     def test_critics_that_do_not_fit_each_other(self, critics: list[Critic], message: str) -> None:
         with pytest.raises(ValueError, match=message):

@@ -36,29 +36,29 @@ def never(latents: Tensor) -> Tensor:
 class TestReading:
 
     def test_a_new_head_reads_the_pixels_of_a_cell_alike(self) -> None:
-        logits = LatentCritic(**SETTINGS).read(torch.randn(2, 4, 3, 5))
+        logits = LatentCritic(**SETTINGS).predict_logits(torch.randn(2, 4, 3, 5))
         assert logits.shape == (2, 3, 6, 10) and logits.std() > 0.1
         torch.testing.assert_close(logits, F.interpolate(logits[..., ::2, ::2], scale_factor=2))
 
     def test_a_trained_one_does_not(self) -> None:
-        logits = critic().read(torch.randn(1, 4, 3, 5))
+        logits = critic().predict_logits(torch.randn(1, 4, 3, 5))
         assert not torch.allclose(logits, F.interpolate(logits[..., ::2, ::2], scale_factor=2), atol=1e-2)
 
     def test_its_verdict_is_the_cross_entropy_where_labelled(self) -> None:
         ours, latents, masks = critic(), torch.randn(2, 4, 3, 3), torch.randint(3, (2, 6, 6))
         masks[:, :2] = 255
-        verdict, logits = ours(latents, masks), ours.read(latents)
-        torch.testing.assert_close(verdict.loss, F.cross_entropy(logits, masks, ignore_index=255, reduction='none'))
-        assert torch.equal(verdict.valid, masks != 255)
-        assert torch.equal(verdict.wrong, verdict.valid & (logits.argmax(1) != masks))
+        output, logits = ours(latents, masks), ours.predict_logits(latents)
+        torch.testing.assert_close(output.loss, F.cross_entropy(logits, masks, ignore_index=255, reduction='none'))
+        assert torch.equal(output.valid, masks != 255)
+        assert torch.equal(output.wrong, output.valid & (logits.argmax(1) != masks))
 
     def test_a_sample_is_read_apart_from_its_batch(self) -> None:
         ours, latents = critic(), torch.randn(3, 4, 5, 4)
-        together = ours.read(latents)
-        torch.testing.assert_close(together, torch.cat([ours.read(latents[row:row + 1]) for row in range(3)]))
+        together = ours.predict_logits(latents)
+        torch.testing.assert_close(together, torch.cat([ours.predict_logits(latents[row:row + 1]) for row in range(3)]))
 
     def test_half_precision_latents_are_read_in_float(self) -> None:
-        assert critic().read(torch.randn(1, 4, 3, 3).bfloat16()).dtype == torch.float32
+        assert critic().predict_logits(torch.randn(1, 4, 3, 3).bfloat16()).dtype == torch.float32
 
     def test_it_is_frozen(self) -> None:
         ours = critic().train()
@@ -100,7 +100,7 @@ class TestFile:
         ours.save(file, origin=dict(iters=5))
         again = MODELS.build(dict(type='mmsynth.LatentCritic', checkpoint=str(file)))
         latents = torch.randn(1, 4, 3, 3)
-        assert torch.equal(again.read(latents), ours.read(latents))
+        assert torch.equal(again.predict_logits(latents), ours.predict_logits(latents))
         assert again.settings == ours.settings == SETTINGS | dict(ignore_index=7) and again.ignore_index == 7
         with safe_open(file, framework='pt') as content:
             assert json.loads(content.metadata()['origin']) == dict(iters=5)

@@ -10,9 +10,9 @@ from tiny_tisynth import tisynth
 from tiny_unet import CHANNELS, TEXT_DIM, UNET, UNREAD, network, predict, randomize
 from torch import Tensor
 
-from mmsynth.apis.convert import convert_checkpoint
 from mmsynth.models import TISynth, VAECodec
 from mmsynth.models.checkpoints import load_generator, load_generator_state
+from mmsynth.models.convert import convert_checkpoint
 from mmsynth.models.ldm_checkpoints import read_ldm
 from mmsynth.models.networks import ControlledUNet
 from mmsynth.registry import MODELS

@@ -6,7 +6,7 @@ import torch
 from mmengine.structures import PixelData
 from tiny_backbone import CLIP_WIDTHS
 from tiny_generator import PROMPTS, SIZE, images, perturb, samples
-from tiny_tisynth import CLEAN_DDIM, NETWORK, NoiseOracle, VelocityOracle, oracle, paint, referenced, tisynth
+from tiny_tisynth import CLEAN_DDIM, NETWORK, NoiseOracle, VelocityOracle, generate, oracle, referenced, tisynth
 
 from mmsynth.models import TISynth
 from mmsynth.registry import MODELS
@@ -112,9 +112,9 @@ class TestFreezing:
         model = perturb(tisynth(trainable=dict(reference='lora', attention='lora', mask='frozen'), lora=dict(rank=2)))
         trained = [name for name in model.trainable_names() if name.startswith('network.')]
         assert model.has_lora and trained and all('lora_' in name for name in trained)
-        before = paint(model)
+        before = generate(model)
         assert model.merge_lora() > 0 and not model.has_lora
-        assert (paint(model).int() - before.int()).abs().max() <= 1  # where float rounding meets one half
+        assert (generate(model).int() - before.int()).abs().max() <= 1  # where float rounding meets one half
 
 
 def test_the_whole_of_a_tiny_stable_diffusion_1_5_runs(tiny_sd15: Path) -> None:
@@ -197,4 +197,4 @@ def test_a_sampler_is_chosen_by_name() -> None:
     for sampler in (CLEAN_DDIM, dict(type='DPMSolverMultistepScheduler'), dict(type='UniPCMultistepScheduler')):
         model = oracle(NoiseOracle, sampler=sampler, num_steps=6)
         assert type(model.sampler).__name__ == sampler['type']
-        assert (paint(model) - (clean + 1) * 127.5).abs().max() < 1.5  # timesteps are rounded for the oracle
+        assert (generate(model) - (clean + 1) * 127.5).abs().max() < 1.5  # timesteps are rounded for the oracle

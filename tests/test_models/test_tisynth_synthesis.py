@@ -1,11 +1,11 @@
-"""TISynth painting: against a known answer, guided by prompt and critic; what is computed once and what per step."""
+"""TISynth generating: against a known answer, guided by prompt and critic; what is computed once and what per step."""
 from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.structures import PixelData
 from tiny_generator import PROMPTS, SIZE, images, segmentor
-from tiny_tisynth import SEEDS, NoiseOracle, VelocityOracle, critic, masks, oracle, paint, referenced, tisynth
+from tiny_tisynth import SEEDS, NoiseOracle, VelocityOracle, critic, generate, masks, oracle, referenced, tisynth
 from torch import Tensor, nn
 
 from mmsynth.guidance import CRFM, BestOfN, SegmentorCritic
@@ -45,16 +45,16 @@ class TestSynthesis:
 
     @pytest.mark.parametrize('num_steps', [1, 7])
     @pytest.mark.parametrize('scale', [1.0, 9.0])
-    def test_the_true_noise_paints_the_images(self, num_steps: int, scale: float) -> None:
+    def test_the_true_noise_generates_the_images(self, num_steps: int, scale: float) -> None:
         """The whole way: seeded noise, sampling, decoding, bytes in RGB."""
-        painted = paint(oracle(num_steps=num_steps, guidance_scale=scale))
-        assert painted.dtype == torch.uint8 and (painted - (images() + 1) * 127.5).abs().max() < 0.6
+        generated = generate(oracle(num_steps=num_steps, guidance_scale=scale))
+        assert generated.dtype == torch.uint8 and (generated - (images() + 1) * 127.5).abs().max() < 0.6
 
     @pytest.mark.parametrize('sampler', ['DDIMScheduler', 'DPMSolverMultistepScheduler'])
     def test_so_does_the_true_velocity(self, sampler: str) -> None:
         settings = dict(type=sampler) | (dict(set_alpha_to_one=True) if sampler == 'DDIMScheduler' else {})
-        painted = paint(oracle(VelocityOracle, prediction_type='v_prediction', sampler=settings, num_steps=7))
-        assert (painted - (images() + 1) * 127.5).abs().max() < 0.6
+        generated = generate(oracle(VelocityOracle, prediction_type='v_prediction', sampler=settings, num_steps=7))
+        assert (generated - (images() + 1) * 127.5).abs().max() < 0.6
 
     def test_the_batch_makes_no_difference(self, model: TISynth) -> None:
         together, _ = model.sample_latents(referenced(), masks(), SEEDS, guidance=None)
@@ -75,12 +75,12 @@ class TestSynthesis:
 
     def test_the_global_random_state_is_not_used(self, model: TISynth) -> None:
         state = torch.get_rng_state()
-        paint(model, slice(0, 1))
+        generate(model, slice(0, 1))
         assert torch.equal(torch.get_rng_state(), state)
 
     def test_mask_and_reference_are_encoded_once_and_guidance_is_one_forward(self) -> None:
         model = oracle(num_steps=5)
-        paint(model)
+        generate(model)
         network = model.network
         assert (network.mask_encodings, network.reference_encodings, network.calls) == (1, 1, 5)
 
@@ -117,17 +117,17 @@ class TestPromptGuidance:
 class TestTaskGuidance:
 
     def test_no_guided_steps_are_bit_equal_to_none(self, model: TISynth, judge: SegmentorCritic) -> None:
-        assert torch.equal(paint(model, guidance=CRFM(judge, steps=0)), paint(model))
+        assert torch.equal(generate(model, guidance=CRFM(judge, steps=0)), generate(model))
 
     def test_it_lowers_the_critic_s_loss_and_leaves_a_trace(self, model: TISynth, judge: SegmentorCritic) -> None:
         """The gradient goes to the predicted noise through the clean estimate."""
         guidance = CRFM(judge, steps=4, step_size=0.3, pixels='all')
-        painted = model.synthesize(referenced(), SEEDS, guidance=guidance)
-        guided = torch.stack([sample.generated_img.data for sample in painted])
-        before, after = (judge(pixels / 255, masks()).mean_loss for pixels in (paint(model), guided))
+        generated = model.synthesize(referenced(), SEEDS, guidance=guidance)
+        guided = torch.stack([sample.generated_img.data for sample in generated])
+        before, after = (judge(pixels / 255, masks()).mean_loss for pixels in (generate(model), guided))
         assert after.sum() < before.sum()
-        assert [[record['step'] for record in sample.guidance_trace] for sample in painted] == [[0, 1, 2, 3]] * 4
-        records = [record for sample in painted for record in sample.guidance_trace]
+        assert [[record['step'] for record in sample.guidance_trace] for sample in generated] == [[0, 1, 2, 3]] * 4
+        records = [record for sample in generated for record in sample.guidance_trace]
         assert all(record['skipped'] == 0 and 0 < record['sigma'] < 1 for record in records)
         assert sum(r['loss_after'] for r in records) < sum(r['loss_before'] for r in records)
 
@@ -142,9 +142,9 @@ class TestTaskGuidance:
 
     def test_best_of_n_keeps_the_seed_that_the_critic_likes_best(self, model: TISynth,
                                                                  judge: SegmentorCritic) -> None:
-        painted = model.synthesize(referenced(), SEEDS, guidance=BestOfN(judge, 3))
-        entries = [sample.guidance_trace[0] for sample in painted]
-        kept = torch.stack([sample.generated_img.data for sample in painted])
+        generated = model.synthesize(referenced(), SEEDS, guidance=BestOfN(judge, 3))
+        entries = [sample.guidance_trace[0] for sample in generated]
+        kept = torch.stack([sample.generated_img.data for sample in generated])
         again = model.synthesize(referenced(), [entry['seed'] for entry in entries])
         assert all((sample.generated_img.data.int() - image.int()).abs().max() <= 1
                    for sample, image in zip(again, kept))
@@ -153,7 +153,7 @@ class TestTaskGuidance:
 
     def test_more_guided_steps_than_the_run_has(self, model: TISynth, judge: SegmentorCritic) -> None:
         with pytest.raises(ValueError, match="`steps` 5 is more than the run's 4"):
-            paint(model, guidance=CRFM(judge, steps=5))
+            generate(model, guidance=CRFM(judge, steps=5))
 
 
 def test_a_size_that_the_codec_cannot_make() -> None:

@@ -93,8 +93,8 @@ def test_the_whole_of_a_tiny_stable_diffusion_3_runs(tiny_sd3: Path) -> None:
     loss.backward()
     got = {name for name, value in model.named_parameters() if value.grad is not None}
     assert loss.isfinite() and got == set(model.trainable_names()) and not any('encoder' in name for name in got)
-    painted = torch.stack([s.generated_img.data for s in model.eval().synthesize(samples(2), [1, 2])])
-    assert painted.shape == (2, 3, SIZE, SIZE) and painted.float().std() > 1
+    generated = torch.stack([s.generated_img.data for s in model.eval().synthesize(samples(2), [1, 2])])
+    assert generated.shape == (2, 3, SIZE, SIZE) and generated.float().std() > 1
 
 
 class TestErrors:

@@ -1,4 +1,4 @@
-"""TODSynth painting: against a known answer, guided by prompt and critic, and the message of each mistake."""
+"""TODSynth generating: against a known answer, guided by prompt and critic, and the message of each mistake."""
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -33,10 +33,10 @@ class Pooled(Oracle):
         return pooled[:, :, None, None].expand_as(latents)
 
 
-def paint(model: TODSynth, rows: slice = slice(0, 4), guidance: Guidance | None = None) -> Tensor:
+def generate(model: TODSynth, rows: slice = slice(0, 4), guidance: Guidance | None = None) -> Tensor:
     """Generated images of the rows, each under its own seed"""
-    painted = model.synthesize(samples()[rows], SEEDS[rows], guidance=guidance)
-    return torch.stack([sample.generated_img.data for sample in painted])
+    generated = model.synthesize(samples()[rows], SEEDS[rows], guidance=guidance)
+    return torch.stack([sample.generated_img.data for sample in generated])
 
 
 @pytest.fixture(scope='module')
@@ -48,15 +48,15 @@ def critic() -> SegmentorCritic:
 class TestSynthesis:
 
     @pytest.mark.parametrize('num_steps', [1, 7])
-    def test_the_true_velocity_paints_the_images(self, num_steps: int) -> None:
+    def test_the_true_velocity_generates_the_images(self, num_steps: int) -> None:
         """The whole way: seeded noise, sampling, decoding, bytes in RGB."""
-        painted = paint(oracle(num_steps=num_steps))
+        generated = generate(oracle(num_steps=num_steps))
         expected = (images() + 1) * 127.5
-        assert painted.dtype == torch.uint8 and (painted - expected).abs().max() < 0.51
+        assert generated.dtype == torch.uint8 and (generated - expected).abs().max() < 0.51
 
     def test_the_batch_makes_no_difference(self) -> None:
         model = todsynth()
-        together, alone = paint(model), torch.cat([paint(model, slice(row, row + 1)) for row in range(4)])
+        together, alone = generate(model), torch.cat([generate(model, slice(row, row + 1)) for row in range(4)])
         assert (together.int() - alone.int()).abs().max() <= 1  # a grey level where float rounding meets one half
         masks = torch.stack([sample.gt_sem_seg.data[0] for sample in samples()])
         latents, _ = model.sample_latents(samples(), masks, [3, 4, 5, 6], guidance=None)
@@ -75,23 +75,23 @@ class TestSynthesis:
 
     def test_the_samples_given_come_back_with_image_and_seed(self) -> None:
         given = samples(2)
-        painted = todsynth().synthesize(given, [7, 8])
-        assert all(sample is own for sample, own in zip(painted, given, strict=True))
-        assert [(sample.sample_id, sample.seed) for sample in painted] == [('s0', 7), ('s1', 8)]
-        assert painted[0].guidance_trace == painted[1].guidance_trace == []
-        assert painted[0].generated_img.data.shape == (3, SIZE, SIZE)
+        generated = todsynth().synthesize(given, [7, 8])
+        assert all(sample is own for sample, own in zip(generated, given, strict=True))
+        assert [(sample.sample_id, sample.seed) for sample in generated] == [('s0', 7), ('s1', 8)]
+        assert generated[0].guidance_trace == generated[1].guidance_trace == []
+        assert generated[0].generated_img.data.shape == (3, SIZE, SIZE)
 
     def test_predict_takes_the_seed_of_the_sample(self) -> None:
         model, given = todsynth(), samples(2)
         given[0].set_metainfo(dict(seed=10))
-        painted = model(None, given, mode='predict')
-        assert torch.equal(painted[0].generated_img.data, paint(model, slice(0, 1))[0])
-        assert painted[1].seed == derive_seed(0, 'predict', 's1')
+        generated = model(None, given, mode='predict')
+        assert torch.equal(generated[0].generated_img.data, generate(model, slice(0, 1))[0])
+        assert generated[1].seed == derive_seed(0, 'predict', 's1')
 
     def test_the_global_random_state_is_not_used(self) -> None:
         model = todsynth()
         state = torch.get_rng_state()
-        paint(model)
+        generate(model)
         assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -117,22 +117,22 @@ class TestTaskGuidance:
 
     def test_no_guided_steps_are_bit_equal_to_none(self, critic: SegmentorCritic) -> None:
         model = todsynth()
-        assert torch.equal(paint(model, guidance=CRFM(critic, steps=0)), paint(model))
+        assert torch.equal(generate(model, guidance=CRFM(critic, steps=0)), generate(model))
 
     def test_it_lowers_the_critic_s_loss_and_leaves_a_trace(self, critic: SegmentorCritic) -> None:
         model, masks = todsynth(), torch.stack([sample.gt_sem_seg.data[0] for sample in samples()])
         guidance = CRFM(critic, steps=3, step_size=0.3, pixels='all')
-        painted = model.synthesize(samples(), SEEDS, guidance=guidance)
-        guided = torch.stack([sample.generated_img.data for sample in painted])
-        before, after = (critic(pixels / 255, masks).mean_loss for pixels in (paint(model), guided))
+        generated = model.synthesize(samples(), SEEDS, guidance=guidance)
+        guided = torch.stack([sample.generated_img.data for sample in generated])
+        before, after = (critic(pixels / 255, masks).mean_loss for pixels in (generate(model), guided))
         assert after.sum() < before.sum()
-        assert [[record['step'] for record in sample.guidance_trace] for sample in painted] == [[0, 1, 2]] * 4
-        assert all(r['loss_after'] < r['loss_before'] for sample in painted for r in sample.guidance_trace)
+        assert [[record['step'] for record in sample.guidance_trace] for sample in generated] == [[0, 1, 2]] * 4
+        assert all(r['loss_after'] < r['loss_before'] for sample in generated for r in sample.guidance_trace)
 
     def test_the_batch_makes_no_difference(self, critic: SegmentorCritic) -> None:
         model, guidance = todsynth(guidance_scale=2.0), CRFM(critic)
-        together = paint(model, guidance=guidance)
-        alone = torch.cat([paint(model, slice(row, row + 1), guidance) for row in range(4)])
+        together = generate(model, guidance=guidance)
+        alone = torch.cat([generate(model, slice(row, row + 1), guidance) for row in range(4)])
         assert (together.int() - alone.int()).abs().max() <= 1
 
     @pytest.mark.parametrize('settings', [dict(), dict(num_rectified=2, steps=2), dict(norm='l2', step_size=1.0)],
@@ -172,36 +172,36 @@ class TestTaskGuidance:
     def test_parts_for_other_latents_are_refused(self, critic: SegmentorCritic, kind: type[Guidance],
                                                  parts: Callable[[SegmentorCritic], dict], message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            paint(todsynth(), guidance=kind(**parts(critic)))
+            generate(todsynth(), guidance=kind(**parts(critic)))
 
     def test_a_critic_of_other_classes_and_too_many_steps_are_refused(self, critic: SegmentorCritic) -> None:
         network = dict(type='mmsynth.MMDiT', trunk=TRUNK, mask_channels=4)
         with pytest.raises(ValueError, match='the segmentor has 3 classes, the data set has 4'):
-            paint(todsynth(network=network, label_codec=OneHotCodec(4)), guidance=CRFM(critic))
+            generate(todsynth(network=network, label_codec=OneHotCodec(4)), guidance=CRFM(critic))
         with pytest.raises(ValueError, match="`steps` 5 is more than the run's 4"):
-            paint(todsynth(), guidance=CRFM(critic, steps=5))
+            generate(todsynth(), guidance=CRFM(critic, steps=5))
 
 
 class TestBestOfN:
 
-    def test_it_paints_the_seed_that_the_critic_likes_best(self, critic: SegmentorCritic) -> None:
+    def test_it_generates_the_seed_that_the_critic_likes_best(self, critic: SegmentorCritic) -> None:
         model, masks = todsynth(), torch.stack([sample.gt_sem_seg.data[0] for sample in samples()])
-        painted = model.synthesize(samples(), SEEDS, guidance=BestOfN(critic, 4))
-        entries = [sample.guidance_trace[0] for sample in painted]
-        kept = torch.stack([sample.generated_img.data for sample in painted])
+        generated = model.synthesize(samples(), SEEDS, guidance=BestOfN(critic, 4))
+        entries = [sample.guidance_trace[0] for sample in generated]
+        kept = torch.stack([sample.generated_img.data for sample in generated])
         again = model.synthesize(samples(), [entry['seed'] for entry in entries])
         assert all(torch.equal(sample.generated_img.data, image) for sample, image in zip(again, kept))
-        losses = critic(kept / 255, masks).mean_loss, critic(paint(model) / 255, masks).mean_loss
+        losses = critic(kept / 255, masks).mean_loss, critic(generate(model) / 255, masks).mean_loss
         assert (losses[0] <= losses[1] + 1e-3).all() and losses[0].sum() < losses[1].sum()
-        assert [sample.seed for sample in painted] == SEEDS and {entry['step'] for entry in entries} == {3}
+        assert [sample.seed for sample in generated] == SEEDS and {entry['step'] for entry in entries} == {3}
 
     def test_one_candidate_is_bit_equal_to_none(self, critic: SegmentorCritic) -> None:
-        assert torch.equal(paint(todsynth(), guidance=BestOfN(critic, 1)), paint(todsynth()))
+        assert torch.equal(generate(todsynth(), guidance=BestOfN(critic, 1)), generate(todsynth()))
 
     def test_the_batch_makes_no_difference(self, critic: SegmentorCritic) -> None:
         model, guidance = todsynth(guidance_scale=2.0), BestOfN(critic, 3)
-        together = paint(model, guidance=guidance)
-        alone = torch.cat([paint(model, slice(row, row + 1), guidance) for row in range(4)])
+        together = generate(model, guidance=guidance)
+        alone = torch.cat([generate(model, slice(row, row + 1), guidance) for row in range(4)])
         assert (together.int() - alone.int()).abs().max() <= 1
 
     def test_it_may_look_through_a_cheaper_decoder(self, critic: SegmentorCritic) -> None:

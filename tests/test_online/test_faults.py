@@ -15,7 +15,7 @@ import torch
 from mmengine.logging import MMLogger
 from small_run import command
 from torch import nn
-from toy_painters import HERE
+from toy_generators import HERE
 
 from mmsynth.online.orders import Answer, Order
 from mmsynth.online.process import RefreshProcess

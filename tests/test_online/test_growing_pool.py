@@ -2,7 +2,7 @@
 from pathlib import Path
 
 import pytest
-from toy_painters import sample
+from toy_generators import sample
 
 from mmsynth.online import growing_pool as module
 from mmsynth.online.growing_pool import GrowingPool

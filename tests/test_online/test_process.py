@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.logging import MMLogger
 from torch import nn
-from toy_painters import HERE, build, sample
+from toy_generators import HERE, build, sample
 
 from mmsynth.online import process
 from mmsynth.online.orders import Order

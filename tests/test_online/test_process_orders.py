@@ -1,7 +1,7 @@
 """Orders carried out in the training process."""
 import pytest
-from toy_painters import build, sample
 from torch import nn
+from toy_generators import build, sample
 
 from mmsynth.online.orders import InProcess, Order, Painted, describe
 

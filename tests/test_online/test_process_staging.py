@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from toy_painters import sample
+from toy_generators import sample
 
 from mmsynth.online.staging import MARKER, check_staging, open_staging, read_samples, stage_samples, stage_weights
 from mmsynth.pool import Pool

@@ -111,13 +111,13 @@ def test_a_segmentor_on_another_device_is_copied_there(small_run: SmallRun) -> N
 # --------------------------------------------------------------------------------------------------------------- faults
 def test_a_generator_that_raises_on_one_mask_costs_that_mask(small_run: SmallRun,
                                                              monkeypatch: pytest.MonkeyPatch) -> None:
-    def paint_batch(generator: nn.Module, batch: Any, **options: Any) -> list:
+    def generate_batch(generator: nn.Module, batch: Any, **options: Any) -> list:
         if any(request.id == '00000002' for request, _ in batch):
             raise RuntimeError('no image\nfor this mask')
         return original(generator, batch, **options)
 
-    expected, original = refresher(small_run)(Order(0)), module.paint_batch
-    monkeypatch.setattr(module, 'paint_batch', paint_batch)
+    expected, original = refresher(small_run)(Order(0)), module.generate_batch
+    monkeypatch.setattr(module, 'generate_batch', generate_batch)
     painted = refresher(small_run)(Order(0))
     assert [described(sample) for sample in painted.samples] == [
         described(sample) for sample in expected.samples if sample.id != '00000002']

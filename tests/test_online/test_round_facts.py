@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from toy_painters import sample
+from toy_generators import sample
 
 from mmsynth.online.facts import class_pixels, count_sample, merge_facts, preview, round_line, round_scalars
 from mmsynth.online.orders import Answer

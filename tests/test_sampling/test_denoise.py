@@ -7,8 +7,14 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
-from mmsynth.sampling import (SAMPLERS, SamplingStep, build_sampler, complete_schedule, noise_of_velocity,
-                              sample_denoising)
+from mmsynth.sampling import (
+    SAMPLERS,
+    SamplingStep,
+    build_sampler,
+    complete_schedule,
+    noise_of_velocity,
+    sample_denoising,
+)
 from mmsynth.sampling.denoise import STABLE_DIFFUSION_SCHEDULE
 
 SHAPE = (2, 3, 4, 4)

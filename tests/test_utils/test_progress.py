@@ -5,10 +5,10 @@ from mmsynth.utils import progress_bar
 
 
 def test_items_pass_through_and_the_last_line_tells_count_and_rate(capsys: pytest.CaptureFixture) -> None:
-    assert list(progress_bar(range(3), unit='mask', title='paint')) == [0, 1, 2]
+    assert list(progress_bar(range(3), unit='mask', title='generate')) == [0, 1, 2]
     out, err = capsys.readouterr()
     last = err.split('\r')[-1]
-    assert out == '' and last.startswith('paint: 100%') and '3/3' in last and 'mask' in last
+    assert out == '' and last.startswith('generate: 100%') and '3/3' in last and 'mask' in last
 
 
 def test_a_file_gets_few_lines(capsys: pytest.CaptureFixture) -> None:

@@ -16,9 +16,9 @@ def tile(grid, column, row, size, left=GAP):
 
 
 def test_colorize_is_the_palette_and_black():
-    painted = colorize(np.array([[0, 1], [255, 0]], np.uint8), PALETTE)
-    assert painted.dtype == np.uint8
-    assert painted.tolist() == [[[10, 20, 30], [255, 0, 0]], [[0, 0, 0], [10, 20, 30]]]
+    generated = colorize(np.array([[0, 1], [255, 0]], np.uint8), PALETTE)
+    assert generated.dtype == np.uint8
+    assert generated.tolist() == [[[10, 20, 30], [255, 0, 0]], [[0, 0, 0], [10, 20, 30]]]
     assert colorize(np.array([[-1, 1]]), PALETTE, ignore_index=-1).tolist() == [[[0, 0, 0], [255, 0, 0]]]
     assert colorize(np.array([[1, 0]]), PALETTE, ignore_index=1).tolist() == [[[0, 0, 0], [10, 20, 30]]]
 

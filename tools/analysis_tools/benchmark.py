@@ -13,7 +13,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__ + ' Prints a markdown table: seconds and peak memory of a corrected step, without the '
         'network\'s own pass; on a CPU the seconds are of processor time. Without a config: Stable Diffusion 3\'s '
         'VAE, TAESD3 and DeepLabV3+ (ResNet-50), with random weights, which cost the same.',
-        epilog='Example: python tools/analysis_tools/benchmark.py configs/demo/todsynth.py --size 48')
+        epilog='Example: python tools/analysis_tools/benchmark.py projects/demo/configs/todsynth.py --size 48')
     parser.add_argument('config', nargs='?', help='synthesis config whose codec and critic are measured')
     parser.add_argument('checkpoint', nargs='?', help="the generator's weights; not needed for the figures")
     parser.add_argument('--size', type=int, default=256, help='side of the square images in pixels; default: 256')
@@ -31,9 +31,9 @@ def main() -> None:
     if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:  # a checkout that is not installed
         sys.path.insert(0, str(ROOT))
     import torch
+    from benchmarks.guidance import Setting, benchmark, table
 
-    from mmsynth.apis.benchmark import Setting, benchmark, table
-    from mmsynth.apis.config import load_config
+    from mmsynth.synthesis.build import load_config
     cfg = None if args.config is None else load_config(args.config, args.cfg_options)
     device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     costs = benchmark(

@@ -12,7 +12,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__ + ' Both are measured in one run, in blocks that take turns; prints a markdown table. No '
         'generator is needed: the pool is warm, and a stand-in made of real crops unless one is given.',
-        epilog='Example: python tools/analysis_tools/benchmark_online.py configs/demo/segmentor_online.py')
+        epilog='Example: python tools/analysis_tools/benchmark_online.py projects/demo/configs/segmentor_online.py')
     parser.add_argument('config', help='training config whose data set is a mmsynth.SyntheticAugmentDataset')
     parser.add_argument('--pool', type=Path, help='folder of a pool to mix in; default: a stand-in')
     parser.add_argument('--pool-size', type=int, default=64, help='samples of the stand-in; default: 64')
@@ -31,9 +31,9 @@ def main() -> None:
     if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:  # a checkout that is not installed
         sys.path.insert(0, str(ROOT))
     import torch
+    from benchmarks.online import LoadingSetting, benchmark_online, table
 
-    from mmsynth.apis.benchmark_online import LoadingSetting, benchmark_online, table
-    from mmsynth.apis.config import load_config
+    from mmsynth.synthesis.build import load_config
     cfg = load_config(args.config, args.cfg_options)
     device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     setting = LoadingSetting(cfg, args.pool, args.pool_size, args.num_workers, args.batch_size, device)

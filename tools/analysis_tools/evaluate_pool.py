@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__ + ' docs/metrics.md says what the numbers mean.',
+        description=__doc__ + ' docs/en/metrics.md says what the numbers mean.',
         epilog='Example: python tools/analysis_tools/evaluate_pool.py work_dirs/pool --judge-config judge.py '
         '--judge-checkpoint judge.pth --real-config judge.py --out work_dirs/pool/evaluation.json')
     parser.add_argument('pool', help="the pool's folder")

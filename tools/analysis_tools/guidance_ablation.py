@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mmsynth.apis.ablation_plan import TrainedParts
+    from ablation.plan import TrainedParts
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = ('none', 'clamp', 'gradient', 'released', 'relative', 'relative-0.3', 'best-of-n')
@@ -14,7 +14,7 @@ PARTS = ('config', 'checkpoint', 'judge_config', 'judge_checkpoint')
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__ + ' All rules paint the same masks from the same noise. A run that was killed continues; '
+        description=__doc__ + ' All rules generate the same masks from the same noise. A run that was killed continues; '
         'several processes may measure different --seeds in one --out-dir, and a last call with all seeds reports.',
         usage='%(prog)s CONFIG CHECKPOINT --judge-config C --judge-checkpoint W --out-dir DIR [options]\n'
         '       %(prog)s --demo-dir OUT --out-dir DIR [options]')
@@ -38,7 +38,7 @@ def parse_args() -> argparse.Namespace:
                         help="steps guided, from the first on: numbers or 'all'; default: 0 2 4 6 all")
     parser.add_argument('--limit', type=int, help='use only the first LIMIT masks')
     parser.add_argument('--batch-size', type=int,
-                        help="images painted together; the released rule depends on it; default: the config's, or 4")
+                        help="images generated together; the released rule depends on it; default: the config's, or 4")
     parser.add_argument('--num-real', type=int, default=1000,
                         help='real images for the Fréchet distance, spread over the training set; default: 1000')
     parser.add_argument('--device', help='cpu, cuda, cuda:1 …; default: cuda where there is one')
@@ -58,7 +58,7 @@ def parse_steps(text: str) -> int | str:
 
 def find_parts(args: argparse.Namespace) -> 'list[TrainedParts]':
     """The trained parts that the options name."""
-    from mmsynth.apis.ablation_plan import TrainedParts, demo_parts
+    from ablation.plan import TrainedParts, demo_parts
     if args.demo_dir is not None:
         return demo_parts(args.demo_dir, args.seeds)
     return [TrainedParts(tuple(args.seeds or [0]), *(getattr(args, name) for name in PARTS))]
@@ -69,10 +69,9 @@ def main() -> None:
     if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:  # a checkout that is not installed
         sys.path.insert(0, str(ROOT))
     import torch
-
-    from mmsynth.apis.ablation_plan import AblationOptions
-    from mmsynth.apis.ablation_report import report_ablation
-    from mmsynth.apis.guidance_ablation import run_ablation
+    from ablation.plan import AblationOptions
+    from ablation.report import report_ablation
+    from ablation.run import run_ablation
     options = AblationOptions(
         rules=args.rules,
         steps=args.steps,

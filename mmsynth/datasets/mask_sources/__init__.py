@@ -1,4 +1,4 @@
-"""Where masks to paint for come from, besides files: other masks, changed, combined or chosen."""
+"""Where masks to generate for come from, besides files: other masks, changed, combined or chosen."""
 from mmsynth.datasets.mask_sources.pasted import PastedMasks
 from mmsynth.datasets.mask_sources.recipe import ApplyMaskRecipe
 from mmsynth.datasets.mask_sources.transformed import TransformedMasks

@@ -111,7 +111,7 @@ class PasteStep:
         return mask, dict(source='paste', objects=[entry for entry in pasted if entry is not None])
 
     def _paste_one(self, mask: Mask, free: Shape, rng: np.random.Generator) -> dict[str, Any] | None:
-        """Paint one object into the mask and take its pixels from the free ones; None where nothing tried fits."""
+        """Generate one object into the mask and take its pixels from the free ones; None where nothing tried fits."""
         room = _shrink(free, self.margin)
         for _ in range(_ATTEMPTS):
             donation = self.bank.draw(rng)
@@ -122,13 +122,13 @@ class PasteStep:
                 continue
             top, left = places[rng.integers(len(places))].tolist()
             window = np.s_[top:top + shape.shape[0], left:left + shape.shape[1]]
-            painted = shape & room[window]
-            mask[window][painted] = donation.thing.class_id
-            free[window][painted] = False
+            generated = shape & room[window]
+            mask[window][generated] = donation.thing.class_id
+            free[window][generated] = False
             return {
                 'class': self.bank.class_names[donation.thing.class_id], 'donor': donation.donor,
                 'component': donation.thing.number, 'flip': flip, 'quarter_turns': turns, 'position': [top, left],
-                'pixels': int(painted.sum())}
+                'pixels': int(generated.sum())}
         return None
 
 
@@ -148,7 +148,7 @@ class PastedMasks(VariantSource):
         num_objects: Objects per mask: a number, or the lowest and the highest one.
         min_pixels: Smaller objects are not used.
         max_pixels: Larger objects are not used; None sets no limit.
-        min_visible: Share of an object's pixels that must come to lie on ``onto``, in (0, 1]; the rest is not painted.
+        min_visible: Share of an object's pixels that must come to lie on ``onto``, in (0, 1]; the rest is not generated.
             Less than 1 lets roads and rivers in, which seldom fit in full.
         margin: Pixels kept between an object and what it may not cover, other objects included.
         turn: Flip objects and turn them by quarters.

@@ -1,4 +1,4 @@
-"""The change of a mask between its file and the image painted for it.
+"""The change of a mask between its file and the image generated for it.
 
 A data set says per sample what is to be done, as ``mask_recipe`` in its info; the pipeline does it right after the mask
 is loaded. What follows there (crop, prompt, reference, packing) sees the new mask only.

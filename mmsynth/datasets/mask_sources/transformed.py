@@ -14,10 +14,10 @@ from torch.utils.data import Dataset
 from mmsynth.datasets.mask_sources.base import VariantSource, sample_id
 from mmsynth.datasets.mask_sources.recipe import Mask
 from mmsynth.registry import DATASETS
+from mmsynth.utils.labels import IGNORE_INDEX
 from mmsynth.utils.seeds import derive_seed
 
 Fill = Literal['reflect', 'ignore']
-IGNORED = 255
 _BORDERS = dict(reflect=cv2.BORDER_REFLECT_101, ignore=cv2.BORDER_CONSTANT)
 
 
@@ -63,7 +63,7 @@ class TransformStep:
         offset = centre + room * self.shift[::-1] - linear @ centre
         return cv2.warpAffine(
             mask, np.column_stack([linear, offset]), tuple(size.tolist()),
-            flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP, borderMode=_BORDERS[self.fill], borderValue=IGNORED)
+            flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP, borderMode=_BORDERS[self.fill], borderValue=IGNORE_INDEX)
 
     @property
     def name(self) -> str:

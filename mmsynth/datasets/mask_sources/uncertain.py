@@ -44,10 +44,10 @@ def mask_uncertainty(critic: 'Critic', images: Tensor, masks: Tensor, classes: S
     Raises:
         ValueError: If the critic reads latents.
     """
-    if critic.reads != 'images':
+    if critic.input_type != 'images':
         raise ValueError(f'{type(critic).__name__} reads latents; uncertainty is of images: use a SegmentorCritic.')
-    with torch.no_grad(), critic.judging():
-        logits = critic.read(images).float()
+    with torch.no_grad(), critic.frozen_eval():
+        logits = critic.predict_logits(images).float()
     log_p = logits.log_softmax(1)
     entropy = -(log_p.exp() * log_p).sum(1) / math.log(max(logits.shape[1], 2))
     counts = critic.counts(masks)

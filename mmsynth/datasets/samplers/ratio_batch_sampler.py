@@ -12,11 +12,11 @@ import torch
 from mmengine.dist import get_dist_info
 from mmengine.logging import print_log
 
-from mmsynth.datasets.draws import Draw
-from mmsynth.datasets.pool_reader import PoolReader
+from mmsynth.datasets.samplers.draws import Draw
 from mmsynth.datasets.samplers.schedule import RatioSchedule
 from mmsynth.datasets.samplers.walk import SyntheticWalk
 from mmsynth.datasets.synthetic_augment import SyntheticAugmentDataset
+from mmsynth.pool.reader import PoolReader
 from mmsynth.registry import DATA_SAMPLERS
 from mmsynth.utils import derive_seed
 

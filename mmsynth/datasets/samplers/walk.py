@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from mmsynth.datasets.pool_reader import Change
+from mmsynth.pool.reader import Change
 from mmsynth.utils import derive_seed
 
 _GOLDEN, _MIX_1, _MIX_2 = (np.uint64(value) for value in

@@ -2,21 +2,13 @@
 
 Legend: H W pixels of the label, h w pixels of the reference, K classes in the files.
 """
-import io
-
 import mmcv
 import numpy as np
 from mmcv.transforms import BaseTransform
-from mmengine import fileio
 from numpy.typing import NDArray
-from PIL import Image
 
 from mmsynth.registry import TRANSFORMS
-
-IGNORED = 255  # unlabelled pixels of ``gt_seg_map``, the host's default, whatever the files use
-
-_LABEL_MODES = ('1', 'L', 'P', 'I', 'I;16', 'I;16B', 'I;16L')
-_PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
+from mmsynth.utils.labels import IGNORE_INDEX, read_bytes, read_label
 
 
 @TRANSFORMS.register_module()
@@ -46,8 +38,8 @@ class LoadSegMap(BaseTransform):
                  num_classes: int | None = None,
                  ignore_index: int | None = None,
                  backend_args: dict | None = None) -> None:
-        if num_classes is not None and not 1 <= num_classes <= IGNORED:
-            raise ValueError(f'`num_classes` must be in 1 … {IGNORED}, got {num_classes}.')
+        if num_classes is not None and not 1 <= num_classes <= IGNORE_INDEX:
+            raise ValueError(f'`num_classes` must be in 1 … {IGNORE_INDEX}, got {num_classes}.')
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.backend_args = backend_args
@@ -57,7 +49,7 @@ class LoadSegMap(BaseTransform):
         first = 1 if results.get('reduce_zero_label') else 0
         count = self._setting('num_classes', results)
         ignore_index = self._setting('ignore_index', results)
-        ignore_index = IGNORED if ignore_index is None else ignore_index
+        ignore_index = IGNORE_INDEX if ignore_index is None else ignore_index
         _check_settings(path, first, count, ignore_index)
 
         label = read_label(path, self.backend_args)
@@ -66,7 +58,7 @@ class LoadSegMap(BaseTransform):
         if first:
             ignored |= label == 0
         _check_values(label, ignored, path, first, count, ignore_index)
-        ids = np.where(ignored, IGNORED, label - first).astype(np.uint8)
+        ids = np.where(ignored, IGNORE_INDEX, label - first).astype(np.uint8)
         results['gt_seg_map'] = _new_ids(results.get('label_map'))[ids]
         results['seg_fields'] = [*(name for name in results.get('seg_fields', ()) if name != 'gt_seg_map'),
                                  'gt_seg_map']
@@ -110,7 +102,7 @@ class LoadReference(BaseTransform):
                 raise ValueError(f"{name} has no reference image; give it 'ref_image' in the manifest, or set "
                                  '`required=False` of LoadReference.')
             return results
-        image = mmcv.imfrombytes(_read_bytes(path, 'reference', self.backend_args), flag='unchanged', backend='cv2')
+        image = mmcv.imfrombytes(read_bytes(path, 'reference', self.backend_args), flag='unchanged', backend='cv2')
         found = _unlike_bgr(image)
         if found:
             raise ValueError(f'reference {path} must be an image of 8 bits and 3 bands, found {found}; convert it.')
@@ -121,48 +113,12 @@ class LoadReference(BaseTransform):
         return f'{type(self).__name__}(required={self.required})'
 
 
-def read_label(path: str, backend_args: dict | None = None) -> NDArray[np.int32]:
-    """Read a label file without losing bits; of a palette image, the indices.
-
-    Returns:
-        The values as stored (H, W), int32.
-
-    Raises:
-        FileNotFoundError: If the file is missing.
-        ValueError: If it cannot be read or is no single-band integer image.
-    """
-    content = _read_bytes(path, 'label', backend_args)
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            mode, bands, array = image.mode, len(image.getbands()), np.asarray(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f'label {path} cannot be read as an image: {error}.') from error
-    if mode not in _LABEL_MODES:
-        raise ValueError(f'label {path} must be a single band of class ids with 8 or 16 bits, found mode {mode} of '
-                         f'{bands} band(s); convert its colours to class ids.')
-    return array.astype(np.int32) // _png_stretch(content)
-
-
-def _png_stretch(content: bytes) -> int:
-    """By what Pillow multiplies the values of 2- and 4-bit grey PNG files (it fills the range 0 … 255)."""
-    is_grey_png = content.startswith(_PNG_SIGNATURE) and content[25] == 0
-    return {2: 85, 4: 17}.get(content[24], 1) if is_grey_png else 1
-
-
-def _read_bytes(path: str, what: str, backend_args: dict | None) -> bytes:
-    try:
-        return fileio.get(path, backend_args=backend_args)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f'{what} {path} does not exist; correct the manifest or the folders of the data set '
-                                '(`data_root`, `data_prefix`), or bring the file back.') from error
-
-
 def _check_settings(path: str, first: int, count: int | None, ignore_index: int) -> None:
     if count is None:
         raise ValueError(f'{path}: the class count is unknown; set `num_classes` of LoadSegMap, or give the dataset '
                          'class names (`metainfo` or `meta_file` of ManifestDataset).')
-    if count > IGNORED:
-        raise ValueError(f'`num_classes` must be in 1 … {IGNORED}, got {count} from the dataset.')
+    if count > IGNORE_INDEX:
+        raise ValueError(f'`num_classes` must be in 1 … {IGNORE_INDEX}, got {count} from the dataset.')
     if first <= ignore_index < first + count:
         raise ValueError(f'`ignore_index` {ignore_index} is a class (the files hold {first} … {first + count - 1}); '
                          'choose a value that no class has, or leave the class out with `metainfo` of the dataset.')
@@ -195,7 +151,7 @@ def _new_ids(label_map: dict[int, int] | None) -> NDArray[np.uint8]:
     """Lookup table (256,): class id → id after ``label_map``, 255 where that drops the class."""
     table = np.arange(256, dtype=np.uint8)
     for old, new in (label_map or {}).items():
-        table[old] = new if 0 <= new < IGNORED else IGNORED
+        table[old] = new if 0 <= new < IGNORE_INDEX else IGNORE_INDEX
     return table
 
 

@@ -23,8 +23,8 @@ from mmengine.structures import PixelData
 from mmseg.datasets.transforms import PackSegInputs
 from numpy.typing import NDArray
 
-from mmsynth.datasets.transforms.loading import read_label
 from mmsynth.registry import TRANSFORMS
+from mmsynth.utils.labels import read_label
 
 FULL_WEIGHT = 255  # in files and in ``gt_pixel_weight`` until it is packed
 

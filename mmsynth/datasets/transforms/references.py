@@ -96,7 +96,7 @@ class ReferenceAugment(BaseTransform):
 class PickReference(BaseTransform):
     """Choose a reference from a folder of images: ``reference`` (H, W, 3), uint8, BGR, and ``reference_path``.
 
-    The choice follows from the seed and the sample's id (and, where several images are painted for a mask, the number
+    The choice follows from the seed and the sample's id (and, where several images are generated for a mask, the number
     of the repeat), not from the order of samples or the worker. The image that belongs to the mask is never chosen:
     neither a file called like the mask or its image, nor, where the sample has an image, one of the same content. A
     reference that the sample already has is replaced.
@@ -143,7 +143,7 @@ class PickReference(BaseTransform):
                 return path
             attempt += 1
         raise ValueError(f'`folder` {self.folder} of PickReference holds no image but the one that belongs to the mask '
-                         f'{key} itself; add images of the domain to paint for.')
+                         f'{key} itself; add images of the domain to generate for.')
 
     def _is_image_of(self, results: dict, path: str) -> bool:
         """Whether a file has the content of the sample's own image, as far as that is known."""
@@ -228,7 +228,7 @@ def _check_fit(fit: str) -> None:
 
 
 def _mask_size(results: dict, name: str) -> tuple[int, int]:
-    """(H, W) of what is painted."""
+    """(H, W) of what is generated."""
     for key in ('gt_seg_map', 'img'):
         if key in results:
             return tuple(results[key].shape[:2])
@@ -240,7 +240,7 @@ def _list_images(folder: str, backend_args: dict | None) -> list[str]:
     """Names of the images below a folder, sorted, so that they do not depend on the file system's order."""
     if not fileio.isdir(folder, backend_args=backend_args):
         raise FileNotFoundError(f'`folder` of PickReference: there is no folder {folder}; give one with images of the '
-                                'domain to paint for (they need no labels).')
+                                'domain to generate for (they need no labels).')
     files = fileio.list_dir_or_file(folder, list_dir=False, recursive=True, backend_args=backend_args)
     names = sorted(name.replace('\\', '/') for name in files if name.lower().endswith(_IMAGE_SUFFIXES))
     if not names:

@@ -10,8 +10,16 @@ from mmengine.runner import Runner
 
 from mmsynth.datasets.samplers import align_with_runner
 from mmsynth.datasets.synthetic_augment import check_validation
-from mmsynth.engine.hooks.online_parts import (batches_ahead, count_replaced, last_checkpoint, live_segmentor,
-                                               model_device, real_data, show_round, validation_loaders)
+from mmsynth.engine.hooks.online_parts import (
+    batches_ahead,
+    count_replaced,
+    last_checkpoint,
+    live_segmentor,
+    model_device,
+    real_data,
+    show_round,
+    validation_loaders,
+)
 from mmsynth.online.child_painter import FACTORY, painter_settings
 from mmsynth.online.growing_pool import GrowingPool
 from mmsynth.online.orders import Answer, InProcess, Order, Painting

@@ -1,4 +1,4 @@
-"""Pictures of what a generator paints while it trains."""
+"""Pictures of what a generator generates while it trains."""
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +19,7 @@ _SEED = derive_seed(0, 'preview')
 
 @HOOKS.register_module()
 class PreviewHook(Hook):
-    """Every ``interval`` iterations paints a few training masks and writes ``previews/iter_N.png`` to the work folder.
+    """Every ``interval`` iterations generates a few training masks and writes ``previews/iter_N.png`` to the work folder.
 
     The grid shows mask, real image and synthetic image, and with a critic what it reads in the synthetic image; the
     same samples and the same noise every time, so that pictures compare. The training's random state is left alone.
@@ -75,7 +75,7 @@ class PreviewHook(Hook):
             real=_pictures((batch['inputs'] + 1) * 127.5),
             synthetic=_pictures(synthetic))
         if self._critic is not None:
-            reading = self._critic.read(synthetic.to(model.device) / 255).argmax(1)
+            reading = self._critic.predict_logits(synthetic.to(model.device) / 255).argmax(1)
             columns['as read'] = [_coloured(mask, palette) for mask in reading]
         path = Path(runner.work_dir) / 'previews' / f'iter_{runner.iter + 1}.png'
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,8 +6,14 @@ from collections.abc import Sequence
 
 import torch
 
-from mmsynth.models.encoders.text_encoders import (DTYPES, TextEmbeds, TextEncoder, as_prompt_list, check_folder,
-                                                   fingerprint)
+from mmsynth.models.encoders.text_encoders import (
+    DTYPES,
+    TextEmbeds,
+    TextEncoder,
+    as_prompt_list,
+    check_folder,
+    fingerprint,
+)
 from mmsynth.registry import MODELS
 
 

@@ -125,7 +125,7 @@ class PatchPCACodec(LatentCodec):
         channels: Components kept, at most ``3 * patch_size ** 2``.
         whitening: How far the components' variances are made equal, in [0, 1]. With 1 every channel has unit variance,
             so that fine texture weighs as much as brightness; with less, noise hides the fine components first and a
-            generator paints from coarse to fine.
+            generator generates from coarse to fine.
 
     Raises:
         ValueError: If more components are asked for than a patch has values, or ``whitening`` is out of range.

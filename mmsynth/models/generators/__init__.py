@@ -1,4 +1,4 @@
-"""Generators: models that paint images for masks."""
+"""Generators: models that generate images for masks."""
 from mmsynth.models.generators.base import BaseGenerator
 from mmsynth.models.generators.tisynth import TISynth
 from mmsynth.models.generators.todsynth import TODSynth

@@ -21,7 +21,7 @@ TRAINABLE_STATES = ('full', 'lora', 'frozen')
 
 
 class BaseGenerator(BaseModel):
-    """A model that paints images for masks.
+    """A model that generates images for masks.
 
     Subclasses give :meth:`loss` (training) and :meth:`sample_latents` (sampling); everything else is here. Checkpoints
     leave out the frozen tensors that a ``pretrained`` backbone holds (:mod:`mmsynth.models.backbone`).
@@ -103,12 +103,12 @@ class BaseGenerator(BaseModel):
     @abstractmethod
     def sample_latents(self, data_samples: Sequence[SynthDataSample], masks: Tensor, seeds: Sequence[int], *,
                        guidance: Guidance | None) -> tuple[Tensor, list[list[dict[str, float]]]]:
-        """Latents (B, C, h, w) painted for masks (B, H, W), and the guidance records of each sample."""
+        """Latents (B, C, h, w) generated for masks (B, H, W), and the guidance records of each sample."""
 
     def predict(self, inputs: Tensor | None, data_samples: list[SynthDataSample]) -> list[SynthDataSample]:
-        """Paint an image for every sample without task guidance; as in the host's validation loop.
+        """Generate an image for every sample without task guidance; as in the host's validation loop.
 
-        The seed is the metainfo ``seed``, or else a function of the sample's id, so that a validation paints the same
+        The seed is the metainfo ``seed``, or else a function of the sample's id, so that a validation generates the same
         images every time, whatever the batches, and no two of them from one noise.
         """
         del inputs
@@ -120,7 +120,7 @@ class BaseGenerator(BaseModel):
                    seeds: Sequence[int],
                    *,
                    guidance: Guidance | None = None) -> list[SynthDataSample]:
-        """Paint an image for every sample's mask and prompt.
+        """Generate an image for every sample's mask and prompt.
 
         Args:
             data_samples: Samples with ``gt_sem_seg`` (1, H, W) of one size and the metainfo ``prompt``.

@@ -21,7 +21,6 @@ from mmsynth.sampling import build_sampler, complete_schedule, noise_of_velocity
 from mmsynth.structures import SynthDataSample
 from mmsynth.utils import seeded_noise
 
-
 PREDICTION_TYPES = ('epsilon', 'v_prediction')
 
 
@@ -50,10 +49,10 @@ class Condition:
 
 @MODELS.register_module()
 class TISynth(BaseGenerator):
-    """Paints images with the layout of a mask and the appearance of a reference image.
+    """Generates images with the layout of a mask and the appearance of a reference image.
 
     Samples bring their reference in the field ``reference``: in training an augmented copy of the image itself
-    (:class:`~mmsynth.datasets.transforms.ReferenceAugment`), at synthesis an image of the domain to paint for
+    (:class:`~mmsynth.datasets.transforms.ReferenceAugment`), at synthesis an image of the domain to generate for
     (:class:`~mmsynth.datasets.transforms.LoadReference`, :class:`~mmsynth.datasets.transforms.PickReference`).
 
     Args:

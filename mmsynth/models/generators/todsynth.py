@@ -42,7 +42,7 @@ class Condition:
 
 @MODELS.register_module()
 class TODSynth(BaseGenerator):
-    """Paints images for masks and prompts with an MM-DiT that the mask steers.
+    """Generates images for masks and prompts with an MM-DiT that the mask steers.
 
     Args:
         network: An :class:`~mmsynth.models.networks.MMDiT`, or its config.

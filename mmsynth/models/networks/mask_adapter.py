@@ -14,8 +14,15 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.normalization import AdaLayerNormContinuous
 from torch import Tensor
 
-from mmsynth.models.networks.control_block import (ControlBlock, copy_projections, finish_image, finish_text,
-                                                   norm_image, norm_text, zero_output)
+from mmsynth.models.networks.control_block import (
+    ControlBlock,
+    copy_projections,
+    finish_image,
+    finish_text,
+    norm_image,
+    norm_text,
+    zero_output,
+)
 
 
 class MaskAdapter(ControlBlock):

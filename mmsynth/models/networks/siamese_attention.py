@@ -14,8 +14,16 @@ from diffusers.models.attention import JointTransformerBlock
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from mmsynth.models.networks.control_block import (copy_projections, finish_image, finish_text, joint_attention,
-                                                   norm_image, norm_text, project, zero_output)
+from mmsynth.models.networks.control_block import (
+    copy_projections,
+    finish_image,
+    finish_text,
+    joint_attention,
+    norm_image,
+    norm_text,
+    project,
+    zero_output,
+)
 from mmsynth.models.networks.mask_stream import MaskStream
 
 

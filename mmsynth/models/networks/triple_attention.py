@@ -6,8 +6,15 @@ projections, q/k norm, output projection, gate and MLP.
 from diffusers.models.attention import JointTransformerBlock
 from torch import Tensor
 
-from mmsynth.models.networks.control_block import (finish_image, finish_text, joint_attention, norm_image, norm_text,
-                                                   project, project_added)
+from mmsynth.models.networks.control_block import (
+    finish_image,
+    finish_text,
+    joint_attention,
+    norm_image,
+    norm_text,
+    project,
+    project_added,
+)
 from mmsynth.models.networks.mask_stream import MaskStream
 
 

@@ -1,0 +1,252 @@
+"""Training of a latent critic: a head that reads a segmentor's verdict off the clean latent, without a decode.
+
+It learns from what CRFM will show it: the latents of real images, and the clean estimates z0_hat that the generator
+makes on its way from noise to an image, at every sigma. The segmentor reads the decoded latent, the head the latent:
+
+    loss = KL(segmentor ‖ head) + mask_weight * CE(head, mask),
+
+the second term on real images only. A generated image may not show its mask, and the head is to say so.
+
+Legend: B batch, C latent channels, h w latent cells, H W pixels, K classes.
+"""
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.dataset import InfiniteSampler, pseudo_collate
+from mmseg.evaluation import IoUMetric
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from mmsynth.engine.latent_distillation import Lesson, Teacher
+from mmsynth.guidance import Critic, Guidance, LatentCritic
+from mmsynth.guidance.base import Decode
+from mmsynth.registry import MODELS
+from mmsynth.synthesis.build import build_dataset, build_generator
+from mmsynth.utils import isolated_random_state, progress_bar
+from mmsynth.utils.hashes import config_hash, file_hash
+from mmsynth.utils.labels import IGNORE_INDEX
+
+_HELD_OUT_SHARE, _MOST_HELD_OUT = 0.1, 64
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well a latent critic stands for its segmentor, on held-out images.
+
+    Attributes:
+        images: Number of images.
+        clean: Share of the pixels that both read alike, latents of the images; [0, 1].
+        estimates: The same on the generator's clean estimates, over all steps of a run.
+        gradient: Cosine between the gradients of their losses, d loss / d z0_hat, mean over those estimates; [-1, 1].
+            It is the gradient that guides.
+        critic_miou: mIoU of the head against the masks, latents of the images; [0, 1].
+        segmentor_miou: That of the segmentor, on the decoded latents.
+    """
+
+    images: int
+    clean: float
+    estimates: float
+    gradient: float
+    critic_miou: float
+    segmentor_miou: float
+
+    def __str__(self) -> str:
+        return (f'{self.images} held-out images\n'
+                f'pixels read as the segmentor reads them: {self.clean:.1%} of real images, {self.estimates:.1%} of '
+                'the generator\'s clean estimates\n'
+                f'cosine between the gradients of the two losses on those estimates: {self.gradient:.2f}\n'
+                f'mIoU against the masks of the real images: latent critic {self.critic_miou:.1%}, '
+                f'segmentor {self.segmentor_miou:.1%}')
+
+
+def train_latent_critic(cfg: Config,
+                        checkpoint: str | Path,
+                        out: str | Path,
+                        *,
+                        iters: int = 2000,
+                        batch_size: int | None = None,
+                        lr: float = 2e-3,
+                        width: int = 64,
+                        mask_weight: float = 0.5,
+                        seed: int = 0,
+                        device: torch.device | str = 'cpu') -> Agreement:
+    """Train a latent critic for a generator's codec and a segmentor, and write it to a file.
+
+    Args:
+        cfg: A synthesis config: ``model`` (the generator), ``train_dataloader`` (labelled images with prompts) and
+            ``synthesis.guidance.critic`` (the segmentor). A ``val_dataloader`` of the same kind gives the held-out
+            images; without one, a tenth of the training images is held out.
+        checkpoint: The generator's weights.
+        out: File to write, .safetensors; must not exist.
+        iters: Training iterations.
+        batch_size: Real images per iteration, beside as many clean estimates; the data loader's by default.
+        lr: Peak of the one-cycle learning rate.
+        width: Channels of the head's hidden layers.
+        mask_weight: Weight of the cross entropy with the masks.
+        seed: Of the split, the data, the noise and the head's start.
+        device: Where everything runs.
+
+    Returns:
+        The agreement on held-out images, which the file holds too.
+
+    Raises:
+        ValueError: If an option is out of range or the config lacks a part.
+        FileExistsError: If ``out`` exists.
+    """
+    _check_options(cfg, out, dict(iters=iters, batch_size=batch_size, lr=lr), mask_weight)
+    generator = build_generator(cfg, checkpoint, device)
+    teacher = Teacher(_build_segmentor(cfg).to(device), generator)
+    generator.check_guidance(teacher)
+    batch_size = batch_size or cfg.train_dataloader.get('batch_size', 4)
+    with isolated_random_state(seed):
+        critic = _new_head(teacher, width).to(device)
+        learning, held_out = _split(cfg)
+        exam = [teacher.prepare(data, with_estimates=True) for data in DataLoader(
+            held_out, batch_size, collate_fn=pseudo_collate)]  # first: what is wrong with the data shows at once
+        sampler = InfiniteSampler(learning, seed=seed)
+        loader = DataLoader(learning, batch_size, sampler=sampler, collate_fn=pseudo_collate)
+        _fit(critic, teacher, iter(loader), iters, lr, mask_weight)
+        agreement = examine(critic, teacher, exam)
+    origin = dict(config_sha256=config_hash(cfg.model), weights_sha256=file_hash(checkpoint),
+                  critic=cfg.synthesis.guidance.critic.to_dict(), iters=iters, seed=seed, agreement=asdict(agreement))
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    critic.save(out, origin=origin)
+    return agreement
+
+
+def distillation_loss(logits: Tensor, target: Tensor, masks: Tensor, *, mask_weight: float) -> Tensor:
+    """``KL(softmax target ‖ softmax logits)`` over all pixels, and the cross entropy of the labelled samples.
+
+    Args:
+        logits: The head's (N, K, H, W).
+        target: The segmentor's (N, K, H, W).
+        masks: Of the first B <= N samples (B, H, W), int64, -100 where a pixel does not count; the others have none.
+        mask_weight: Weight of the cross entropy.
+
+    Returns:
+        A scalar. Pixels that do not count do so in the first term, for the segmentor has an opinion on them.
+    """
+    divergence = F.kl_div(logits.log_softmax(1), target.log_softmax(1), log_target=True, reduction='none').sum(1).mean()
+    entropy = F.cross_entropy(logits[:len(masks)], masks, ignore_index=-100, reduction='sum')
+    return divergence + mask_weight * entropy / (masks != -100).sum().clamp_min(1)
+
+
+def examine(critic: LatentCritic, teacher: Teacher, lessons: Sequence[Lesson]) -> Agreement:
+    """Compare a latent critic with its segmentor on prepared batches that have clean estimates."""
+    guidance = Guidance(critic)
+    clean, estimates, cosines = [], [], []
+    areas: dict[str, list[tuple[Tensor, ...]]] = dict(head=[], segmentor=[])
+    for lesson in lessons:
+        readings = dict(head=_classes(critic, lesson.clean), segmentor=teacher.predict_logits(lesson.clean).argmax(1))
+        clean.append((readings['head'] == readings['segmentor']).float().mean((1, 2)))
+        for name, classes in readings.items():
+            masks = lesson.masks.masked_fill(~critic.counts(lesson.masks), IGNORE_INDEX)
+            areas[name].append(IoUMetric.intersect_and_union(classes, masks, critic.num_classes, IGNORE_INDEX))
+        for estimate in lesson.estimates:
+            same = _classes(critic, estimate) == teacher.predict_logits(estimate).argmax(1)
+            estimates.append(same.float().mean((1, 2)))
+            ours, theirs = (_gradient(judge, estimate, lesson.masks, teacher.decode) for judge in (guidance, teacher))
+            cosines.append(F.cosine_similarity(ours.flatten(1), theirs.flatten(1)))
+    return Agreement(
+        images=sum(map(len, clean)),
+        clean=float(torch.cat(clean).mean()),
+        estimates=float(torch.cat(estimates).mean()),
+        gradient=float(torch.cat(cosines).mean()),
+        critic_miou=_miou(areas['head']),
+        segmentor_miou=_miou(areas['segmentor']))
+
+
+def _fit(critic: LatentCritic, teacher: Teacher, batches: Iterator[dict], iters: int, lr: float,
+         mask_weight: float) -> None:
+    optimizer = torch.optim.AdamW(critic.requires_grad_(True).parameters(), lr=lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=iters + 1, pct_start=0.1)
+    estimates = _endless_estimates(teacher, batches)
+    with progress_bar(total=iters, unit='it', title='latent critic') as bar:
+        for _ in range(iters):
+            lesson = teacher.prepare(next(batches), with_estimates=False)
+            latents = torch.cat([lesson.clean, next(estimates)])  # (2 B, C, h, w)
+            masks = lesson.masks.masked_fill(~critic.counts(lesson.masks), -100)
+            loss = distillation_loss(critic.predict_logits(latents), teacher.predict_logits(latents), masks, mask_weight=mask_weight)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(critic.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            bar.set_postfix(loss=f'{loss.item():.3f}', refresh=False)
+            bar.update()
+    critic.requires_grad_(False)
+
+
+def _endless_estimates(teacher: Teacher, batches: Iterator[dict]) -> Iterator[Tensor]:
+    """Clean estimates (B, C, h, w): whole runs one after the other, the steps of a run in random order."""
+    while True:
+        estimates = teacher.prepare(next(batches), with_estimates=True).estimates
+        for index in torch.randperm(len(estimates)).tolist():
+            yield estimates[index]
+
+
+def _build_segmentor(cfg: Config) -> Critic:
+    segmentor = MODELS.build(cfg.synthesis.guidance.critic)
+    if segmentor.input_type != 'images':
+        raise ValueError(f'{cfg.filename}: `synthesis.guidance.critic` is a {type(segmentor).__name__}, which reads '
+                         'latents; set it to the segmentor to learn from, such as mmsynth.SegmentorCritic.')
+    return segmentor
+
+
+def _new_head(teacher: Teacher, width: int) -> LatentCritic:
+    codec, segmentor = teacher.generator.latent_codec, teacher.critic
+    return LatentCritic(codec.channels, codec.factor, segmentor.num_classes, width, ignore_index=segmentor.ignore_index)
+
+
+def _split(cfg: Config) -> tuple[Dataset, Dataset]:
+    """What to learn from and what is held out, at most 64 images: of the validation split, or a tenth of the images."""
+    dataset = build_dataset(cfg.train_dataloader.dataset)
+    if cfg.get('val_dataloader'):
+        validation = build_dataset(cfg.val_dataloader.dataset)
+        return dataset, Subset(validation, torch.randperm(len(validation))[:_MOST_HELD_OUT].tolist())
+    if len(dataset) < 2:
+        raise ValueError(f'{cfg.filename}: `train_dataloader.dataset` has {len(dataset)} image; at least 2 are needed, '
+                         'as one is held out.')
+    order = torch.randperm(len(dataset)).tolist()
+    count = min(max(round(_HELD_OUT_SHARE * len(order)), 1), _MOST_HELD_OUT)
+    return Subset(dataset, order[count:]), Subset(dataset, order[:count])
+
+
+@torch.no_grad()
+def _classes(critic: LatentCritic, latents: Tensor) -> Tensor:
+    return critic.predict_logits(latents).argmax(1)
+
+
+def _gradient(guidance: Guidance, latents: Tensor, masks: Tensor, decode: Decode) -> Tensor:
+    variable = latents.detach().requires_grad_(True)
+    with guidance.critic.frozen_eval():
+        return torch.autograd.grad(guidance.judge(variable, decode, masks).mean_loss.sum(), variable)[0]
+
+
+def _miou(areas: Sequence[tuple[Tensor, ...]]) -> float:
+    """Mean intersection over union of the classes that occur; areas as mmseg's IoUMetric gives them."""
+    intersection, union = (sum(batch[index] for batch in areas) for index in (0, 1))
+    return float((intersection / union)[union > 0].mean())
+
+
+def _check_options(cfg: Config, out: str | Path, counts: dict[str, float | None], mask_weight: float) -> None:
+    wrong = [f'`{name}` must be positive, got {value}' for name, value in counts.items()
+             if value is not None and value <= 0]
+    if mask_weight < 0:
+        wrong.append(f'`mask_weight` must be at least 0, got {mask_weight}')
+    if Path(out).suffix != '.safetensors':
+        wrong.append(f'`out` must end in .safetensors, got {out}')
+    guidance = (cfg.get('synthesis') or {}).get('guidance') or {}
+    if 'critic' not in guidance:
+        wrong.append("the config has no `synthesis.guidance.critic`; name there the segmentor to learn from, as "
+                     'projects/demo/configs/todsynth.py does')
+    if not cfg.get('train_dataloader'):
+        wrong.append('the config has no `train_dataloader`; its labelled images are what is learned from')
+    if wrong:
+        raise ValueError(f'{cfg.filename}: {"; ".join(wrong)}.')
+    if Path(out).exists():
+        raise FileExistsError(f'{out} exists; remove it or choose another --out.')

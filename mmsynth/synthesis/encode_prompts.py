@@ -1,0 +1,186 @@
+"""Fill the prompt cache of a config: collect the distinct prompts of its datasets and encode each of them once."""
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+from torch.utils.data import Dataset
+
+from mmsynth.models.encoders import PromptCache, TextEncoder
+from mmsynth.registry import MODELS
+from mmsynth.synthesis.build import build_dataset, load_config
+from mmsynth.utils import progress_bar
+from mmsynth.utils.datasets import leaf_datasets
+
+NEGATIVE_PROMPT = ''  # of classifier-free guidance, and what prompt dropout trains with
+_DATASET_KEYS = ('train_dataloader', 'val_dataloader', 'synthesis')
+_USUAL_ENCODERS = {'mmsynth.TISynth': 'mmsynth.CLIPTextEncoder'}  # of a generator; SD3's of any other
+
+
+@dataclass(frozen=True)
+class EncodeReport:
+    """What :func:`encode_prompts` did.
+
+    Attributes:
+        folder: The cache's folder.
+        identity: Identity of the encoder.
+        distinct: Distinct prompts of the config, the empty one included.
+        encoded: How many of them were encoded now; the others were in the cache.
+        size_bytes: Size of the files of these prompts.
+    """
+
+    folder: Path
+    identity: str
+    distinct: int
+    encoded: int
+    size_bytes: int
+
+    def __str__(self) -> str:
+        return (f'{self.distinct} distinct prompts (with the empty one): {self.distinct - self.encoded} were cached, '
+                f'{self.encoded} encoded; {self.size_bytes / 2**20:.1f} MiB in {self.folder} '
+                f'(encoder {self.identity})')
+
+
+def encode_prompts(config: Config | str | Path,
+                   *,
+                   cache_dir: str | Path | None = None,
+                   pretrained: str | None = None,
+                   batch_size: int = 8,
+                   device: str = 'cpu') -> EncodeReport:
+    """Encode every prompt that a config's datasets can ask for, into its prompt cache.
+
+    Args:
+        config: The config, or its file. Its ``prompt_encoder`` is the encoder, ``model.text_encoder.cache_dir`` the
+            cache.
+        cache_dir: Another folder for the cache.
+        pretrained: Another folder or hub id for the encoder.
+        batch_size: Prompts encoded together.
+        device: Where the encoder runs.
+
+    Raises:
+        ValueError: If the config names no encoder or no cache and none is given, if no dataset has prompts, or if the
+            config reads another identity than the encoder's.
+    """
+    config = config if isinstance(config, Config) else load_config(config)
+    folder = _cache_folder(config, cache_dir)
+    encoder_config = _encoder_config(config, pretrained)
+    if batch_size < 1:
+        raise ValueError(f'`batch_size` must be at least 1, got {batch_size}.')
+    prompts = collect_prompts(config)
+    encoder = _build_encoder(encoder_config).to(device)
+    _check_identity(config, folder, encoder.identity)
+    cache = PromptCache(folder, encoder.identity)
+    with progress_bar(total=len(cache.missing(prompts)), unit='prompt', title='encode') as bar:
+        encoded = cache.encode_missing(prompts, encoder, batch_size=batch_size, progress=bar.update)
+    size = sum(cache.path(prompt).stat().st_size for prompt in prompts)
+    return EncodeReport(folder, encoder.identity, len(prompts), encoded, size)
+
+
+def collect_prompts(config: Config) -> list[str]:
+    """The distinct prompts of a config's datasets in their first order, after the empty one.
+
+    Looked at are ``train_dataloader``, ``val_dataloader`` and ``synthesis``. A dataset whose records have no prompts
+    and whose pipeline builds none, such as an ordinary segmentation dataset, is passed over.
+
+    Raises:
+        ValueError: If no dataset has prompts.
+    """
+    prompts = {NEGATIVE_PROMPT: None}
+    found = False
+    for key, dataset_config in _dataset_configs(config):
+        for dataset in leaf_datasets(build_dataset(dataset_config)):
+            prompt_of = _prompt_reader(dataset, key)
+            if prompt_of is None:
+                print_log(f'{key}.dataset ({type(dataset).__name__}) has no prompts: passed over', 'current')
+                continue
+            found = True
+            indices = progress_bar(range(len(dataset)), unit='record', title=f'prompts of {key}')
+            prompts.update((prompt_of(index), None) for index in indices)
+    if not found:
+        raise ValueError(f'no dataset of the config has prompts (looked at {", ".join(_DATASET_KEYS)}). Add '
+                         "dict(type='mmsynth.BuildPrompt') to the pipeline of one, or prompts to its manifest.")
+    return list(prompts)
+
+
+def _dataset_configs(config: Config) -> Iterator[tuple[str, dict]]:
+    """The datasets to look at, with the key they stand under; of validation only those of this package."""
+    for key in _DATASET_KEYS:
+        dataset = (config.get(key) or {}).get('dataset')
+        if dataset is None or key == 'val_dataloader' and not str(dataset['type']).startswith('mmsynth.'):
+            continue
+        yield key, dataset
+
+
+def _prompt_reader(dataset: Dataset, key: str) -> Callable[[int], str] | None:
+    """What gives the prompt of record i, or None for a dataset without prompts."""
+    pipeline = getattr(getattr(dataset, 'pipeline', None), 'transforms', [])
+    names = [type(transform).__name__ for transform in pipeline]
+    builders = [index for index, name in enumerate(names) if name.endswith('BuildPrompt')]
+    transforms = pipeline[:builders[-1] + 1] if builders else []
+    if not builders and not any('prompt' in dataset.get_data_info(index) for index in range(len(dataset))):
+        return None
+    random = [name for name in names[:len(transforms)] if name.startswith('Random') and name != 'RandomFlip']
+    if random:
+        print_log(
+            f'{key}.dataset: {", ".join(random)} before BuildPrompt: what a random cut leaves in the mask differs from '
+            'reading to reading, so training may ask for prompts that are not collected here. With a prompt cache, put '
+            'BuildPrompt before it, or cut at fixed places.',
+            'current', logging.WARNING)
+
+    def prompt_of(index: int) -> str:
+        results = dataset.get_data_info(index)
+        for transform in transforms:
+            results = transform(results)
+            if results is None:
+                raise ValueError(f'{key}.dataset: record {index} is dropped by {type(transform).__name__} before its '
+                                 'prompt is built; take it out of the dataset or put BuildPrompt before it.')
+        if not isinstance(results.get('prompt'), str):
+            raise ValueError(f'{key}.dataset: record {index} has the prompt {results.get("prompt")!r}; it must be a '
+                             "string. Complete the records, or add dict(type='mmsynth.BuildPrompt') to the pipeline.")
+        return results['prompt']
+
+    return prompt_of
+
+
+def _cache_folder(config: Config, cache_dir: str | Path | None) -> Path:
+    reader = (config.get('model') or {}).get('text_encoder') or {}
+    folder = cache_dir or reader.get('cache_dir')
+    if not folder:
+        raise ValueError('the config names no prompt cache; set model.text_encoder = '
+                         "dict(type='mmsynth.CachedTextEncoder', cache_dir=...) or give `cache_dir` (--cache-dir).")
+    return Path(folder)
+
+
+def _encoder_config(config: Config, pretrained: str | None) -> dict:
+    encoder = dict(config.get('prompt_encoder') or {})
+    usual = _USUAL_ENCODERS.get(str((config.get('model') or {}).get('type')), 'mmsynth.SD3TextEncoder')
+    if not encoder and not pretrained:
+        raise ValueError('the config names no encoder; set prompt_encoder = '
+                         f"dict(type='{usual}', pretrained=...) or give `pretrained` (--pretrained).")
+    encoder.setdefault('type', usual)
+    if pretrained:
+        encoder['pretrained'] = pretrained
+    return encoder
+
+
+def _build_encoder(encoder_config: dict) -> TextEncoder:
+    encoder = MODELS.build(encoder_config)
+    if not isinstance(getattr(encoder, 'identity', None), str):
+        raise ValueError(f'`prompt_encoder`: {type(encoder).__name__} cannot fill a cache, having no `identity`; use '
+                         'an encoder with fixed weights such as mmsynth.SD3TextEncoder.')
+    return encoder
+
+
+def _check_identity(config: Config, folder: Path, identity: str) -> None:
+    """Refuse to write what the config's reader would not read; warn where it will have to choose."""
+    wanted = ((config.get('model') or {}).get('text_encoder') or {}).get('identity')
+    if wanted and wanted != identity:
+        raise ValueError(f'model.text_encoder.identity is {wanted}, the encoder has {identity}: what is encoded now '
+                         'would not be read. Correct the identity or `prompt_encoder`.')
+    others = [known for known in PromptCache.identities(folder) if known != identity]
+    if others and not wanted:
+        print_log(
+            f'{folder} also holds embeddings of {", ".join(others)}: set model.text_encoder.identity = {identity!r} to '
+            'read those of this run, or use another --cache-dir.', 'current', logging.WARNING)

@@ -1,0 +1,52 @@
+"""Run the whole loop on a small set and compare segmentors trained with and without synthetic images."""
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__ + ' Trains a critic and a generator, synthesizes with and without CRFM, trains a segmentor '
+        'for each row of the table, and writes report.html and preview.png.')
+    parser.add_argument('--data', type=Path,
+                        help='folder with images/, masks/ (8-bit class index) and meta.json (classes, palette); '
+                        'default: a land-cover set drawn here')
+    parser.add_argument('--generator', choices=['todsynth', 'tisynth'], default='todsynth',
+                        help='todsynth, steered by mask and text; tisynth, by mask and reference image: on the drawn '
+                        'set it transfers labels to a domain that has none; default: todsynth')
+    parser.add_argument('--out-dir', type=Path, help='where everything goes; default: work_dirs/demo[_GENERATOR][_DATA]'
+                        '[_PRESET][_CONTROL]')
+    parser.add_argument('--preset', choices=['standard', 'long', 'smoke'], default='standard',
+                        help='how long to train: standard, 10 to 30 minutes on two cores; long, several times that; '
+                        'smoke, three iterations of everything; default: standard')
+    parser.add_argument('--control', choices=['triple', 'siamese', 'adapter'],
+                        help='how masks steer todsynth: triple, one attention over image, text and mask; siamese, '
+                        'a second attention over image and mask; adapter, a cross-attention to the mask; default: '
+                        'triple')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0],
+                        help='run everything once per seed and give mean and spread; default: 0')
+    parser.add_argument('--smoke', action='store_const', const='smoke', dest='preset', help='same as --preset smoke')
+    return parser.parse_args(arguments)
+
+
+def default_out_dir(args: argparse.Namespace) -> Path:
+    """A folder of its own for each combination of generator, data, preset and control."""
+    parts = [args.generator if args.generator != 'todsynth' else None, args.data and args.data.resolve().name,
+             args.preset if args.preset != 'standard' else None, args.control if args.control != 'triple' else None]
+    return Path('work_dirs') / '_'.join(['demo', *filter(None, parts)])
+
+
+def main() -> None:
+    args = parse_args()
+    sys.path.insert(0, str(ROOT))  # for this project; and for mmsynth, in a checkout that is not installed
+    from projects.demo.demo import Demo
+    from projects.demo.report import report_demo
+    demo = Demo(ROOT / 'projects/demo/configs', args.out_dir or default_out_dir(args), data=args.data, preset=args.preset,
+                generator=args.generator, control=args.control)
+    report_demo(demo, [demo.run(seed) for seed in args.seeds])
+
+
+if __name__ == '__main__':
+    main()

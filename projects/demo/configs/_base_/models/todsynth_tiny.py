@@ -1,0 +1,30 @@
+# TODSynth sized for two CPU cores: 48-pixel images, 4-pixel tokens, no weights to download.
+classes = ('background', 'building', 'road', 'water', 'field', 'forest')
+width = 128
+model = dict(
+    type='mmsynth.TODSynth',
+    data_preprocessor=dict(type='mmsynth.SynthDataPreprocessor'),
+    latent_codec=dict(type='mmsynth.PatchPCACodec', patch_size=4, channels=16, whitening=0.5),
+    label_codec=dict(type='mmsynth.OneHotCodec', num_classes=len(classes)),
+    text_encoder=dict(type='mmsynth.ClassNameEmbedding', classes=classes, embed_dims=width, pooled_dims=width),
+    network=dict(
+        type='mmsynth.MMDiT',
+        control='triple',  # how masks steer the image; or 'siamese', 'adapter' (projects/demo --control)
+        mask_channels=len(classes),
+        trunk=dict(
+            sample_size=12,
+            patch_size=1,
+            in_channels=16,
+            out_channels=16,
+            num_layers=4,
+            attention_head_dim=32,
+            num_attention_heads=4,
+            joint_attention_dim=width,
+            caption_projection_dim=width,
+            pooled_projection_dim=width,
+            pos_embed_max_size=32,
+            qk_norm='rms_norm')),
+    scheduler=dict(shift=1.0),
+    trainable=dict(image='full', mask='full', text='full'),
+    weighting_scheme='logit_normal',
+    num_steps=23)

@@ -1,0 +1,263 @@
+"""The whole loop on a small set: train critic and generator, synthesize with and without CRFM, train segmentors.
+
+What is compared: segmentors trained for equally many iterations on real images only, on real and plain synthetic
+images, and on real and CRFM synthetic images, evaluated on held-out real images; and how well a judge, a segmentor of
+another architecture that never guides, reads the masks back from the synthetic images. A generator that takes
+references transfers: the labelled images show one domain, the references and the held-out images another.
+"""
+import copy
+import json
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+
+from mmsynth.apis.synthesize import synthesize
+from mmsynth.evaluation import mask_consistency
+from mmsynth.guidance import SegmentorCritic
+from mmsynth.models.networks import CONTROLS
+from mmsynth.pool import Pool
+from mmsynth.synthesis.build import load_config
+from projects.demo.colours import ReferenceSwap, reference_swap
+from projects.demo.plan import GENERATORS, ONLINE, ONLINE_ROUNDS, PRESETS, REAL, Row, make_plan
+from projects.demo.prepare import split_folder, write_landcover
+from projects.demo.result import SeedResult
+from projects.demo.retarget import retarget
+
+RESULT_FILE = 'result.json'
+_SHORTEST_SCHEDULE = 30  # iterations; a one-cycle schedule needs a few for each of its phases
+
+
+class Demo:
+    """One demo: its data, configs and stages. Every stage's config is written to ``OUT/configs`` and runs alone there.
+
+    Args:
+        config_dir: The folder ``configs/demo``.
+        out_dir: Where everything goes.
+        data: A folder with images/, masks/ and meta.json; None draws the embedded land-cover set.
+        preset: One of :data:`~projects.demo.plan.PRESETS`.
+        generator: One of :data:`~projects.demo.plan.GENERATORS`.
+        control: How masks steer TODSynth, one of its network's :data:`~mmsynth.models.networks.CONTROLS`; 'triple' if
+            None.
+
+    Raises:
+        ValueError: For an unknown preset, generator or control, or a control for another generator.
+    """
+
+    def __init__(self,
+                 config_dir: Path,
+                 out_dir: Path,
+                 *,
+                 data: Path | None = None,
+                 preset: str = 'standard',
+                 generator: str = 'todsynth',
+                 control: str | None = None) -> None:
+        _check_choices(preset, generator, control)
+        self.config_dir = config_dir
+        self.out_dir = out_dir
+        self.preset = PRESETS[preset]
+        self.generator = generator
+        self.control = (control or next(iter(CONTROLS))) if generator == 'todsynth' else None
+        self.data_root = out_dir / 'data'
+        if data is None:
+            count = self.preset.num_images
+            write_landcover(self.data_root, **({} if count is None else dict(
+                num_labelled=count, num_val=count, num_judge=count, num_target=count, num_synthesis=count)))
+        else:
+            split_folder(data, self.data_root)
+        self.plan = make_plan(generator, self.data_root)
+        self.meta = json.loads((self.data_root / 'meta.json').read_text())
+        self.settings = json.loads(json.dumps(dict(
+            preset=asdict(self.preset), generator=generator, control=self.control, rows=list(self.plan.titles),
+            data=self.meta['settings'])))
+
+    def run(self, seed: int) -> SeedResult:
+        """Run every stage with one seed, unless it was run to its end before; an unfinished run is replaced.
+
+        Several processes may run different seeds in one folder.
+        """
+        path = self._folder(seed, RESULT_FILE)
+        result = SeedResult.read(path, self.settings)
+        if result is not None:
+            print_log(f'seed {seed} was run before: {path}', logger='current')
+            return result
+        shutil.rmtree(path.parent, ignore_errors=True)
+        result = self._run_stages(seed)
+        result.write(path, self.settings)
+        return result
+
+    def _run_stages(self, seed: int) -> SeedResult:
+        result = SeedResult(seed)
+        for stage in ('critic', 'judge'):
+            result.reference_miou[stage] = self._train_segmentor(stage, self._reader_config(stage, seed), result)
+        generator = self._train_generator(seed, result)
+        for name, row in self.plan.rows.items():
+            pool = self._synthesize(name, row, generator, seed, result)
+            result.pools[name] = pool.root
+            result.consistency[name] = {reader: mask_consistency(pool, self.reader(reader, seed))
+                                        for reader in ('judge', 'critic')}
+        result.swap = self._compare_references(result)
+        for name in self.plan.titles:
+            cfg = self._online_config(generator, seed) if name == ONLINE else self._row_config(name, seed)
+            result.miou[name] = self._train_segmentor(name, cfg, result)
+        return result
+
+    def _reader_config(self, stage: str, seed: int) -> Config:
+        """The critic knows the labelled images; the judge knows more, and all domains."""
+        cfg = self._config(f'{stage}.py', seed)
+        _set_iterations(cfg, self.preset.judge_iters if stage == 'judge' else self.preset.segmentor_iters)
+        if stage == 'judge':
+            dataset = cfg.train_dataloader.dataset
+            cfg.train_dataloader.dataset = dict(
+                type='ConcatDataset', datasets=[_with_part(dataset, part) for part in self.plan.judge_parts])
+            self._validate_as_planned(cfg)
+        return cfg
+
+    def _row_config(self, name: str, seed: int) -> Config:
+        cfg = self._config('segmentor_real.py' if name == REAL else 'segmentor_mixed.py', seed)
+        _set_iterations(cfg, self.preset.segmentor_iters)
+        self._validate_as_planned(cfg)
+        if name == REAL:
+            return cfg
+        real, synthetic = cfg.train_dataloader.dataset.datasets
+        synthetic.dataset.data_root = str(self._folder(seed, f'pool_{name}'))
+        num_real = len(list((self.data_root / 'img_dir' / 'train').glob('*.png')))
+        num_synthetic = len(Pool.open(synthetic.dataset.data_root))
+        real.times = max(1, round(num_synthetic / num_real))  # half and half, as far as whole repeats go
+        synthetic.times = max(1, round(num_real / num_synthetic))
+        return cfg
+
+    def _online_config(self, generator: Path, seed: int) -> Config:
+        """As many images as the other rows have, in equal rounds; the segmentor in training guides."""
+        cfg = self._config('segmentor_online.py', seed)
+        _set_iterations(cfg, self.preset.segmentor_iters)
+        self._validate_as_planned(cfg)
+        hook = next(hook for hook in cfg.custom_hooks if hook.type == 'mmsynth.OnlineSynthesisHook')
+        hook.begin = hook.interval = max(1, cfg.train_cfg.max_iters // ONLINE_ROUNDS)
+        hook.num_per_round = max(1, len(Pool.open(self._folder(seed, 'pool_crfm'))) // (ONLINE_ROUNDS - 1))
+        hook.generator = dict(config=str(self._folder(seed, 'configs') / 'generator.py'), checkpoint=str(generator))
+        hook.pool = cfg.train_dataloader.dataset.pool = str(self._folder(seed, 'pool_online'))
+        hook.seed = seed
+        return cfg
+
+    def _validate_as_planned(self, cfg: Config) -> None:
+        for loader in (cfg.val_dataloader, cfg.test_dataloader):
+            loader.dataset = _with_part(loader.dataset, self.plan.validated)
+
+    def _train_segmentor(self, stage: str, cfg: Config, result: SeedResult) -> float:
+        hub = self._train(stage, cfg, result).message_hub
+        return float(hub.get_scalar('val/mIoU').current())
+
+    @property
+    def generator_file(self) -> str:
+        """The generator's config under ``configs/demo``."""
+        return f'{self.generator}{self.preset.suffix}.py'
+
+    def _generator_config(self, seed: int) -> Config:
+        cfg = self._config(self.generator_file, seed)
+        if self.control is not None:
+            cfg.model.network.control = self.control
+        self._set_references(cfg, self.plan.rows['plain'])
+        _set_iterations(cfg, self.preset.generator_iters)
+        return cfg
+
+    def _set_references(self, cfg: Config, row: Row) -> None:
+        for transform in cfg.synthesis.dataset.pipeline:
+            if transform.type == 'mmsynth.PickReference':
+                transform.folder = str(self.data_root / 'img_dir' / row.references)
+
+    def _train_generator(self, seed: int, result: SeedResult) -> Path:
+        cfg = self._generator_config(seed)
+        critic = cfg.synthesis.guidance.critic
+        critic.config = str(self._folder(seed, 'configs') / 'critic.py')
+        critic.checkpoint = str(_last_checkpoint(self._folder(seed, 'critic')))
+        self._train('generator', cfg, result)
+        return _last_checkpoint(self._folder(seed, 'generator'))
+
+    def _synthesize(self, name: str, row: Row, checkpoint: Path, seed: int, result: SeedResult) -> Pool:
+        start = time.perf_counter()
+        cfg = load_config(self._folder(seed, 'configs') / 'generator.py')
+        self._set_references(cfg, row)
+        pool = synthesize(
+            cfg,
+            checkpoint,
+            self._folder(seed, f'pool_{name}'),
+            guidance=row.guidance,
+            limit=self.preset.limit,
+            seed=seed)
+        result.seconds[f'synthesize {name}'] = time.perf_counter() - start
+        return pool
+
+    def _compare_references(self, result: SeedResult) -> ReferenceSwap | None:
+        if not self.plan.transfers:
+            return None
+        return reference_swap(Pool.open(result.pools['source']), Pool.open(result.pools['plain']))
+
+    def reader(self, stage: str, seed: int) -> SegmentorCritic:
+        """The trained 'critic' or 'judge' of a seed, to read images with."""
+        return SegmentorCritic(
+            str(self._folder(seed, 'configs') / f'{stage}.py'), str(_last_checkpoint(self._folder(seed, stage))))
+
+    def _train(self, stage: str, cfg: Config, result: SeedResult) -> Runner:
+        """What mmseg's tools/train.py does, with the stage's config written where a user can run it again."""
+        start = time.perf_counter()
+        cfg.work_dir = str(self._folder(result.seed, stage))
+        cfg.experiment_name = f'{stage}_{result.seed}_{time.time_ns()}'
+        path = self._folder(result.seed, 'configs') / f'{stage}.py'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cfg.dump(path)
+        print_log(f'[{stage}] training; config {path}', logger='current')
+        runner = Runner.from_cfg(Config.fromfile(path))
+        runner.train()
+        result.seconds[f'train {stage}'] = time.perf_counter() - start
+        return runner
+
+    def _config(self, name: str, seed: int) -> Config:
+        cfg = load_config(self.config_dir / name)
+        retarget(cfg, self.data_root, self.meta['classes'], self.meta['palette'])
+        cfg.randomness = dict(seed=cfg.randomness.seed + seed)
+        cfg.log_level = 'WARNING'
+        cfg.custom_hooks = [hook for hook in cfg.get('custom_hooks', []) if 'ProgressBar' not in hook.type]
+        cfg.custom_hooks.append(dict(type='mmsynth.ProgressBarHook', title=Path(name).stem))
+        return cfg
+
+    def _folder(self, seed: int, name: str) -> Path:
+        return self.out_dir / f'seed_{seed}' / name
+
+
+def _check_choices(preset: str, generator: str, control: str | None) -> None:
+    for name, value, known in (('preset', preset, PRESETS), ('generator', generator, GENERATORS),
+                               ('control', control, (None, *CONTROLS))):
+        if value not in known:
+            raise ValueError(f'`{name}` must be one of {", ".join(filter(None, known))}, got {value!r}.')
+    if control is not None and generator != 'todsynth':
+        raise ValueError(f'`control` chooses among the networks of todsynth, got {control!r} for {generator}; leave it '
+                         'out.')
+
+
+def _with_part(dataset: ConfigDict, part: str) -> ConfigDict:
+    """The same data set on another part of the data."""
+    dataset = copy.deepcopy(dataset)
+    dataset.data_prefix = dict(img_path=f'img_dir/{part}', seg_map_path=f'ann_dir/{part}')
+    return dataset
+
+
+def _set_iterations(cfg: Config, iterations: int | None) -> None:
+    if iterations is None:
+        return
+    cfg.train_cfg.max_iters = iterations
+    cfg.train_cfg.val_interval = iterations
+    for scheduler in cfg.get('param_scheduler', ()):
+        scheduler.total_steps = max(iterations, _SHORTEST_SCHEDULE)
+    cfg.default_hooks.checkpoint.interval = iterations
+    for hook in cfg.get('custom_hooks', []):
+        if 'interval' in hook:
+            hook.interval = iterations
+
+
+def _last_checkpoint(folder: Path) -> Path:
+    return Path((folder / 'last_checkpoint').read_text().strip())

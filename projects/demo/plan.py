@@ -1,0 +1,98 @@
+"""What a demo compares: how long each stage trains, and the rows of its table."""
+from dataclasses import dataclass
+from pathlib import Path
+
+GENERATORS = ('todsynth', 'tisynth')
+REAL = 'real'  # the row without synthetic images
+ONLINE = 'online'  # the row whose images are generated while its segmentor trains
+ONLINE_ROUNDS = 6  # parts of a training; a round is generated after each but the last
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How much work a demo does.
+
+    Attributes:
+        suffix: Of the generator's config, ``projects/demo/configs/{generator}{suffix}.py``.
+        generator_iters: Training iterations of the generator; None for the config's own.
+        segmentor_iters: Training iterations of the critic and every row's segmentor; None for the configs' own.
+        judge_iters: Training iterations of the judge; None for its config's own.
+        limit: Masks synthesized for; None for all.
+        num_images: Images drawn for each part of the embedded set; None for the set's own numbers.
+    """
+
+    suffix: str = ''
+    generator_iters: int | None = None
+    segmentor_iters: int | None = None
+    judge_iters: int | None = None
+    limit: int | None = None
+    num_images: int | None = None
+
+
+PRESETS = dict(
+    standard=Preset(segmentor_iters=300, judge_iters=600),
+    long=Preset(suffix='_long'),
+    smoke=Preset(generator_iters=3, segmentor_iters=3, judge_iters=3, limit=4, num_images=4))
+
+
+@dataclass(frozen=True)
+class Row:
+    """Synthetic images, and the segmentor that trains on them and the real ones.
+
+    Attributes:
+        title: In the table.
+        guidance: How they are generated, 'none' or 'crfm'.
+        references: The part of the data set that the references come from; None for a generator without any.
+    """
+
+    title: str
+    guidance: str
+    references: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained on and compared.
+
+    Attributes:
+        rows: Name → what is generated; 'plain' and 'crfm' are among them.
+        validated: The part of the data set whose images the table is about.
+        judge_parts: The parts that the judge trains on.
+    """
+
+    rows: dict[str, Row]
+    validated: str = 'val'
+    judge_parts: tuple[str, ...] = ('judge', )
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """Row → its title: first without synthetic images, then with those of ``rows``, last with online ones."""
+        generated = {name: row.title for name, row in self.rows.items()}
+        return {REAL: 'real only'} | generated | {ONLINE: 'real + CRFM synthetic, online'}
+
+    @property
+    def transfers(self) -> bool:
+        """Whether the labelled images show another domain than the one the table is about."""
+        return self.validated != 'val'
+
+
+def make_plan(generator: str, data_root: Path) -> Plan:
+    """The plan of a generator on a data set: one that takes references transfers to the set's target domain, if any.
+
+    Raises:
+        ValueError: For an unknown generator.
+    """
+    if generator not in GENERATORS:
+        raise ValueError(f'`generator` must be one of {", ".join(GENERATORS)}, got {generator!r}.')
+    if generator == 'todsynth':
+        return Plan(_plain_and_crfm(None))
+    if not (data_root / 'img_dir' / 'target').is_dir():
+        return Plan(_plain_and_crfm('train'))
+    source = Row('real + synthetic, source references', 'none', 'train')
+    return Plan(dict(source=source) | _plain_and_crfm('target', ', target references'), 'target_val',
+                ('judge', 'target_judge'))
+
+
+def _plain_and_crfm(references: str | None, suffix: str = '') -> dict[str, Row]:
+    return dict(plain=Row(f'real + plain synthetic{suffix}', 'none', references),
+                crfm=Row(f'real + CRFM synthetic{suffix}', 'crfm', references))

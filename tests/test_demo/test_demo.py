@@ -1,0 +1,191 @@
+"""``make demo SMOKE=1``: three iterations of everything, as a command, and what it leaves behind."""
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from PIL import Image
+
+from mmsynth.evaluation import Consistency
+from mmsynth.models.networks import CONTROLS
+from mmsynth.pool import Pool
+from mmsynth.registry import MODELS
+from projects.demo.colours import ReferenceSwap
+from projects.demo.demo import Demo
+from projects.demo.plan import PRESETS, make_plan
+from projects.demo.report import consistency_rows, segmentation_rows, swap_rows
+from projects.demo.result import SeedResult
+
+ROOT = Path(__file__).resolve().parents[2]
+TITLES = make_plan('todsynth', Path()).titles
+
+
+@pytest.fixture(scope='module')
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder and the output of a smoke run."""
+    out = tmp_path_factory.mktemp('demo') / 'out'
+    run = subprocess.run([sys.executable, str(ROOT / 'projects' / 'demo'), '--smoke', '--out-dir', str(out)],
+                         capture_output=True, text=True, cwd=out.parent, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return out, run.stdout
+
+
+def test_the_table_has_every_row_with_a_measured_number(smoke: tuple[Path, str]) -> None:
+    _, output = smoke
+    for title in (*TITLES.values(), 'CRFM - plain'):
+        line = next(line for line in output.splitlines() if title in line)
+        assert any(character.isdigit() for character in line), line
+
+
+def test_pictures_report_and_configs_are_written(smoke: tuple[Path, str]) -> None:
+    out, _ = smoke
+    assert np.asarray(Image.open(out / 'preview.png')).std() > 0
+    page = (out / 'report.html').read_text()
+    assert 'real + CRFM synthetic' in page and 'data:image/png;base64' in page
+    assert list((out / 'seed_0' / 'generator' / 'previews').glob('iter_3.png'))
+    for stage in ('critic', 'judge', 'generator', *TITLES):
+        cfg = Config.fromfile(out / 'seed_0' / 'configs' / f'{stage}.py')
+        assert cfg.train_cfg.max_iters == 3
+
+
+def test_every_segmentor_trains_equally_long_and_is_judged_on_real_images(smoke: tuple[Path, str]) -> None:
+    out, _ = smoke
+    configs = [Config.fromfile(out / 'seed_0' / 'configs' / f'{row}.py') for row in TITLES]
+    assert len({str(cfg.train_cfg) + str(cfg.optim_wrapper) + str(cfg.model) for cfg in configs}) == 1
+    assert {str(cfg.val_dataloader.dataset.data_root) for cfg in configs} == {str(out / 'data')}
+    assert len({cfg.randomness.seed for cfg in configs}) == 1
+
+
+def test_both_pools_generate_the_same_masks_from_the_same_noise(smoke: tuple[Path, str]) -> None:
+    out, _ = smoke
+    plain, crfm = (Pool.open(out / 'seed_0' / f'pool_{row}').records for row in ('plain', 'crfm'))
+    assert [(record.id, record.seed) for record in plain] == [(record.id, record.seed) for record in crfm]
+    assert len(plain) == 4 and all(record.guidance is None for record in plain)
+    assert all(len(record.guidance['trace']) == 23 for record in crfm)
+
+
+def test_the_online_row_generates_while_it_trains(smoke: tuple[Path, str]) -> None:
+    out, _ = smoke
+    cfg = Config.fromfile(out / 'seed_0' / 'configs' / 'online.py')
+    assert cfg.train_dataloader.batch_sampler.ratio == 0.5 and cfg.train_cfg.max_iters == 3
+    pool = Pool.open(out / 'seed_0' / 'pool_online')
+    assert len(pool) > 0 and all(record.guidance['name'] == 'CRFM' for record in pool.records)
+
+
+@pytest.mark.parametrize('settings, message', [
+    (dict(preset='quick'), f"`preset` must be one of {', '.join(PRESETS)}, got 'quick'"),
+    (dict(generator='gan'), "`generator` must be one of todsynth, tisynth, got 'gan'"),
+    (dict(generator='tisynth', control='siamese'), "`control` chooses among the networks of todsynth, got 'siamese'"),
+    (dict(control='tripel'), "`control` must be one of triple, siamese, adapter, got 'tripel'"),
+])
+def test_an_unknown_choice_is_named_before_anything_is_drawn(settings: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        Demo(ROOT / 'projects' / 'demo' / 'configs', tmp_path / 'out', **settings)
+    assert not (tmp_path / 'out').exists()
+
+
+class TestControl:
+
+    @staticmethod
+    def demo(out_dir: Path, **settings) -> Demo:
+        return Demo(ROOT / 'projects' / 'demo' / 'configs', out_dir, preset='smoke', **settings)
+
+    @pytest.mark.parametrize('control', CONTROLS)
+    def test_it_is_the_generator_s(self, control: str, tmp_path: Path) -> None:
+        cfg = self.demo(tmp_path, control=control)._generator_config(seed=0)
+        assert MODELS.build(cfg.model.network).control == control
+
+    def test_a_scheme_s_result_is_not_another_s(self, tmp_path: Path) -> None:
+        siamese, path = self.demo(tmp_path, control='siamese'), tmp_path / 'result.json'
+        SeedResult(3).write(path, siamese.settings)
+        assert SeedResult.read(path, siamese.settings) == SeedResult(3)
+        assert SeedResult.read(path, self.demo(tmp_path).settings) is None
+
+    @pytest.mark.parametrize('arguments, name', [
+        ('', 'demo'),
+        ('--control triple --preset standard', 'demo'),
+        ('--control siamese', 'demo_siamese'),
+        ('--generator tisynth --data some/set', 'demo_tisynth_set'),
+        ('--data some/set --smoke --control adapter', 'demo_set_smoke_adapter'),
+    ])
+    def test_each_has_a_folder_of_its_own(self, arguments: str, name: str) -> None:
+        tool = runpy.run_path(str(ROOT / 'projects' / 'demo'))
+        assert tool['default_out_dir'](tool['parse_args'](arguments.split())) == Path('work_dirs') / name
+
+    def test_the_tool_offers_what_the_network_has(self) -> None:
+        parse_args = runpy.run_path(str(ROOT / 'projects' / 'demo'))['parse_args']
+        assert [parse_args(['--control', control]).control for control in CONTROLS] == list(CONTROLS)
+
+
+def test_tables_give_mean_and_spread_and_paired_differences() -> None:
+    def reading(value: float) -> Consistency:
+        return Consistency(value, value, (value, ))
+
+    results = [
+        SeedResult(seed, miou=dict(real=40 + seed, plain=41.0, crfm=42.0, online=43.0),
+                   reference_miou=dict(judge=50.0, critic=45.0),
+                   consistency=dict(plain=dict(judge=reading(0.3), critic=reading(0.3)),
+                                    crfm=dict(judge=reading(0.4 + seed / 100), critic=reading(0.5))))
+        for seed in (0, 2)]
+    plan = make_plan('todsynth', Path())
+    assert segmentation_rows(results, plan)[0] == ['real only', '40.00', '42.00', '41.00 ± 1.41']
+    assert segmentation_rows(results[:1], plan)[0] == ['real only', '40.00', '40.00 (one seed)']
+    assert ['judge', 'CRFM - plain', '+10.00', '+12.00', '+11.00 ± 1.41'] in consistency_rows(results, plan)
+
+
+# ------------------------------------------------------------------------------------------------------ with references
+
+
+@pytest.fixture(scope='module')
+def transfer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder and the output of a smoke run that transfers labels to the target domain."""
+    out = tmp_path_factory.mktemp('demo_tisynth') / 'out'
+    run = subprocess.run(
+        [sys.executable, str(ROOT / 'projects' / 'demo'), '--smoke', '--generator', 'tisynth', '--out-dir', str(out)],
+        capture_output=True, text=True, cwd=out.parent, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return out, run.stdout
+
+
+class TestTransfer:
+
+    def test_the_tables_are_about_the_target(self, transfer: tuple[Path, str]) -> None:
+        out, output = transfer
+        assert 'mIoU on held-out real images of the target domain (%)' in output
+        for title in make_plan('tisynth', out / 'data').titles.values():
+            assert any(title[:30] in line and any(map(str.isdigit, line)) for line in output.splitlines()), title
+        assert 'Colours of synthetic images and of references' in output and 'moved' in output
+        assert 'plain reference' not in output and (out / 'preview.png').is_file()
+
+    def test_only_the_judge_sees_labels_of_the_target(self, transfer: tuple[Path, str]) -> None:
+        out, _ = transfer
+        configs = {stage: Config.fromfile(out / 'seed_0' / 'configs' / f'{stage}.py')
+                   for stage in ('critic', 'judge', 'generator', 'real', 'source', 'plain', 'crfm')}
+        trained_on = {stage: str(cfg.train_dataloader) for stage, cfg in configs.items()}
+        assert [stage for stage, text in trained_on.items() if 'target' in text] == ['judge']
+        validated = {stage: cfg.val_dataloader.dataset.data_prefix.img_path for stage, cfg in configs.items()
+                     if stage != 'generator'}
+        assert validated.pop('critic') == 'img_dir/val' and set(validated.values()) == {'img_dir/target_val'}
+
+    def test_references_are_swapped_and_nothing_else(self, transfer: tuple[Path, str]) -> None:
+        out, _ = transfer
+        pools = {row: Pool.open(out / 'seed_0' / f'pool_{row}') for row in ('source', 'plain', 'crfm')}
+        parts = {row: {Path(record.reference).parent.name for record in pool.records} for row, pool in pools.items()}
+        assert parts == dict(source={'train'}, plain={'target'}, crfm={'target'})
+        assert len({tuple((record.id, record.seed) for record in pool.records) for pool in pools.values()}) == 1
+
+    def test_a_set_without_a_target_has_the_usual_rows(self, tmp_path: Path) -> None:
+        plan = make_plan('tisynth', tmp_path)
+        assert list(plan.rows) == ['plain', 'crfm'] and plan.validated == 'val' and not plan.transfers
+        assert {row.references for row in plan.rows.values()} == {'train'}
+
+    def test_a_result_is_read_back(self, tmp_path: Path) -> None:
+        result = SeedResult(1, swap=ReferenceSwap((1.0, 2.0), (3.0, 4.0), 0.5))
+        result.write(tmp_path / 'result.json', {})
+        assert SeedResult.read(tmp_path / 'result.json', {}) == result
+        rows = swap_rows([result])
+        assert rows[1][:3] == ['source references', 'distance to target references', '2.00']
+        assert rows[-1] == ['both', 'moved', '0.50', '0.50 (one seed)']

@@ -1,0 +1,104 @@
+"""The codec and the segmentor that the benchmark measures: a config's own, or Stable Diffusion 3's layout."""
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmengine.config import Config
+
+from mmsynth.guidance import Critic, SegmentorCritic
+from mmsynth.models.encoders import LatentCodec, VAECodec
+from mmsynth.registry import MODELS
+from mmsynth.synthesis.build import build_generator
+
+# The VAE of Stable Diffusion 3 and 3.5: 8 pixels per cell, 16 channels.
+SD3_VAE = dict(
+    down_block_types=('DownEncoderBlock2D', ) * 4,
+    up_block_types=('UpDecoderBlock2D', ) * 4,
+    block_out_channels=(128, 256, 512, 512),
+    layers_per_block=2,
+    latent_channels=16,
+    scaling_factor=1.5305,
+    shift_factor=0.0609,
+    use_quant_conv=False,
+    use_post_quant_conv=False)
+_NORM = dict(type='BN', requires_grad=True)
+# DeepLabV3+ on ResNet-50, as in configs/_base_/models/deeplabv3plus_r50.py.
+SEGMENTOR = dict(
+    type='EncoderDecoder',
+    data_preprocessor=dict(
+        type='SegDataPreProcessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True),
+    backbone=dict(
+        type='ResNetV1c',
+        depth=50,
+        dilations=(1, 1, 2, 4),
+        strides=(1, 2, 1, 1),
+        norm_cfg=_NORM,
+        contract_dilation=True),
+    decode_head=dict(
+        type='DepthwiseSeparableASPPHead',
+        in_channels=2048,
+        in_index=3,
+        channels=512,
+        dilations=(1, 12, 24, 36),
+        c1_in_channels=256,
+        c1_channels=48,
+        num_classes=7,
+        norm_cfg=_NORM,
+        align_corners=False,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, avg_non_ignore=True)),
+    test_cfg=dict(mode='whole'))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What every way of judging is built from.
+
+    Attributes:
+        codec: The generator's latent codec.
+        critic: The segmentor.
+        latent_shape: (C, h, w) of the latents measured.
+    """
+
+    codec: LatentCodec
+    critic: Critic
+    latent_shape: tuple[int, int, int]
+
+
+def build_parts(cfg: Config | None, checkpoint: str | None, size: int) -> Parts:
+    """Build codec and segmentor.
+
+    Args:
+        cfg: A synthesis config; None for :data:`SD3_VAE` and :data:`SEGMENTOR` with random weights. Its segmentor is
+            built without its weights, which cost nothing and need not be there.
+        checkpoint: The generator's weights, from which the codec is taken; None builds the codec alone, and fits on
+            noise what has to be fitted.
+        size: Side of the square images in pixels.
+
+    Raises:
+        ValueError: If the config has no segmentor, or ``size`` does not fit the codec.
+    """
+    if cfg is None:
+        codec, critic = VAECodec(config=SD3_VAE), SegmentorCritic(dict(model=SEGMENTOR))
+    else:
+        critic = _build_critic(cfg)
+        codec = _build_codec(cfg) if checkpoint is None else build_generator(cfg, checkpoint).latent_codec
+    return Parts(codec, critic, codec.latent_shape(size, size))
+
+
+def _build_codec(cfg: Config) -> LatentCodec:
+    codec = MODELS.build(cfg.model.latent_codec)
+    if codec.needs_fit:
+        codec.fit(torch.rand(8, 3, 16 * codec.factor, 16 * codec.factor) * 2 - 1)
+    return codec
+
+
+def _build_critic(cfg: Config) -> Critic:
+    settings: Any = ((cfg.get('synthesis') or {}).get('guidance') or {}).get('critic')
+    if settings is None:
+        raise ValueError(f'{cfg.filename}: it has no `synthesis.guidance.critic`; name there the segmentor that '
+                         'guides, as projects/demo/configs/todsynth.py does, or leave the config out.')
+    settings = {key: value for key, value in settings.items() if key != 'checkpoint'}
+    if settings['type'].endswith('LatentCritic'):
+        raise ValueError(f'{cfg.filename}: `synthesis.guidance.critic` is a LatentCritic; name the segmentor, which '
+                         'the other ways of judging need.')
+    return MODELS.build(settings)
