@@ -93,7 +93,7 @@ model = dict(
 train_dataloader = dict(
     batch_size=4,
     num_workers=0,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
+    sampler=dict(type='mmsynth.SeededInfiniteSampler', shuffle=True),
     dataset=dict(
         type='mmsynth.ManifestDataset',
         data_root=folder + '/data',

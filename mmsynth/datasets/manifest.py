@@ -14,6 +14,7 @@ from mmengine.logging import print_log
 from mmseg.datasets import BaseSegDataset
 
 from mmsynth.datasets.records import Record, first_few, parse_manifest, read_meta_file, read_text
+from mmsynth.datasets.seeded import SeededItems
 from mmsynth.registry import DATASETS
 
 _MANIFEST_SUFFIXES = ('.jsonl', '.json')
@@ -21,7 +22,7 @@ _PREFIX_KEYS = ('img_path', 'seg_map_path')
 
 
 @DATASETS.register_module()
-class ManifestDataset(BaseSegDataset):
+class ManifestDataset(SeededItems, BaseSegDataset):
     """Masks with what belongs to each: an image, a prompt, a reference image; only the mask is required.
 
     ``ann_file`` chooses the source:

@@ -65,7 +65,7 @@ class Teacher(Guidance):
         data = self.generator.data_preprocessor(data)
         samples = data['data_samples']
         masks = stack_masks(samples, self.generator.device)
-        clean = self.generator.latent_codec.encode(data['inputs'], sample=True).float()
+        clean = self.generator.latent_codec.encode(data['inputs'], generator=torch.default_generator).float()
         if not with_estimates:
             return Lesson(clean, masks)
         self._estimates = []

@@ -47,7 +47,7 @@ class TestLoss:
         """The median of a logit-normal share is the logistic function of its mean."""
         model = oracle(timestep_density=dict(logit_mean=-0.5, logit_std=1.0))
         torch.manual_seed(0)
-        drawn = model._draw_timesteps(4000)
+        drawn = model._draw_timesteps(4000, torch.Generator())
         assert drawn.min() >= 0 and drawn.max() < 1000 and drawn.dtype == torch.int64
         assert float(drawn.float().median()) == pytest.approx(1000 / (1 + 2.71828**0.5), abs=20)
 
@@ -75,7 +75,7 @@ class TestLoss:
 
     @pytest.mark.parametrize('dropout, seen', [(0.0, PROMPTS), (1.0, [''] * 4)])
     def test_prompts_are_dropped_in_training(self, dropout: float, seen: list[str]) -> None:
-        assert oracle(prompt_dropout=dropout)._drop_prompts(samples()) == seen
+        assert oracle(prompt_dropout=dropout)._drop_prompts(samples(), torch.Generator()) == seen
 
 
 class TestFreezing:

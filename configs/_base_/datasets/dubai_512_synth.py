@@ -5,7 +5,7 @@ train_dataloader = dict(
     batch_size=1,
     num_workers=2,
     persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
+    sampler=dict(type='mmsynth.SeededInfiniteSampler', shuffle=True),
     dataset=dict(
         type='mmsynth.DubaiDataset',
         data_root=data_root,

@@ -6,9 +6,9 @@ train_dataloader = dict(
     batch_size=1,
     num_workers=2,
     persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
+    sampler=dict(type='mmsynth.SeededInfiniteSampler', shuffle=True),
     dataset=dict(
-        type='LoveDADataset',
+        type='mmsynth.LoveDADataset',
         data_root=data_root,
         data_prefix=dict(img_path='img_dir/train', seg_map_path='ann_dir/train'),
         pipeline=[
@@ -24,7 +24,7 @@ synthesis = dict(
     batch_size=4,
     num_per_mask=3,  # the paper's ratio of synthetic to real
     dataset=dict(
-        type='LoveDADataset',
+        type='mmsynth.LoveDADataset',
         data_root=data_root,
         data_prefix=dict(img_path='img_dir/train', seg_map_path='ann_dir/train'),
         pipeline=[

@@ -6,9 +6,9 @@ train_dataloader = dict(
     batch_size=2,
     num_workers=2,
     persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
+    sampler=dict(type='mmsynth.SeededInfiniteSampler', shuffle=True),
     dataset=dict(
-        type='LoveDADataset',
+        type='mmsynth.LoveDADataset',
         data_root=data_root,
         data_prefix=dict(img_path='Train/Rural/images_png', seg_map_path='Train/Rural/masks_png'),
         pipeline=[
@@ -25,7 +25,7 @@ synthesis = dict(
     batch_size=4,
     num_per_mask=1,
     dataset=dict(
-        type='LoveDADataset',
+        type='mmsynth.LoveDADataset',
         data_root=data_root,
         data_prefix=dict(img_path='Train/Rural/images_png', seg_map_path='Train/Rural/masks_png'),
         pipeline=[

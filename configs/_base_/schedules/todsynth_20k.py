@@ -18,9 +18,11 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2000, max_keep_ckpts=2, save_optimizer=False),
+    # With the optimizer's state, without which a training cannot be resumed: three times the trained weights on disk.
+    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2000, max_keep_ckpts=2),
     sampler_seed=dict(type='DistSamplerSeedHook'))
 custom_hooks = [
+    dict(type='mmsynth.ResumeCheckHook'),
     dict(type='mmsynth.ProgressBarHook'),
     dict(type='mmsynth.PreviewHook', interval=2000),
 ]

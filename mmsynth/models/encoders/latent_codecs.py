@@ -25,8 +25,13 @@ class LatentCodec(nn.Module):
     factor: int
     needs_fit: bool = False
 
-    def encode(self, images: Tensor, *, sample: bool = False) -> Tensor:
-        """Images (B, 3, H, W), float, [-1, 1], RGB → latents (B, C, h, w). ``sample`` draws from a stochastic codec."""
+    def encode(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Encode images (B, 3, H, W), float, [-1, 1], RGB as latents (B, C, h, w).
+
+        Args:
+            images: The images.
+            generator: Draws from the posterior of a stochastic codec, as training does; None takes its mode.
+        """
         raise TypeError(f'{type(self).__name__} does not encode')
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -87,10 +92,11 @@ class VAECodec(LatentCodec):
         self.shift = self.vae.config.shift_factor or 0.0  # SD1.5 has none
 
     @torch.no_grad()
-    def encode(self, images: Tensor, *, sample: bool = False) -> Tensor:
+    def encode(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         self.latent_shape(*images.shape[-2:])
         posterior = self.vae.encode(images).latent_dist
-        return ((posterior.sample() if sample else posterior.mode()) - self.shift) * self.scale
+        latents = posterior.mode() if generator is None else posterior.sample(generator)
+        return (latents - self.shift) * self.scale
 
     def decode(self, latents: Tensor) -> Tensor:
         return self.vae.decode(latents / self.scale + self.shift).sample
@@ -173,8 +179,8 @@ class PatchPCACodec(LatentCodec):
         return float(kept.sum() / variance.sum().clamp_min(1e-12))
 
     @torch.no_grad()
-    def encode(self, images: Tensor, *, sample: bool = False) -> Tensor:
-        del sample  # the codec is deterministic
+    def encode(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        del generator  # the codec is deterministic
         self._check_fitted()
         self.latent_shape(*images.shape[-2:])
         patches = F.pixel_unshuffle(images.float(), self.factor) - self.mean[:, None, None]

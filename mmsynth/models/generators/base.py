@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+from mmengine.dist import get_rank
+from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from mmengine.structures import PixelData
 from torch import Tensor, nn
@@ -220,15 +222,29 @@ class BaseGenerator(BaseModel):
         embeds = self.text_encoder.encode(prompts)
         return TextEmbeds(*(getattr(embeds, name).to(self.device) for name in TextEmbeds._fields))
 
-    def _drop_prompts(self, data_samples: Sequence[SynthDataSample]) -> list[str]:
+    def _drop_prompts(self, data_samples: Sequence[SynthDataSample], rng: torch.Generator) -> list[str]:
         """The prompts, a share of them replaced by the empty one, for classifier-free guidance."""
-        dropped = torch.rand(len(data_samples)) < self.prompt_dropout
+        dropped = torch.rand(len(data_samples), generator=rng) < self.prompt_dropout
         return ['' if drop else prompt_of(sample) for sample, drop in zip(data_samples, dropped)]
 
 
 def build(module: object) -> object:
     """Build a module from its config; a module stays as it is."""
     return MODELS.build(module) if isinstance(module, dict) else module
+
+
+def training_rng() -> torch.Generator:
+    """Make the random generator of one training step: noise, sigmas, dropped prompts, posterior samples.
+
+    In a runner's training it is a function of the run's seed, the iteration and the rank. So ranks, which the host
+    seeds alike, see noise of their own, and a resumed training draws what an unbroken one would have, although the
+    host's checkpoints hold no random state. Outside of a runner it follows torch's global generator, and the rank.
+    """
+    info = MessageHub.get_current_instance().runtime_info
+    if info.get('loop_stage') == 'train':
+        return torch.Generator().manual_seed(derive_seed(info['seed'], 'train', info['iter'], get_rank()))
+    drawn = int(torch.randint(2**62, ()))
+    return torch.Generator().manual_seed(derive_seed(drawn, 'train', get_rank()))
 
 
 def stack_masks(data_samples: Sequence[SynthDataSample], device: torch.device) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmsynth.guidance.base import Guidance
 from mmsynth.models.encoders import LatentCodec
-from mmsynth.models.generators.base import BaseGenerator, prompt_of, stack_masks
+from mmsynth.models.generators.base import BaseGenerator, prompt_of, stack_masks, training_rng
 from mmsynth.models.label_codecs import IdCodec, LabelCodec
 from mmsynth.registry import MODELS
 from mmsynth.sampling import build_sampler, complete_schedule, noise_of_velocity, sample_denoising
@@ -142,11 +142,13 @@ class TISynth(BaseGenerator):
             inputs: Images (B, 3, H, W), float, [-1, 1], RGB.
             data_samples: With masks, prompts and references.
         """
-        clean = self.latent_codec.encode(inputs, sample=True).float()
+        rng = training_rng()
+        clean = self.latent_codec.encode(inputs, generator=rng).float()
         masks = stack_masks(data_samples, inputs.device)
-        condition = self.encode_condition(self._drop_prompts(data_samples), masks, self._references(data_samples))
-        timestep = self._draw_timesteps(len(clean)).to(clean.device)
-        noise = torch.randn_like(clean)
+        prompts = self._drop_prompts(data_samples, rng)
+        condition = self.encode_condition(prompts, masks, self._references(data_samples))
+        timestep = self._draw_timesteps(len(clean), rng).to(clean.device)
+        noise = torch.randn(clean.shape, generator=rng).to(clean.device)
         predicted = self._predict(self.scheduler.add_noise(clean, noise, timestep), timestep, condition).float()
         if self.prediction_type == 'epsilon':
             return dict(loss_noise=F.mse_loss(predicted, noise))
@@ -182,11 +184,12 @@ class TISynth(BaseGenerator):
             mask_hint=self.network.encode_mask(self.label_codec.encode(masks)),
             reference_hint=self.network.encode_reference(self.latent_codec.encode(references).float()))
 
-    def _draw_timesteps(self, count: int) -> Tensor:
+    def _draw_timesteps(self, count: int, rng: torch.Generator) -> Tensor:
         total = self.scheduler.config.num_train_timesteps
         if self.timestep_density is None:
-            return torch.randint(total, (count, ))
-        share = compute_density_for_timestep_sampling('logit_normal', count, **self.timestep_density)
+            return torch.randint(total, (count, ), generator=rng)
+        share = compute_density_for_timestep_sampling(
+            'logit_normal', count, generator=rng, **self.timestep_density)
         return (share * total).long().clamp_max(total - 1)
 
     def _check_channels(self) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmsynth.guidance.base import Guidance
 from mmsynth.models.encoders import LatentCodec
-from mmsynth.models.generators.base import BaseGenerator, prompt_of, stack_masks
+from mmsynth.models.generators.base import BaseGenerator, prompt_of, stack_masks, training_rng
 from mmsynth.models.label_codecs import LabelCodec
 from mmsynth.models.networks.mmdit import MMDiT
 from mmsynth.registry import MODELS
@@ -104,10 +104,12 @@ class TODSynth(BaseGenerator):
             inputs: Images (B, 3, H, W), float, [-1, 1], RGB.
             data_samples: With masks and prompts.
         """
-        clean = self.latent_codec.encode(inputs, sample=True).float()
-        condition = self.encode_condition(self._drop_prompts(data_samples), stack_masks(data_samples, inputs.device))
-        sigma, weight = self._draw_sigmas(len(clean), clean.device)
-        noise = torch.randn_like(clean)
+        rng = training_rng()
+        clean = self.latent_codec.encode(inputs, generator=rng).float()
+        masks = stack_masks(data_samples, inputs.device)
+        condition = self.encode_condition(self._drop_prompts(data_samples, rng), masks)
+        sigma, weight = self._draw_sigmas(len(clean), clean.device, rng)
+        noise = torch.randn(clean.shape, generator=rng).to(clean.device)
         noisy = (1 - sigma) * clean + sigma * noise
         velocity = self._velocity(noisy, 1000 * sigma.flatten(), condition)
         error = (velocity.float() - (noise - clean))**2
@@ -150,10 +152,10 @@ class TODSynth(BaseGenerator):
         return self.network(latents, timestep, condition.prompt_embeds, condition.pooled_prompt_embeds,
                             condition.mask_latents)
 
-    def _draw_sigmas(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _draw_sigmas(self, count: int, device: torch.device, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Training sigmas (count, 1, 1, 1) from the scheduler's table, and their loss weights of the same shape."""
         share = compute_density_for_timestep_sampling(
-            self.weighting_scheme, count, logit_mean=0.0, logit_std=1.0, mode_scale=1.29)
+            self.weighting_scheme, count, logit_mean=0.0, logit_std=1.0, mode_scale=1.29, generator=rng)
         table = self.scheduler.sigmas
         sigma = table[(share * len(table)).long().clamp(max=len(table) - 1)].to(device)[:, None, None, None]
         return sigma, compute_loss_weighting_for_sd3(self.weighting_scheme, sigma)

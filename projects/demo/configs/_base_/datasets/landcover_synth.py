@@ -4,7 +4,7 @@ crop_size = (48, 48)
 train_dataloader = dict(
     batch_size=8,  # many small steps learn more in the same time than few large ones
     num_workers=0,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
+    sampler=dict(type='mmsynth.SeededInfiniteSampler', shuffle=True),
     dataset=dict(
         type='mmsynth.ManifestDataset',
         data_root=data_root,

@@ -1,0 +1,24 @@
+"""Data sets whose random transforms follow from the draw, and the host's LoveDA as one of them."""
+from typing import Any
+
+from mmseg.datasets import LoveDADataset as HostLoveDADataset
+
+from mmsynth.datasets.samplers.draws import Draw
+from mmsynth.registry import DATASETS
+from mmsynth.utils import isolated_random_state
+
+
+class SeededItems:
+    """Mixin for mmengine data sets: the transforms of a :class:`Draw` run under its seed."""
+
+    def __getitem__(self, index: int) -> Any:
+        """Load a sample; a draw leaves the global random state as it was."""
+        if not isinstance(index, Draw):
+            return super().__getitem__(index)
+        with isolated_random_state(index.seed, devices=False):
+            return super().__getitem__(int(index))
+
+
+@DATASETS.register_module()
+class LoveDADataset(SeededItems, HostLoveDADataset):
+    """mmseg's LoveDA data set, with transforms that follow from the draw."""
