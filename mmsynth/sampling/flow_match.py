@@ -1,7 +1,7 @@
 """Sampling of a flow-matching model over a diffusers scheduler; guidance enters between prediction and step."""
 import copy
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -18,6 +18,26 @@ class Guide(Protocol):
 
     def __call__(self, prediction: Tensor, step: SamplingStep) -> tuple[Tensor, Sequence[dict[str, float]] | None]:
         ...
+
+
+def build_flow_scheduler(settings: Mapping[str, Any] | None = None) -> FlowMatchEulerDiscreteScheduler:
+    """Build the diffusers scheduler of a flow-matching model.
+
+    Args:
+        settings: Of a ``FlowMatchEulerDiscreteScheduler``; ``shift`` is 3, as in SD3, where it is not given.
+
+    Raises:
+        ValueError: If a setting makes sampling random, or asks for what sampling does not give.
+        TypeError: If the class does not know a setting.
+    """
+    settings = dict(shift=3.0) | dict(settings or {})
+    if settings.get('stochastic_sampling'):
+        raise ValueError('`scheduler.stochastic_sampling` draws noise in every step, so that a sample would depend on '
+                         'its batch; leave it out.')
+    if settings.get('use_dynamic_shifting'):
+        raise ValueError('`scheduler.use_dynamic_shifting` needs a shift for every image size, which this sampler does '
+                         'not give; set a fixed `shift`.')
+    return FlowMatchEulerDiscreteScheduler(**settings)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import numpy as np
 from mmengine import fileio
 from numpy.typing import NDArray
 from PIL import Image
+from torch import nn
 
 IGNORE_INDEX = 255  # of pixels without a label, in every label map of this project, whatever the files use
 
@@ -55,6 +56,19 @@ def read_bytes(path: str, what: str, backend_args: dict | None) -> bytes:
     except FileNotFoundError as error:
         raise FileNotFoundError(f'{what} {path} does not exist; correct the manifest or the folders of the data set '
                                 '(`data_root`, `data_prefix`), or bring the file back.') from error
+
+
+def check_ignore_index(segmentor: nn.Module) -> None:
+    """Check that a segmentor can train on this project's labels, whose pixels without a label are 255.
+
+    Raises:
+        ValueError: If a head of it ignores another value: its loss would take 255 for a class.
+    """
+    for name, module in segmentor.named_modules():
+        found = getattr(module, 'ignore_index', IGNORE_INDEX)
+        if isinstance(found, int) and found != IGNORE_INDEX and hasattr(module, 'num_classes'):
+            raise ValueError(f'`{name}.ignore_index` is {found}, and synthetic samples have {IGNORE_INDEX} where there '
+                             f'is no label, which its loss would take for a class; set it to {IGNORE_INDEX}.')
 
 
 def check_labels(label: NDArray[np.integer], num_classes: int, source: str | Path) -> None:

@@ -1,6 +1,5 @@
 """Draws with seeds of their own: the same transforms with any number of workers, and after a resume."""
 from itertools import islice
-from pathlib import Path
 
 import pytest
 import torch

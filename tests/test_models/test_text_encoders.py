@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_backbone import CLIP_LENGTH, CLIP_WIDTHS, JOINT_DIM, POOLED_DIM, write_tiny_sd3, write_tiny_sd15
+from tiny_generator import TRUNK, images, samples, todsynth
 
 from mmsynth.datasets.transforms.prompts import build_prompt
 from mmsynth.models.encoders import ClassNameEmbedding, CLIPTextEncoder, PromptCache, SD3TextEncoder
@@ -149,6 +150,13 @@ class TestSD3TextEncoder:
         # two layers in bfloat16 (8 bits of mantissa), values around 1
         torch.testing.assert_close(embeds.prompt_embeds.float(), sd3.encode(PROMPTS).prompt_embeds, atol=0.1, rtol=0.1)
         assert half.identity != sd3.identity and half.identity.endswith('-n16-bfloat16')
+
+    def test_in_bfloat16_it_feeds_a_float32_generator(self, tiny_sd3):
+        encoder = SD3TextEncoder(str(tiny_sd3), max_sequence_length=8, dtype='bfloat16')
+        model = todsynth(text_encoder=encoder, network=dict(type='mmsynth.MMDiT', trunk=TRUNK | dict(
+            joint_attention_dim=JOINT_DIM, pooled_projection_dim=POOLED_DIM), mask_channels=3))
+        assert model.loss(images(), samples())['loss_velocity'].isfinite()
+        assert model.synthesize(samples(), [1, 2, 3, 4])[0].generated_img.data.dtype == torch.uint8
 
     def test_identity_of_copy_and_of_other_weights(self, sd3, tiny_sd3, tmp_path):
         def identity(folder) -> str:

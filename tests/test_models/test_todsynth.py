@@ -52,6 +52,23 @@ class TestLoss:
         assert todsynth(prompt_dropout=dropout)._drop_prompts(samples(), torch.Generator()) == seen
 
 
+class TestScheduler:
+
+    def test_settings_are_added_to_those_of_stable_diffusion_3(self) -> None:
+        assert todsynth(scheduler=dict(num_train_timesteps=500)).scheduler.config.shift == 3.0
+        assert todsynth(scheduler=dict(shift=1.0)).scheduler.config.shift == 1.0
+
+    @pytest.mark.parametrize('option', ['stochastic_sampling', 'use_dynamic_shifting'])
+    def test_settings_that_sampling_cannot_follow_are_refused(self, option: str) -> None:
+        with pytest.raises(ValueError, match=f'`scheduler.{option}`'):
+            todsynth(scheduler={option: True})
+
+
+def test_a_mask_larger_than_the_position_table_is_refused() -> None:
+    with pytest.raises(ValueError, match='`pos_embed_max_size` 4'):
+        todsynth().synthesize(samples(1, size=2 * SIZE), [0])
+
+
 class TestFreezing:
 
     @staticmethod

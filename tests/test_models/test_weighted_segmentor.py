@@ -16,7 +16,7 @@ from tiny_generator import segmentor
 from tiny_segmentors import AUXILIARY, FAMILIES, FCN, family
 from torch import Tensor, nn
 
-from mmsynth.models.weighted_segmentor import stack_weights, weights_pixels
+from mmsynth.models.weighted_segmentor import stack_weights
 from mmsynth.registry import MODELS
 from mmsynth.utils.checkpoint import read_checkpoint
 
@@ -131,17 +131,31 @@ def test_weights_are_padded_with_their_labels() -> None:
 @pytest.mark.parametrize('loss', ['DiceLoss', 'FocalLoss', 'LovaszLoss', 'TverskyLoss'])
 def test_losses_that_cannot_weight_pixels_are_refused(loss: str) -> None:
     settings = dict(reduction='none') if loss == 'LovaszLoss' else {}
-    with pytest.raises(ValueError, match=f'{loss} of FCNHead cannot weight pixels; use CrossEntropyLoss in'):
+    with pytest.raises(ValueError, match=f'{loss} of FCNHead cannot weight pixels'):
         build(family(FCN | dict(loss_decode=dict(type=loss) | settings)))
 
 
-def test_a_loss_is_judged_by_what_it_does() -> None:
-    class Deaf(nn.Module):
-        def forward(self, logits: Tensor, labels: Tensor, weight: Tensor, ignore_index: int) -> Tensor:
-            return nn.functional.cross_entropy(logits, labels, ignore_index=ignore_index)
+@MMSEG_MODELS.register_module()
+class OwnLoss(nn.Module):
+    """A user's loss that takes weights per pixel, and says so."""
 
-    assert not weights_pixels(Deaf(), 3, 255)
-    assert weights_pixels(MMSEG_MODELS.build(dict(type='CrossEntropyLoss', avg_non_ignore=True)), 3, 255)
+    weights_pixels, loss_name = True, 'loss_own'
+
+    def forward(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None,
+                ignore_index: int = 255) -> Tensor:
+        loss = nn.functional.cross_entropy(logits, labels, ignore_index=ignore_index, reduction='none')
+        return (loss if weight is None else loss * weight).mean()
+
+
+def test_a_loss_of_ones_own_may_say_that_it_weights_pixels() -> None:
+    model = build(family(FCN | dict(loss_decode=dict(type='OwnLoss'))))
+    ones = torch.ones(SIDE, SIDE)
+    assert sum(values(model, batch(0 * ones, 0 * ones)).values()) < sum(values(model, batch(ones, ones)).values())
+
+
+def test_a_head_that_takes_255_for_a_class_is_refused() -> None:
+    with pytest.raises(ValueError, match='ignore_index. is 254'):
+        build(family(FCN | dict(ignore_index=254)))
 
 
 @MMSEG_MODELS.register_module()

@@ -30,6 +30,7 @@ from mmsynth.online.sharing import first_ranks_buffers, gather_answers, tell_all
 from mmsynth.pool.rounds import Round, live_ids
 from mmsynth.registry import HOOKS
 from mmsynth.utils import derive_seed, isolated_random_state
+from mmsynth.utils.labels import check_ignore_index
 
 STATE_KEY = 'mmsynth_online'
 STAGING_FOLDER = '.staging'
@@ -122,6 +123,7 @@ class OnlineSynthesisHook(Hook):
             ValueError: If validation would see the pool, the pool belongs to another config, or parts do not fit.
         """
         check_validation(validation_loaders(runner), self.pool)
+        check_ignore_index(runner.model)
         with isolated_random_state(self._plan_options['seed']):  # models that are built draw weights
             self._plan = RefreshPlan(**self._plan_options)
             self._painting = self._build_painting(runner)

@@ -219,8 +219,8 @@ class BaseGenerator(BaseModel):
                              f'{self.control_channels}.')
 
     def _encode_prompts(self, prompts: Sequence[str]) -> TextEmbeds:
-        embeds = self.text_encoder.encode(prompts)
-        return TextEmbeds(*(getattr(embeds, name).to(self.device) for name in TextEmbeds._fields))
+        embeds, weight = self.text_encoder.encode(prompts), next(self.network.parameters())
+        return TextEmbeds(*(embed.to(weight) for embed in embeds))  # an encoder may have another dtype and device
 
     def _drop_prompts(self, data_samples: Sequence[SynthDataSample], rng: torch.Generator) -> list[str]:
         """The prompts, a share of them replaced by the empty one, for classifier-free guidance."""

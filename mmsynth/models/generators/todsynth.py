@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 from torch import Tensor, nn
 
@@ -18,7 +17,7 @@ from mmsynth.models.generators.base import BaseGenerator, prompt_of, stack_masks
 from mmsynth.models.label_codecs import LabelCodec
 from mmsynth.models.networks.mmdit import MMDiT
 from mmsynth.registry import MODELS
-from mmsynth.sampling import sample_flow_match
+from mmsynth.sampling import build_flow_scheduler, sample_flow_match
 from mmsynth.structures import SynthDataSample
 from mmsynth.utils import seeded_noise
 
@@ -49,7 +48,7 @@ class TODSynth(BaseGenerator):
         latent_codec: Latent codec, or its config; its channels are the network's.
         label_codec: Label codec, or its config; fixes the class count.
         text_encoder: A module with ``encode(prompts) -> (prompt_embeds, pooled_prompt_embeds)``, or its config.
-        scheduler: Settings of a diffusers ``FlowMatchEulerDiscreteScheduler``; SD3's (shift 3) by default.
+        scheduler: Settings of a diffusers ``FlowMatchEulerDiscreteScheduler``; those left out are SD3's (shift 3).
         trainable: State of each branch: 'full', 'lora' (its weights frozen, low-rank updates of them trained) or
             'frozen'; by default as released: text frozen, the others full.
         lora: Settings of the branches that are 'lora', see :class:`~mmsynth.models.lora.LoRASettings`: ``rank``,
@@ -94,7 +93,7 @@ class TODSynth(BaseGenerator):
             num_steps=num_steps,
             guidance_scale=guidance_scale,
             data_preprocessor=data_preprocessor)
-        self.scheduler = FlowMatchEulerDiscreteScheduler(**(dict(shift=3.0) if scheduler is None else scheduler))
+        self.scheduler = build_flow_scheduler(scheduler)
         self.weighting_scheme = weighting_scheme
 
     def loss(self, inputs: Tensor, data_samples: list[SynthDataSample]) -> dict[str, Tensor]:
