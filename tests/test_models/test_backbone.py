@@ -87,9 +87,9 @@ class TestLoading:
         saved = perturb(generator(tiny_sd3, trainable=trainable))
         torch.save(dict(state_dict=saved.state_dict()), tmp_path / 'a.pth')
         loaded = generator(tiny_sd3, trainable=trainable)
-        assert not torch.equal(velocity(loaded), velocity(saved))
+        assert not same(velocity(loaded), velocity(saved))
         report = load_generator(loaded, tmp_path / 'a.pth')
-        assert torch.equal(velocity(loaded), velocity(saved))
+        assert same(velocity(loaded), velocity(saved))
         left_out = len(whole_state_dict(saved)) - len(stored(saved))
         assert report.complete and report.loaded == len(stored(saved)) and report.from_backbone == left_out > 0
         assert f'{left_out} frozen tensors from the backbone' in str(report)
@@ -100,14 +100,14 @@ class TestLoading:
         whole = {name: value.detach().clone() for name, value in whole_state_dict(saved).items()}
         report = load_generator_state(loaded, whole, source='a.pth')
         assert report.complete and report.loaded == len(whole) and not report.from_backbone
-        assert torch.equal(velocity(loaded), velocity(saved))
+        assert same(velocity(loaded), velocity(saved))
         assert str(generator(tiny_sd3).load_state_dict(whole)) == '<All keys matched successfully>'
 
     def test_torch_takes_it_strictly(self, tiny_sd3: Path) -> None:
         saved, loaded = perturb(generator(tiny_sd3, trainable=CHEAP)), generator(tiny_sd3, trainable=CHEAP)
         state = saved.state_dict()
         assert str(loaded.load_state_dict(state)) == '<All keys matched successfully>'
-        assert torch.equal(velocity(loaded), velocity(saved)) and FINGERPRINT in state  # what is given stays as it is
+        assert same(velocity(loaded), velocity(saved)) and FINGERPRINT in state  # what is given stays as it is
 
     def test_a_training_without_lora_can_be_adapted(self, tiny_sd3: Path) -> None:
         trained = perturb(generator(tiny_sd3))
@@ -117,7 +117,7 @@ class TestLoading:
         torch.testing.assert_close(velocity(adapted), velocity(trained), rtol=0, atol=0)
         again = generator(tiny_sd3, trainable=CHEAP)
         load_generator_state(again, perturb(adapted).state_dict(), source='a.pth')  # holds the weights it adapts
-        assert torch.equal(velocity(again), velocity(adapted))
+        assert same(velocity(again), velocity(adapted))
 
     @pytest.mark.parametrize('remove, message', [
         ('network.mask_blocks.1.norm1.linear.weight', r'1 missing in the file: network\.mask_blocks\.1\.norm1'),
@@ -147,13 +147,18 @@ class TestLoading:
         for load in (other.load_state_dict, lambda state: load_generator_state(other, state, source='a.pth')):
             with pytest.raises(ValueError, match=r'another backbone: \d+ of the \d+ tensors .* first is latent_codec'):
                 load(state)
-        assert torch.equal(velocity(other), before)
+        assert same(velocity(other), before)
 
     def test_a_copied_backbone_is_the_same(self, tiny_sd3: Path, tmp_path: Path) -> None:
         saved = perturb(generator(tiny_sd3, trainable=CHEAP))
         twin = generator(write_tiny_sd3(tmp_path / 'copy'), trainable=CHEAP)
         load_generator_state(twin, saved.state_dict(), source='a.pth')
-        assert torch.equal(velocity(twin), velocity(saved))
+        assert same(velocity(twin), velocity(saved))
+
+
+def same(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    """Equal but for rounding: where memory is aligned otherwise, a processor may sum in another order."""
+    return torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 class TestRunner:
@@ -180,15 +185,15 @@ class TestRunner:
             assert {key.removeprefix('module.') for key in part} - {FINGERPRINT, 'steps'} in (stored(model), set())
         whole = sum(value.numel() * value.element_size() for value in whole_state_dict(model).values())
         assert (tmp_path / 'iter_2.pth').stat().st_size < (0.6 if ema else 0.4) * whole  # with optimizer and log
-        assert torch.equal(velocity(model, self.PROMPTS), velocity(served, self.PROMPTS)) != ema
+        assert same(velocity(model, self.PROMPTS), velocity(served, self.PROMPTS)) != ema
 
         used = generator(tiny_sd3, trainable=CHEAP, lora=dict(rank=1), text_encoder=copy.deepcopy(model.text_encoder))
         load_generator(used, tmp_path / 'iter_2.pth')
-        assert torch.equal(velocity(used, self.PROMPTS), velocity(served, self.PROMPTS))
+        assert same(velocity(used, self.PROMPTS), velocity(served, self.PROMPTS))
 
         again = self.train(small_run, tmp_path, tiny_sd3, ema, resume=True)  # nothing left to do: as it was saved
         for resumed, before in zip(again, (model, served)):
-            assert torch.equal(velocity(resumed, self.PROMPTS), velocity(before, self.PROMPTS))
+            assert same(velocity(resumed, self.PROMPTS), velocity(before, self.PROMPTS))
 
     @pytest.mark.parametrize('ema', [False, True])
     def test_a_resumed_training_goes_on(self, small_run: SmallRun, tiny_sd3: Path, tmp_path: Path, ema: bool) -> None:
