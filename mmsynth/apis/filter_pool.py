@@ -21,7 +21,7 @@ from mmsynth.utils import progress_bar
 from mmsynth.utils.batches import batches_of_one_shape
 from mmsynth.utils.hashes import config_hash
 
-CHUNK = 64  # samples between two rewritings of the manifest: what a killed run loses at most
+CHUNK = 64  # samples stored together: what a killed run loses at most
 _SHOWN = 5
 
 
@@ -222,7 +222,7 @@ def _chunks(groups: Iterable[list[tuple[str, FilteredSample]]]) -> Iterator[list
 
 
 def _store(pool: Pool, samples: Mapping[str, FilteredSample]) -> None:
-    records = [replace(record, filter=samples[record.id].entry) for record in pool.records if record.id in samples]
+    records = [replace(pool.get(id), filter=sample.entry) for id, sample in samples.items()]
     pool.update(records, filtered={id: sample.label for id, sample in samples.items()},
                 weights={id: sample.weight for id, sample in samples.items() if sample.weight is not None})
 

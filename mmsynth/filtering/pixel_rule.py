@@ -48,8 +48,8 @@ class PixelRule:
             the losses of all siblings at this place. So each place of a mask stays trusted in at least half of its
             samples: where all fail, the mask may be hard there, and the better ones are the best there is. A sample
             without siblings is judged by the margin alone. None judges all so.
-        min_valid: A sample is kept if more than this share of all its pixels is trusted (with weights: their mean),
-            in [0, 1].
+        min_valid: A sample is kept if more than this share of all its pixels is within the margin, in [0, 1]. Hard and
+            soft keep the same samples: the mean of soft weights hardly falls below any limit.
         weak_classes: Names of classes; a sample that still shows one is kept in any case.
         unseen_classes: What to do with pixels of a class that the real data lacks: 'error' refuses the sample; 'drop'
             trusts none of them, as the release does, whose mean is 0 there; 'keep' trusts them all.
@@ -118,7 +118,7 @@ class PixelRule:
 
     def _sample(self, loss: np.ndarray, mask: np.ndarray, limits: np.ndarray, doubted: np.ndarray) -> FilteredSample:
         """One sample, of whose pixels some are doubted (H, W; bool)."""
-        weight = None
+        weight, kept_label = None, np.where(doubted, np.uint8(IGNORE_INDEX), mask)
         if self.mode == 'soft':
             weight = np.where(mask == IGNORE_INDEX, 0, 255).astype(np.uint8)
             weight[doubted] = np.rint(255 * soft_weight(loss[doubted], limits[doubted]))
@@ -126,7 +126,7 @@ class PixelRule:
         label = np.where(doubted, np.uint8(IGNORE_INDEX), mask)
         trust = None if weight is None else weight / 255
         weak = {index: name for index, name in enumerate(self.class_losses.class_names) if name in self.weak_classes}
-        keep, reason = keep_sample(label, weak, self.min_valid, weight=trust)
+        keep, reason = keep_sample(kept_label, weak, self.min_valid)
         measured = self._measure(loss, mask, label != IGNORE_INDEX if trust is None else trust)
         return FilteredSample(label, weight, dict(keep=keep, reason=reason) | measured)
 

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from mmsynth.filtering.identity import label_hash
 from mmsynth.pool import Pool, PoolRecord
+from mmsynth.pool.recovery import SELECTION_FILES
 from mmsynth.utils.files import atomic_write
 from mmsynth.utils.labels import IGNORE_INDEX
 from mmsynth.utils.progress import progress_bar
 
-SELECTED_FILE = 'selected.txt'
-IMAGES_PER_MASK_FILE = 'images_per_mask.json'
+SELECTED_FILE, IMAGES_PER_MASK_FILE = SELECTION_FILES
 _SHOWN = 1e-3  # pixels: sums of 8-bit weights are 0 or at least 1 / 255
 _REPEAT = re.compile(r'~\d+$')
 

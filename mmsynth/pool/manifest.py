@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 MANIFEST_FILE = 'manifest.jsonl'
+JOURNAL_FILE = 'manifest.journal.jsonl'  # records that take the place of those of the manifest
 IMAGE_FOLDER = 'img_dir'
 MASK_FOLDER = 'ann_dir'
 FILTERED_FOLDER = 'filtered'
@@ -128,18 +129,38 @@ def read_records(root: str | Path) -> list[PoolRecord]:
     path = Path(root) / MANIFEST_FILE
     if not path.is_file():
         raise ValueError(f'{root} is not a pool (it has no {MANIFEST_FILE}). Give the folder of a synthesis run.')
-    return parse_manifest(path)
+    return apply_journal(Path(root), parse_manifest(path))
+
+
+def apply_journal(root: Path, records: list[PoolRecord]) -> list[PoolRecord]:
+    """Put the records of the journal, if there is one, in the place of those with the same ids; the last one counts.
+
+    Raises:
+        ValueError: If a line of it is wrong; names file and line.
+    """
+    path = root / JOURNAL_FILE
+    if not path.is_file():
+        return records
+    data = path.read_bytes()
+    newer = {}
+    for number, line in enumerate(data[:complete_length(data)].split(b'\n')[:-1], start=1):
+        record = PoolRecord.from_json(line.decode('utf-8', 'replace'), source=str(path), line_number=number)
+        newer[record.id] = record
+    return [newer.get(record.id, record) for record in records]
 
 
 def parse_manifest(path: str | Path) -> list[PoolRecord]:
-    """Read a manifest. What follows the last line break is a line still being written, and does not count.
+    """Read a manifest. A last line without a line break counts if it is whole: else it is still being written.
 
     Raises:
         ValueError: On the first line that is not a valid record, or repeats an id; names file and line.
     """
     data = Path(path).read_bytes()
+    *lines, last = data.split(b'\n')
+    if is_record(last):
+        lines.append(last)
     records: dict[str, PoolRecord] = {}
-    for number, line in enumerate(data[:complete_length(data)].split(b'\n')[:-1], start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             text = line.decode('utf-8')
         except UnicodeDecodeError as error:
@@ -150,6 +171,15 @@ def parse_manifest(path: str | Path) -> list[PoolRecord]:
             raise ValueError(f'{path}, line {number}: id {record.id!r} stands there twice. Delete one of the lines.')
         records[record.id] = record
     return list(records.values())
+
+
+def is_record(line: bytes) -> bool:
+    """Whether a line is a whole record; of a line that is still being written no part is."""
+    try:
+        PoolRecord.from_json(line.decode('utf-8'))
+    except ValueError:
+        return False
+    return True
 
 
 def complete_length(data: bytes) -> int:

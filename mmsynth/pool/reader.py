@@ -1,10 +1,12 @@
 """A pool as training reads it, while somebody else may be writing it.
 
 Samples have numbers: their positions in the order in which they were published (a pool with ``rounds.jsonl``), or in
-the manifest (one without, all of whose samples are there from the start). A number means the same sample for ever.
+the manifest (one without). A number means the same sample for ever.
 """
+import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,14 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmsynth.pool import PoolRecord, read_records
 from mmsynth.pool.arrays import check_mask
 from mmsynth.pool.header import HEADER_FILE, PoolHeader
-from mmsynth.pool.manifest import MANIFEST_FILE
+from mmsynth.pool.manifest import MANIFEST_FILE, PoolRecord, is_record
 from mmsynth.pool.rounds import ROUNDS_FILE, Round, read_rounds
 from mmsynth.utils.labels import read_label
 
 Signature = tuple[int, int, int]
+_BLOCK = 64 << 20  # bytes of a manifest read at once
+_DROPPED = re.compile(rb'"keep"\s*:\s*false')
 
 
 class Change(NamedTuple):
@@ -36,10 +39,88 @@ class Change(NamedTuple):
     retired: tuple[int, ...] = ()
 
 
+class ManifestIndex:
+    """Where each line of a manifest stands and whether its sample is kept: 9 bytes per record.
+
+    A record is read and checked when it is asked for, so that a pool of a million records opens in seconds, and data
+    loading workers share the index with the process that forked them.
+
+    Args:
+        path: The manifest.
+
+    Attributes:
+        starts: Byte offsets (N + 1) of the lines and of the end, int64.
+        kept: False for samples that a filter dropped (N), bool.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.starts = np.zeros(1, np.int64)
+        self.kept = np.zeros(0, bool)
+        self.extend()
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def extend(self) -> None:
+        """Add the lines that were appended since; what follows the last line break counts if it is whole."""
+        starts, kept = [self.starts], [self.kept]
+        with open(self.path, 'rb') as file:
+            file.seek(end := int(self.starts[-1]))
+            rest = b''
+            while block := file.read(_BLOCK):
+                block = rest + block
+                length = block.rfind(b'\n') + 1
+                block, rest = block[:length], block[length:]
+                self._add_lines(block, end, starts, kept)
+                end += len(block)
+            if is_record(rest):
+                self._add_lines(rest + b'\n', end, starts, kept)
+        self.starts, self.kept = np.concatenate(starts), np.concatenate(kept)
+
+    @staticmethod
+    def _add_lines(block: bytes, offset: int, starts: list[NDArray], kept: list[NDArray]) -> None:
+        ends = np.flatnonzero(np.frombuffer(block, np.uint8) == 10).astype(np.int64)
+        keep = np.ones(len(ends), bool)
+        dropped = [match.start() for match in _DROPPED.finditer(block)]
+        for line in np.unique(np.searchsorted(ends, dropped)).tolist():
+            first = int(ends[line - 1]) + 1 if line else 0
+            found = json.loads(block[first:int(ends[line])]).get('filter') or {}  # the words may stand elsewhere
+            keep[line] = bool(found.get('keep', True))
+        starts.append(ends + 1 + offset)
+        kept.append(keep)
+
+    def record(self, line: int) -> PoolRecord:
+        """Read the record of a line.
+
+        Raises:
+            ValueError: If the line is no record; names file and line.
+        """
+        first, end = (int(self.starts[number]) for number in (line, line + 1))
+        with open(self.path, 'rb') as file:
+            file.seek(first)
+            text = file.read(end - first).decode('utf-8', 'replace')
+        return PoolRecord.from_json(text, source=str(self.path), line_number=line + 1)
+
+    def find(self, wanted: Collection[str]) -> dict[str, int]:
+        """Lines of records by their ids; those that there are."""
+        found = {}
+        with open(self.path, 'rb') as file:
+            for line, text in zip(range(len(self)), file):
+                id = json.loads(text).get('id')
+                if id in wanted:
+                    found[id] = line
+        return found
+
+
 class PoolReader:
     """The samples of a pool by number. Opens nothing before it is asked, keeps no file open, and can be pickled.
 
     A folder that does not exist is an empty pool, since the one who fills it may come later.
+
+    A pool with ``rounds.jsonl`` says itself from which iteration on a sample counts, so every reader sees the same at
+    the same iteration. One without, which ``tools/synthesize.py`` may still be filling, cannot: what is new joins when
+    a reader looks. Trainings on a pool that does not change are repeatable, those on one that is being filled are not.
 
     Args:
         root: The pool's folder.
@@ -51,8 +132,9 @@ class PoolReader:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         self.changes: list[Change] = []
-        self._ids: list[str] | None = None
-        self._records: dict[str, PoolRecord] = {}
+        self._ids: list[str] | None = None  # of the rounds, in their order
+        self._lines: dict[str, int] = {}  # of the rounds' samples in the manifest
+        self._index: ManifestIndex | None = None
         self._seen: dict[str, Signature | None] = {}
 
     def header(self) -> PoolHeader | None:
@@ -64,8 +146,11 @@ class PoolReader:
         path = self.root / HEADER_FILE
         return PoolHeader.read(path) if path.is_file() else None
 
-    def update(self) -> bool:
-        """Look whether rounds were published since, and read them; whether there is anything new.
+    def update(self, iteration: int = 0) -> bool:
+        """Look whether samples were added since; whether there is anything new.
+
+        Args:
+            iteration: Training iteration from which on what is new counts, in a pool that has no rounds.
 
         Raises:
             ValueError: If the pool's lists are damaged.
@@ -73,9 +158,8 @@ class PoolReader:
         if self._is_new(ROUNDS_FILE):
             self._take_rounds(read_rounds(self.root))
             return True
-        if self._ids is None and self._seen[ROUNDS_FILE] is None and self._is_new(MANIFEST_FILE):
-            self._take_manifest()
-            return True
+        if self._seen[ROUNDS_FILE] is None and self._is_new(MANIFEST_FILE):
+            return self._take_manifest(iteration)
         return False
 
     def live(self, iteration: int | None = None) -> list[int]:
@@ -94,14 +178,20 @@ class PoolReader:
         Raises:
             ValueError: If the pool's lists are damaged.
         """
-        if self._ids is None or number >= len(self._ids):
+        if self._ids is None and (self._index is None or number >= len(self._index)) or \
+                self._ids is not None and number >= len(self._ids):
             self.update()
-        if self._ids is None or not 0 <= number < len(self._ids):
+        if number < 0:
+            return None
+        if self._ids is None:
+            return self._index.record(number) if self._index is not None and number < len(self._index) else None
+        if number >= len(self._ids):
             return None
         id = self._ids[number]
-        if id not in self._records and self._is_new(MANIFEST_FILE):
-            self._read_manifest()
-        return self._records.get(id)
+        if id not in self._lines or self._is_new(MANIFEST_FILE):
+            self._find_lines()
+        line = self._lines.get(id)
+        return None if line is None else self._index.record(line)
 
     def _take_rounds(self, rounds: Sequence[Round]) -> None:
         self._ids = [id for round in rounds for id in round.ids]
@@ -109,17 +199,30 @@ class PoolReader:
         self.changes = [Change(round.usable_from, tuple(numbers[id] for id in round.ids),
                                tuple(numbers[id] for id in round.retired)) for round in rounds]
 
-    def _take_manifest(self) -> None:
-        """All samples but those that a filter dropped, from the first iteration on."""
-        self._read_manifest()
-        self._ids = list(self._records)
-        kept = (number for number, record in enumerate(self._records.values())
-                if record.filter is None or record.filter.get('keep', True))
-        self.changes = [Change(0, tuple(kept))]
+    def _find_lines(self) -> None:
+        path = self.root / MANIFEST_FILE
+        self._seen[MANIFEST_FILE] = _signature(path)
+        self._index = ManifestIndex(path) if path.is_file() else None
+        self._lines = {} if self._index is None else self._index.find(set(self._ids))
 
-    def _read_manifest(self) -> None:
-        is_there = (self.root / MANIFEST_FILE).is_file()
-        self._records = {record.id: record for record in read_records(self.root)} if is_there else {}
+    def _take_manifest(self, iteration: int) -> bool:
+        """All samples but those that a filter dropped: appended ones join, and what a filter has decided since counts.
+
+        Raises:
+            ValueError: If the manifest is another one than before, with fewer lines.
+        """
+        before, index = self._index, ManifestIndex(self.root / MANIFEST_FILE)
+        known = np.zeros(0, bool) if before is None else before.kept
+        if len(index) < len(known):
+            raise ValueError(f'{self.root}: samples were removed from the pool while it was read ({len(known)} were '
+                             f'there, {len(index)} are). Start the training again.')
+        self._index = index
+        joined = np.flatnonzero(index.kept & ~np.pad(known, (0, len(index) - len(known))))
+        retired = np.flatnonzero(known & ~index.kept[:len(known)])
+        if len(joined) or len(retired):
+            self.changes.append(Change(0 if before is None else iteration, tuple(joined.tolist()),
+                                       tuple(retired.tolist())))
+        return before is None or bool(len(joined) or len(retired))
 
     def _is_new(self, name: str) -> bool:
         """Whether a file is there and is not as it was when last asked."""

@@ -1,35 +1,49 @@
 """What the next writer does with a pool whose last one may have ended at any moment."""
+import logging
 import os
+import re
+import secrets
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from mmengine.logging import print_log
+
 from mmsynth.pool.manifest import (
     FILTERED_FOLDER,
     IMAGE_FOLDER,
+    JOURNAL_FILE,
     MANIFEST_FILE,
     MASK_FOLDER,
     WEIGHT_FOLDER,
     PoolRecord,
+    apply_journal,
     complete_length,
+    is_record,
     parse_manifest,
 )
-from mmsynth.utils.files import atomic_write, remove_temporaries
+from mmsynth.pool.rounds import ROUNDS_FILE
+from mmsynth.utils.files import append_lines, atomic_write, remove_temporaries
 
 KEPT_FILE = 'kept.txt'
+SELECTION_FILES = ('selected.txt', 'images_per_mask.json')  # made from what a filter found
+ORPHAN_FOLDER = '.orphans'
+_POOL_NAME = re.compile(r'([A-Za-z0-9_-]+-)?[0-9a-f]{12}\.png')  # of utils.files.file_name
 _FOLDERS = (IMAGE_FOLDER, MASK_FOLDER, FILTERED_FOLDER, WEIGHT_FOLDER)
 
 
 def recover(root: Path) -> list[PoolRecord]:
     """Bring files and manifest of a pool that a writer may have left at any moment to agree; needs the lock.
 
-    A torn last line is cut off; temporary files, and files without a line, are removed; lines without files leave the
-    manifest with a warning. A line whose filter's files are gone stays, without the filter's result. ``kept.txt`` goes
-    if it names a sample that is not kept any more.
+    A torn last line is cut off, and the journal merged. Temporary files are removed. Of files without a line, those
+    that a pool could have written move to ``.orphans/``: a killed writer leaves such files, and so does a manifest
+    that was restored from an older copy. Other files stay, and so does everything behind a symbolic link. Lines
+    without files leave the manifest with a warning. A line whose filter's files are gone stays, without the filter's
+    result. ``kept.txt`` goes if it names a sample that is not kept any more.
 
     Raises:
-        ValueError: If the manifest is damaged, or is missing while there are images.
+        ValueError: If the manifest is damaged, or is missing or empty while there are images.
     """
     folders = [root / name for name in _FOLDERS]
     for folder in (root, *folders):
@@ -40,15 +54,62 @@ def recover(root: Path) -> list[PoolRecord]:
             raise ValueError(f'{root} has images but no {MANIFEST_FILE}, so nobody knows what they are. Restore that '
                              f'file, choose another --out-dir, or delete the folder.')
         atomic_write(manifest, b'')
-    os.truncate(manifest, complete_length(manifest.read_bytes()))
-    records = _drop_incomplete(root, parse_manifest(manifest))
-    known = {root / path for record in records for path in record.files}
-    for folder in folders:
-        for path in folder.glob('*.png'):
-            if path not in known:
-                path.unlink()
+    _end_last_line(manifest)
+    parsed = parse_manifest(manifest)
+    records = apply_journal(root, parsed)
+    if (root / JOURNAL_FILE).is_file():
+        write_manifest(manifest, records)
+        (root / JOURNAL_FILE).unlink()
+    records = _drop_incomplete(root, records)
+    if not parsed and not (root / ROUNDS_FILE).is_file():
+        count = sum(1 for path in folders[0].glob('*.png') if _POOL_NAME.fullmatch(path.name))
+        if count > 1:  # a killed writer leaves one
+            raise ValueError(f'{root} has {count} images and an empty {MANIFEST_FILE}, so nobody knows what they are. '
+                             'Restore that file, choose another --out-dir, or delete the folder.')
+    _set_orphans_aside(root, folders, records)
     _check_kept(root, records)
     return records
+
+
+def _end_last_line(manifest: Path) -> None:
+    """Add the line break that a whole last line lacks, or cut off a line that is torn."""
+    data = manifest.read_bytes()
+    length = complete_length(data)
+    if length == len(data):
+        return
+    if is_record(data[length:]):
+        append_lines(manifest, '')
+        return
+    print_log(f'{manifest}: the last line was cut off while it was written; its sample is made again.',
+              logger='current', level=logging.WARNING)
+    os.truncate(manifest, length)
+
+
+def _set_orphans_aside(root: Path, folders: list[Path], records: list[PoolRecord]) -> None:
+    known = {root / path for record in records for path in record.files}
+    moved, foreign = [], []
+    for folder in folders:
+        unknown = [path for path in sorted(folder.glob('*.png')) if path not in known]
+        if folder.is_symlink():
+            foreign += unknown
+            continue
+        for path in unknown:
+            if path.is_symlink() or not _POOL_NAME.fullmatch(path.name):
+                foreign.append(path)
+                continue
+            target = root / ORPHAN_FOLDER / folder.name / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                target = target.with_name(f'{target.stem}-{secrets.token_hex(4)}.png')
+            os.replace(path, target)
+            moved.append(path)
+    if moved:
+        print_log(f'{root}: {len(moved)} files without a line in {MANIFEST_FILE} moved to {ORPHAN_FOLDER}/ (the first '
+                  f'is {moved[0].relative_to(root)}); delete that folder if nothing in it is missed.', logger='current',
+                  level=logging.WARNING)
+    if foreign:
+        print_log(f'{root}: {len(foreign)} files are none of the pool and stay as they are (the first is '
+                  f'{foreign[0].relative_to(root)}).', logger='current', level=logging.WARNING)
 
 
 def write_kept(root: Path, records: Iterable[PoolRecord]) -> list[str]:
@@ -66,22 +127,6 @@ def _kept_names(records: Iterable[PoolRecord]) -> list[str]:
 def write_manifest(path: Path, records: Iterable[PoolRecord]) -> None:
     """Write a whole manifest; there is the old one or the new one at any moment."""
     atomic_write(path, ''.join(f'{record.to_json()}\n' for record in records).encode('utf-8'))
-
-
-def replace_lines(path: Path, records: dict[str, PoolRecord], changed: Iterable[str]) -> None:
-    """Write a manifest in which only some lines are new: those of other records are copied, not made again.
-
-    Args:
-        path: The manifest, with one line per record in the order of ``records``.
-        records: All records by id.
-        changed: Ids whose lines are new.
-    """
-    lines = path.read_bytes().split(b'\n')
-    assert len(lines) == len(records) + 1, f'{path} has {len(lines) - 1} lines for {len(records)} records'
-    places = {id: place for place, id in enumerate(records)}
-    for id in changed:
-        lines[places[id]] = records[id].to_json().encode('utf-8')
-    atomic_write(path, b'\n'.join(lines))
 
 
 def _drop_incomplete(root: Path, records: list[PoolRecord]) -> list[PoolRecord]:

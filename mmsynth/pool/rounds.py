@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mmsynth.pool.manifest import complete_length
-from mmsynth.utils.files import append_line, atomic_write
+from mmsynth.utils.files import append_lines, atomic_write
 
 ROUNDS_FILE = 'rounds.jsonl'
 _KEYS = ('round', 'usable_from', 'ids', 'retired', 'dropped')
@@ -100,7 +100,7 @@ def append_round(root: str | Path, round: Round) -> None:
     try:
         if length:
             os.truncate(path, length)
-        append_line(path, round.to_json())
+        append_lines(path, round.to_json())
     except BaseException:
         with suppress(FileNotFoundError):
             os.truncate(path, length)

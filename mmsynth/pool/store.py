@@ -26,10 +26,18 @@ from PIL import Image
 
 from mmsynth.pool.arrays import check_filtered, check_mask, check_sample
 from mmsynth.pool.header import HEADER_FILE, PoolHeader
-from mmsynth.pool.manifest import IMAGE_FOLDER, MANIFEST_FILE, MASK_FOLDER, PoolRecord, plain_json, read_records
+from mmsynth.pool.manifest import (
+    IMAGE_FOLDER,
+    JOURNAL_FILE,
+    MANIFEST_FILE,
+    MASK_FOLDER,
+    PoolRecord,
+    plain_json,
+    read_records,
+)
 from mmsynth.pool.opening import check_is_pool_or_empty, open_header, read_header
-from mmsynth.pool.recovery import KEPT_FILE, recover, replace_lines, write_kept, write_manifest
-from mmsynth.utils.files import FolderLock, append_line, atomic_write, atomic_write_all, encode_png, file_name
+from mmsynth.pool.recovery import KEPT_FILE, SELECTION_FILES, recover, write_kept, write_manifest
+from mmsynth.utils.files import FolderLock, append_lines, atomic_write, atomic_write_all, encode_png, file_name
 
 
 class Pool:
@@ -95,8 +103,11 @@ class Pool:
     def close(self) -> None:
         """Free the folder for other writers; the records stay readable. Safe to call twice."""
         if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+            try:
+                self._merge_journal()
+            finally:
+                self._lock.release()
+                self._lock = None
 
     def __enter__(self) -> 'Pool':
         return self
@@ -125,6 +136,14 @@ class Pool:
     @property
     def palette(self) -> tuple[tuple[int, int, int], ...]:
         return self._header.palette
+
+    def get(self, id: str) -> PoolRecord:
+        """A sample's record.
+
+        Raises:
+            KeyError: If it is not stored.
+        """
+        return self._records[id]
 
     def has(self, id: str) -> bool:
         """Whether this sample is stored."""
@@ -169,7 +188,7 @@ class Pool:
             atomic_write(self.root / record.mask, encode_png(mask))
             if filtered is not None:
                 atomic_write_all(extra)
-            append_line(manifest, record.to_json())
+            append_lines(manifest, record.to_json())
             self._records[id] = record
         except BaseException:
             os.truncate(manifest, length)
@@ -179,7 +198,10 @@ class Pool:
 
     def update(self, records: Iterable[PoolRecord], *, filtered: Mapping[str, np.ndarray] | None = None,
                weights: Mapping[str, np.ndarray] | None = None) -> None:
-        """Put records in the place of those with the same ids, in one rewriting of the manifest.
+        """Put records in the place of those with the same ids.
+
+        They are appended to a journal, which :meth:`write_kept`, :meth:`remove` and :meth:`close` merge into the
+        manifest; what a killed writer left of it counts too.
 
         A filter's result is taken back with ``filter=None``, which removes its files, before another takes its place:
         so a label never stands beside the record of another filter, whenever the process ends.
@@ -203,18 +225,19 @@ class Pool:
             self._check_update(id, record, labelled=id in filtered)
             if id in filtered:
                 images |= self._filter_images(record, filtered[id], weights.get(id))
-        (self.root / KEPT_FILE).unlink(missing_ok=True)  # no longer the whole truth
+        for name in (KEPT_FILE, *SELECTION_FILES):
+            (self.root / name).unlink(missing_ok=True)  # no longer the whole truth
         atomic_write_all(images)
-        before, after = self._records, {**self._records, **new}
-        replace_lines(self.root / MANIFEST_FILE, after, new)
-        self._records = after
-        for id, record in new.items():
-            for path in set(before[id].files) - set(record.files):
-                (self.root / path).unlink(missing_ok=True)
+        self._append(self.root / JOURNAL_FILE, *(record.to_json() for record in new.values()))
+        superseded = {path for id, record in new.items() for path in set(self._records[id].files) - set(record.files)}
+        self._records.update(new)
+        for path in superseded:
+            (self.root / path).unlink(missing_ok=True)
 
     def write_kept(self) -> list[str]:
         """Write ``kept.txt``: the file stems of the samples that a filter kept, in the manifest's order; they."""
         self._check_writable()
+        self._merge_journal()
         return write_kept(self.root, self._records.values())
 
     def remove(self, ids: Iterable[str]) -> None:
@@ -228,10 +251,12 @@ class Pool:
         unknown = [id for id in leaving if not self.has(id)]
         if unknown:
             raise ValueError(f'`ids` must be stored in {self.root}, got {unknown[0]!r}')
-        staying = {id: record for id, record in self._records.items() if id not in set(leaving)}
+        gone = set(leaving)
+        staying = {id: record for id, record in self._records.items() if id not in gone}
         if (self.root / KEPT_FILE).is_file():
             write_kept(self.root, staying.values())
         write_manifest(self.root / MANIFEST_FILE, staying.values())
+        (self.root / JOURNAL_FILE).unlink(missing_ok=True)
         for id in leaving:
             self._unlink(self._records[id])
         self._records = staying
@@ -251,6 +276,21 @@ class Pool:
             mask = np.asarray(file)
         check_mask(self.root / record.mask, mask, len(self.classes))
         return mask
+
+    def _append(self, path: Path, *lines: str) -> None:
+        """Append lines to a file, all or none."""
+        length = path.stat().st_size if path.is_file() else 0
+        try:
+            append_lines(path, *lines)
+        except BaseException:
+            if path.is_file():
+                os.truncate(path, length)
+            raise
+
+    def _merge_journal(self) -> None:
+        if (self.root / JOURNAL_FILE).is_file():
+            write_manifest(self.root / MANIFEST_FILE, self._records.values())
+            (self.root / JOURNAL_FILE).unlink()
 
     def _check_writable(self) -> None:
         if self._lock is None:

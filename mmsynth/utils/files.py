@@ -78,14 +78,14 @@ def atomic_write_all(files: Mapping[Path, bytes]) -> None:
         _sync_folder(folder)
 
 
-def append_line(path: str | Path, line: str) -> None:
-    """Append one line and wait until it is on the disk.
+def append_lines(path: str | Path, *lines: str) -> None:
+    """Append lines and wait until they are on the disk.
 
     Raises:
         OSError: If it cannot be written; a part of it may be in the file then.
     """
     with open(path, 'ab') as file:
-        file.write(line.encode('utf-8') + b'\n')
+        file.write(''.join(f'{line}\n' for line in lines).encode('utf-8'))
         file.flush()
         os.fsync(file.fileno())
 
@@ -125,14 +125,20 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         import fcntl  # not on Windows, where a pool can still be read
-        self._file = open(folder / self.FILE, 'ab')
+        self._file = open(folder / self.FILE, 'a+b')
         _held.add(self)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._file.truncate(0)
+            self._file.write(str(os.getpid()).encode())
+            self._file.flush()
         except BlockingIOError as error:
+            self._file.seek(0)
+            holder = self._file.read(20).decode('ascii', 'replace')
             self._file.close()
-            raise RuntimeError(f'{folder} is being written by another process. Wait until it has ended, or choose '
-                               f'another --out-dir.') from error
+            own = ', which is this one: close what holds it' if holder == str(os.getpid()) else ''
+            raise RuntimeError(f'{folder} is being written by process {holder or "(unknown)"}{own}. Wait until that has '
+                               'ended, or choose another --out-dir.') from error
         except BaseException:
             self._file.close()
             raise

@@ -45,8 +45,9 @@ def add(pool, id):
 
 
 def contents(root):
-    """All files but the lock, as paths in the pool."""
-    return {str(path.relative_to(root)) for path in root.rglob('*') if path.is_file() and path.name != '.lock'}
+    """All files but the lock and what was set aside, as paths in the pool."""
+    return {str(path.relative_to(root)) for path in root.rglob('*')
+            if path.is_file() and path.name != '.lock' and '.orphans' not in path.parts}
 
 
 def assert_sound(root, ids):
@@ -94,10 +95,10 @@ def test_a_torn_line_is_cut_wherever_it_tore(tmp_path):
         assert_sound(tmp_path, 'ab')
 
 
-def test_leftovers_go_and_strangers_stay(tmp_path):
+def test_temporary_files_go_and_other_files_stay(tmp_path):
     with create(tmp_path) as pool:
         add(pool, 'a')
-    for name in ('img_dir/orphan.png', 'ann_dir/orphan.png', 'img_dir/.tmp-12', 'ann_dir/.tmp-12', '.tmp-12'):
+    for name in ('img_dir/.tmp-12', 'ann_dir/.tmp-12', '.tmp-12'):
         (tmp_path / name).write_bytes(b'half')
     (tmp_path / 'report.html').write_text('mine')
     create(tmp_path).close()
@@ -195,7 +196,7 @@ def test_a_failing_line_is_taken_back(tmp_path, monkeypatch):
     with create(tmp_path) as pool:
         add(pool, 'a')
         with monkeypatch.context() as patch:
-            patch.setattr(store, 'append_line', half)
+            patch.setattr(store, 'append_lines', half)
             with pytest.raises(OSError, match='No space'):
                 add(pool, 'b')
         assert_sound(tmp_path, 'a')

@@ -132,7 +132,7 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
 
 def test_one_writer_at_a_time(tmp_path):
     pool = create(tmp_path)
-    with pytest.raises(RuntimeError, match=f'{re.escape(str(tmp_path))} is being written by another process'):
+    with pytest.raises(RuntimeError, match=f'{re.escape(str(tmp_path))} is being written by process'):
         create(tmp_path)
     add(pool, 'a')
     assert len(Pool.open(tmp_path)) == 1  # readers are welcome

@@ -63,7 +63,7 @@ def test_a_round_that_cannot_be_written_leaves_the_file_as_it_was(tmp_path: Path
 
     append_round(tmp_path, FIRST)
     before = (tmp_path / ROUNDS_FILE).read_bytes()
-    monkeypatch.setattr(module, 'append_line', tear)
+    monkeypatch.setattr(module, 'append_lines', tear)
     with pytest.raises(OSError, match='No space left'):
         append_round(tmp_path, SECOND)
     assert (tmp_path / ROUNDS_FILE).read_bytes() == before

@@ -24,7 +24,7 @@ time.sleep(60)
 
 def test_one_holds_it_at_a_time(tmp_path: Path) -> None:
     lock = FolderLock(tmp_path)
-    with pytest.raises(RuntimeError, match='being written by another process'):
+    with pytest.raises(RuntimeError, match='being written by process'):
         FolderLock(tmp_path)
     lock.release()
     lock.release()

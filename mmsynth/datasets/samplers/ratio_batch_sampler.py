@@ -119,7 +119,7 @@ class RatioBatchSampler:
 
     def batch(self, iteration: int) -> list[Draw]:
         """This rank's part of a batch: B draws, real ones below ``num_real``, synthetic ones from there on."""
-        walk = self._current_walk()
+        walk = self._current_walk(iteration)
         before, numbers = walk.drawn_before(iteration), walk.numbers(iteration)
         owners = [(before + place) % self.world_size for place in range(len(numbers))]
         draws = [self._draw(self.num_real + number, 'synthetic', before + place, iteration)
@@ -147,9 +147,9 @@ class RatioBatchSampler:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, 'epoch', epoch))
         return torch.randperm(self.num_real, generator=generator).tolist()
 
-    def _current_walk(self) -> SyntheticWalk:
+    def _current_walk(self, iteration: int) -> SyntheticWalk:
         """The walk through the pool as it is now."""
-        if self._pool.update() or self._walk is None:
+        if self._pool.update(iteration) or self._walk is None:
             self._walk = SyntheticWalk(self.seed, self._quota, self._pool.changes)
         return self._walk
 
@@ -157,7 +157,7 @@ class RatioBatchSampler:
         return self.schedule.quota(iterations, self._global_size)
 
     def _announce(self) -> None:
-        self._current_walk()
+        self._current_walk(self._start)
         if self.schedule.ratio and not self._pool.live():
             print_log(f'the pool {self._pool.root} has no usable samples yet; batches are real until it has some.',
                       logger='current', level=logging.WARNING)
