@@ -42,20 +42,25 @@ def main() -> None:
         sys.path.insert(0, str(ROOT))
     import torch
 
-    from mmsynth.apis import load_config, synthesize
+    from mmsynth.apis import synthesize
+    from mmsynth.apis.synthesize import NotFiniteError
+    from mmsynth.synthesis.build import load_config
     device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    pool = synthesize(
-        load_config(args.config, args.cfg_options),
-        args.checkpoint,
-        args.out_dir,
-        guidance=args.guidance,
-        candidates=args.candidates,
-        num_per_mask=args.num_per_mask,
-        limit=args.limit,
-        seed=args.seed,
-        batch_size=args.batch_size,
-        filter=args.filter,
-        device=device)
+    try:
+        pool = synthesize(
+            load_config(args.config, args.cfg_options),
+            args.checkpoint,
+            args.out_dir,
+            guidance=args.guidance,
+            candidates=args.candidates,
+            num_per_mask=args.num_per_mask,
+            limit=args.limit,
+            seed=args.seed,
+            batch_size=args.batch_size,
+            filter=args.filter,
+            device=device)
+    except NotFiniteError as error:
+        sys.exit(str(error))
     print(f'{len(pool)} samples in {pool.root}; look at {pool.root}/preview.png and {pool.root}/report.html')
 
 

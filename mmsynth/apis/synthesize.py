@@ -1,7 +1,6 @@
 """Synthesis of a pool: masks of a data set → images, with or without the guidance of a critic."""
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,21 @@ from mmsynth.filtering import ClassLossFilter
 from mmsynth.guidance import Guidance
 from mmsynth.models.generators import BaseGenerator
 from mmsynth.pool import Pool, PoolRecord
-from mmsynth.structures import SynthDataSample
 from mmsynth.synthesis import Request, generate_batch, load_batches
 from mmsynth.synthesis.build import build_dataset, build_generator
 from mmsynth.synthesis.guidance import build_guidance, critic_hashes, guidance_settings
 from mmsynth.utils import derive_seed, progress_bar
-from mmsynth.utils.hashes import config_hash, file_hash
+from mmsynth.utils.hashes import config_and_files_hash, config_hash, file_hash
 from mmsynth.visualization import colorize, draw_grid, pool_report, save_png
 from mmsynth.visualization.plots import count_uncorrected
 
 PREVIEW_FILE = 'preview.png'
 REPORT_FILE = 'report.html'
 _PREVIEW_SAMPLES = 16
+
+
+class NotFiniteError(RuntimeError):
+    """Some images held values that are no numbers; they were left out of the pool."""
 
 
 def synthesize(cfg: Config,
@@ -57,7 +59,7 @@ def synthesize(cfg: Config,
         limit: Use only so many masks, the first.
         seed: The run's seed; a sample's own follows from it and the mask's id.
         batch_size: Images generated together; does not change them.
-        filter: Filter each sample by ``cfg.synthesis.filter`` as it is generated, as :func:`filter_pool` would.
+        filter: Filter the pool by ``cfg.synthesis.filter`` afterwards, as :func:`filter_pool` would.
         device: Where the generator and the critic run.
 
     Returns:
@@ -65,6 +67,7 @@ def synthesize(cfg: Config,
 
     Raises:
         ValueError: If options, data set, generator, critic and pool do not fit each other.
+        NotFiniteError: After everything else is done, if images were not finite.
     """
     settings = _synthesis_settings(cfg)
     num_per_mask = settings.get('num_per_mask', 1) if num_per_mask is None else num_per_mask
@@ -78,13 +81,35 @@ def synthesize(cfg: Config,
     _check_fit(dataset, generator, guide, pixel_filter)
     requests = list_requests(dataset, seed, num_per_mask, limit)
     description = _describe(cfg, checkpoint, seed, generator, chosen)
-    meta = dataset.metainfo
-    painter = _Painter(generator, guide, pixel_filter, description)
-    with Pool.create(out_dir, description, meta['classes'], meta['palette']) as pool:
-        generated = _fill(pool, dataset, requests, painter, batch_size)
+    with Pool.create(out_dir, description, dataset.metainfo['classes'], dataset.metainfo['palette']) as pool:
+        if pixel_filter is not None:
+            check_results(pool, pixel_filter)
+        missing = [request for request in requests if not pool.has(request.id)]
+        broken = []
+        with progress_bar(total=len(requests), initial=len(requests) - len(missing), unit='img',
+                          title='synthesize') as bar:
+            for batch in load_batches(dataset, missing, batch_size):
+                samples = generate_batch(generator, batch, guide=guide, entry=description['generator'])
+                for (request, _), sample in zip(batch, samples):
+                    if sample.finite:
+                        pool.add(request.id, sample.image, sample.mask, **sample.details)
+                    else:
+                        broken.append(request.id)
+                bar.update(len(batch))
+        _report_uncorrected([pool.get(request.id) for request in missing if pool.has(request.id)])
+        if pixel_filter is not None and len(pool):
+            filter_open_pool(pool, pixel_filter, batch_size=batch_size)
+            pool.write_kept()
         draw_preview(pool, pool.root / PREVIEW_FILE)
-        pool_report(pool, pool.root / REPORT_FILE, class_counts_before=None)
-    print_log(f'{generated} images generated, {len(requests) - generated} were there; pool {pool.root}', logger='current')
+        if len(pool):
+            pool_report(pool, pool.root / REPORT_FILE, class_counts_before=None)
+    print_log(f'{len(missing) - len(broken)} images generated, {len(requests) - len(missing)} were there; pool {out_dir}',
+              logger='current')
+    if broken:
+        raise NotFiniteError(
+            f'{len(broken)} of {len(missing)} images were not finite and are left out of {out_dir} (the first is '
+            f'{broken[0]!r}); the others are stored. Generate in float32, guide less, or look at the weights; the next '
+            'call tries them again.')
     return Pool.open(out_dir)
 
 
@@ -118,46 +143,6 @@ def draw_preview(pool: Pool, path: Path) -> None:
             blank = [None] * (len(records) % 2)
             columns |= {'mask ': masks[half:] + blank, 'synthetic ': images[half:] + blank}
         save_png(draw_grid(columns), path)
-
-
-@dataclass(frozen=True)
-class _Painter:
-    """Generates batches into a pool, and filters them unless the filter needs all images of a mask for that."""
-
-    generator: BaseGenerator
-    guide: Guidance | None
-    pixel_filter: ClassLossFilter | None
-    description: dict[str, Any]
-
-    def generate(self, batch: Sequence[tuple[Request, SynthDataSample]], pool: Pool) -> None:
-        """Generate and store a batch of one mask size."""
-        generated = generate_batch(self.generator, batch, guide=self.guide, entry=self.description['generator'])
-        filtered = [{} for _ in batch]
-        if self.pixel_filter is not None and not self.pixel_filter.needs_siblings:
-            images, masks = [sample.image for sample in generated], [sample.mask for sample in generated]
-            filtered = [dict(filter=found.entry, filtered=found.label, weight=found.weight)
-                        for found in self.pixel_filter(images, masks)]
-        for (request, _), sample, result in zip(batch, generated, filtered):
-            pool.add(request.id, sample.image, sample.mask, **sample.details, **result)
-
-
-def _fill(pool: Pool, dataset: BaseDataset, requests: Sequence[Request], painter: _Painter, batch_size: int) -> int:
-    """Generate what a pool lacks, and filter what is not filtered if there is a filter; how many images were generated."""
-    pixel_filter = painter.pixel_filter
-    if pixel_filter is not None:
-        check_results(pool, pixel_filter)
-    missing = [request for request in requests if not pool.has(request.id)]
-    done = len(requests) - len(missing)
-    with progress_bar(total=len(requests), initial=done, unit='img', title='synthesize') as bar:
-        for batch in load_batches(dataset, missing, batch_size):
-            painter.generate(batch, pool)
-            bar.update(len(batch))
-    generated = {request.id for request in missing}
-    _report_uncorrected([record for record in pool.records if record.id in generated])
-    if pixel_filter is not None:
-        filter_open_pool(pool, pixel_filter, batch_size=batch_size)  # what was generated before, and siblings
-        pool.write_kept()
-    return len(missing)
 
 
 def _check_counts(**counts: int | None) -> None:
@@ -207,7 +192,7 @@ def _describe(cfg: Config, checkpoint: str | Path, seed: int, generator: BaseGen
         generator=dict(
             type=type(generator).__name__, config_sha256=config_hash(cfg.model), weights_sha256=file_hash(checkpoint)),
         seed=seed,
-        masks_sha256=config_hash(cfg.synthesis.dataset),
+        masks_sha256=config_and_files_hash(cfg.synthesis.dataset),
         guidance=None if guidance is None else dict(
             settings=guidance, critic_weights_sha256=critic_hashes(guidance['critic'])))
 

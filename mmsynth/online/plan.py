@@ -10,7 +10,7 @@ from mmsynth.online.round_filter import check_filter
 from mmsynth.registry import MODELS
 from mmsynth.synthesis import load_config
 from mmsynth.synthesis.build import critic_hashes
-from mmsynth.utils.hashes import config_hash, file_hash
+from mmsynth.utils.hashes import config_and_files_hash, config_hash, file_hash
 
 
 class RefreshPlan:
@@ -83,7 +83,7 @@ class RefreshPlan:
                 weights_sha256=file_hash(self.checkpoint)),
             seed=self.seed,
             num_per_round=self.masks.num_per_round,
-            masks_sha256=config_hash(masks),
+            masks_sha256=config_and_files_hash(masks),
             guidance=self.guidance,
             critic=self.critic if self.needs_segmentor or guide else None,
             critic_weights_sha256=None if guide is None else critic_hashes(guide),
