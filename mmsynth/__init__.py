@@ -1,8 +1,8 @@
 """mmsynth: training-data synthesis for MMSegmentation.
 
 ``custom_imports = dict(imports=['mmsynth'])`` is all that a config needs. Importing the package checks the host stack,
-fills mmseg's registries and adds this package's, and from then on mmengine reads checkpoints as data (docs/en/safety.md).
-The public names are loaded from their modules when first used, because they bring diffusers and transformers.
+fills mmseg's registries and adds its own; from then on mmengine reads checkpoints as data (docs/en/safety.md).
+The public names are loaded from their modules when first used, because they bring diffusers and the networks.
 """
 from importlib import import_module
 from typing import Any

@@ -62,15 +62,16 @@ def check_host_stack() -> None:
         repair = package.requirements[:2][-1 if original else 0]
         if package.module == 'mmcv' and original_mmseg:  # it asserts mmcv < 2.2, and imports mmcv.ops
             del accepted[0]
-        fits = not versions or any(wanted.name in versions and wanted.specifier.contains(versions[wanted.name])
-                                   for wanted in accepted)
+        fits = not versions or any(
+            wanted.name in versions and wanted.specifier.contains(versions[wanted.name], prereleases=True)
+            for wanted in accepted)
         spec = find_spec(package.module)
         if spec is None:
             problems.append(f'{package.module} (not installed)')
         elif not fits:
             problems.append(f'{" or ".join(map(str, accepted))} (found {listed})')
         elif package.module == 'mmcv' and original_mmseg and not _has_compiled_ops(spec.submodule_search_locations):
-            problems.append(f'{accepted[0]} with its compiled ops, which mmsegmentation imports (found {listed} without)')
+            problems.append(f'{accepted[0]} with compiled ops, which mmsegmentation imports (found {listed} without)')
         else:
             continue
         repairs.append(f'"{repair}"')

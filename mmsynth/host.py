@@ -72,26 +72,32 @@ def load_checkpoints_as_data() -> None:
     file comes from the net. mmengine 0.10 cannot resume under torch >= 2.6, which refuses the log history; this can.
     ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1`` gives the loading back to mmengine, with a warning for each file.
     """
-    unpickle_local, unpickle_url = host_checkpoint.load_from_local, host_checkpoint.load_url
+    from_local, from_url = host_checkpoint.load_from_local, host_checkpoint.load_url
+    from_storage = getattr(host_checkpoint, '_safe_torch_load', None)  # onedl-mmengine; mmengine 0.10 calls torch.load
 
     def load_from_local(filename: str, map_location: Any = None) -> Any:
         if _unpickles(filename):
-            return unpickle_local(filename, map_location)
+            return from_local(filename, map_location)
         return read_training_state(Path(filename).expanduser(), map_location)
 
     def load_url(url: str, model_dir: str | None = None, map_location: Any = None, progress: bool = True) -> Any:
         if _unpickles(url):
-            return unpickle_url(url, model_dir=model_dir, map_location=map_location, progress=progress)
+            return from_url(url, model_dir=model_dir, map_location=map_location, progress=progress)
         file = Path(model_dir or os.path.join(torch.hub.get_dir(), 'checkpoints'), Path(urlparse(url).path).name)
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(file), progress=progress)
         return read_training_state(file, map_location)
 
+    def load_from_storage(file: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
+        if _unpickles(file):
+            return from_storage(file, map_location=map_location, weights_only=weights_only)
+        return read_training_state(file, map_location)
+
     CheckpointLoader.register_scheme('', load_from_local, force=True)
     host_checkpoint.load_url = load_url  # what http://, torchvision://, open-mmlab:// and mmcls:// end in
-    if hasattr(host_checkpoint, '_safe_torch_load'):  # onedl-mmengine: other storage; mmengine 0.10 leaves it to torch
-        host_checkpoint._safe_torch_load = lambda file, map_location=None: load_from_local(file, map_location)
+    if from_storage:
+        host_checkpoint._safe_torch_load = load_from_storage
 
 
 def host_script(name: str) -> Path:
