@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 # what mmengine keeps beside the weights: log history, its methods, scheduler state, numpy values
-_STAND_IN_ROOTS = ('mmengine.', 'numpy.', 'builtins.getattr')
+_STAND_IN_ROOTS = ('mmengine.', 'numpy.', 'builtins.getattr', 'builtins.bytes')
 
 
 @dataclass
@@ -223,8 +223,10 @@ def _rebuild(value: Any) -> Any:
             dtype = np.dtype(code)
             if dtype.kind in 'biufcSU':  # no object is read from raw bytes
                 return dtype.newbyteorder(state[1]) if state else dtype
-        case 'numpy._core.multiarray._reconstruct', _, (_, shape, dtype, fortran, bytes() as data):
-            order = 'F' if fortran else 'C'
+        case 'builtins.bytes', (), None:  # what protocol 2 writes for no bytes at all
+            return b''
+        case 'numpy._core.multiarray._reconstruct', _, (_, shape, dtype, fortran, data):
+            order, data = 'F' if fortran else 'C', _rebuild(data)
             array = np.frombuffer(data, _rebuild(dtype)) if data else np.empty(0, _rebuild(dtype))
             return array.reshape(shape, order=order).copy(order)
         case 'numpy._core.multiarray.scalar', (dtype, bytes() as data), _:
