@@ -78,7 +78,7 @@ def load_checkpoints_as_data() -> None:
     def load_from_local(filename: str, map_location: Any = None) -> Any:
         if _unpickles(filename):
             return from_local(filename, map_location)
-        return read_training_state(Path(filename).expanduser(), map_location)
+        return _read(Path(filename).expanduser(), map_location)
 
     def load_url(url: str, model_dir: str | None = None, map_location: Any = None, progress: bool = True) -> Any:
         if _unpickles(url):
@@ -87,12 +87,12 @@ def load_checkpoints_as_data() -> None:
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(file), progress=progress)
-        return read_training_state(file, map_location)
+        return _read(file, map_location)
 
     def load_from_storage(file: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
         if _unpickles(file):
             return from_storage(file, map_location=map_location, weights_only=weights_only)
-        return read_training_state(file, map_location)
+        return _read(file, map_location)
 
     CheckpointLoader.register_scheme('', load_from_local, force=True)
     host_checkpoint.load_url = load_url  # what http://, torchvision://, open-mmlab:// and mmcls:// end in
@@ -114,6 +114,14 @@ def host_script(name: str) -> Path:
     raise SystemExit(f'tools/{name}: mmseg is installed without its tools (looked for '
                      f'{" and ".join(map(str, candidates))}): reinstall it, or put an mmsegmentation checkout on '
                      'PYTHONPATH')
+
+
+def _read(file: Any, map_location: Any) -> Any:
+    content = read_training_state(file, map_location)
+    meta = content.get('meta') if isinstance(content, dict) else None
+    if isinstance(meta, dict):
+        meta.pop('config', None)  # mmengine never writes it, and runs it as Python when it resumes
+    return content
 
 
 def _unpickles(source: Any) -> bool:

@@ -109,6 +109,14 @@ class TestHostileCheckpoint:
             CheckpointLoader.load_checkpoint('https://example.org/iter_2.pth')
         assert not marker.exists()
 
+    def test_nor_the_config_in_it(self, small_run: SmallRun, tmp_path: Path) -> None:
+        """mmengine's resume runs ``meta['config']`` as Python."""
+        content, marker = torch.load(small_run.critic, weights_only=False), tmp_path / 'marker'
+        content['meta']['config'] = f'import os\nos.mkdir({str(marker)!r})\n'
+        torch.save(content, tmp_path / 'iter_2.pth')
+        train(small_run.critic_config_file, tmp_path, dict(load_from=str(tmp_path / 'iter_2.pth'), resume=True))
+        assert not marker.exists()
+
     @pytest.mark.slow
     @pytest.mark.process
     def test_nor_by_the_tool_with_a_config_that_does_not_name_mmsynth(self, small_run: SmallRun,
