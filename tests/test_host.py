@@ -104,7 +104,7 @@ class TestHostileCheckpoint:
     def test_nor_from_the_net(self, small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path, marker = trapped(small_run.critic, tmp_path)
         monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
-        monkeypatch.setattr(torch.hub, 'download_url_to_file', lambda url, to, **_: shutil.copy(path, to))
+        monkeypatch.setattr(torch.hub, 'download_url_to_file', lambda url, to, *_, **__: shutil.copy(path, to))
         with pytest.raises(ValueError, match='iter_2.pth .*mkdir'):
             CheckpointLoader.load_checkpoint('https://example.org/iter_2.pth')
         assert not marker.exists()
