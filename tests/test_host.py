@@ -4,6 +4,8 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader, load_checkpoint
+from mmengine.runner import checkpoint as host_checkpoint
 from mmseg.models import SegDataPreProcessor
 from small_run import ROOT, SmallRun, command, train
 from torch import nn
@@ -107,6 +110,14 @@ class TestHostileCheckpoint:
         monkeypatch.setattr(torch.hub, 'download_url_to_file', lambda url, to, *_, **__: shutil.copy(path, to))
         with pytest.raises(ValueError, match='iter_2.pth .*mkdir'):
             CheckpointLoader.load_checkpoint('https://example.org/iter_2.pth')
+        assert not marker.exists()
+
+    def test_nor_from_other_storage(self, small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path, marker = trapped(small_run.critic, tmp_path)
+        backend = SimpleNamespace(get=lambda url: path.read_bytes())
+        monkeypatch.setattr(host_checkpoint, 'get_file_backend', lambda *_, **__: backend)
+        with pytest.raises((ValueError, UnpicklingError)):  # mmengine 0.10 leaves these to torch
+            CheckpointLoader.load_checkpoint('s3://bucket/iter_2.pth')
         assert not marker.exists()
 
     def test_nor_the_config_in_it(self, small_run: SmallRun, tmp_path: Path) -> None:
