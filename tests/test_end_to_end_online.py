@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import NAMES, ROOT, SmallRun, command
+from small_run import NAMES, SmallRun, command
 
 from mmsynth.host import host_script
 from mmsynth.pool import Pool
