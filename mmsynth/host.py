@@ -1,100 +1,133 @@
-"""The version gate: which packages of the host stack are here, and are they new enough (DESIGN, decision 1).
+"""All that differs between the two host stacks, and what mmsynth changes in them.
 
-It runs first on ``import mmsynth``, so it imports none of the packages that it judges: whether a module exists comes
-from its import spec, its version from the metadata of the distribution that installed it. The two are told apart
-because the OpenMMLab modules exist under two names on the index: ``mmengine`` is installed by ``onedl-mmengine`` or
-by ``mmengine``.
+The maintained stack (onedl-mmengine, onedl-mmcv, onedl-mmsegmentation) and the original one (mmengine 0.10, mmcv 2.1,
+mmsegmentation 1.2) are imported by the same names. Which versions are accepted is in :mod:`mmsynth.gate`.
 """
+import contextlib
+import io
+import logging
+import os
 import warnings
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlparse
 
-from packaging.version import Version
+import mmseg
+import torch
+from mmengine.logging import print_log
+from mmengine.runner import CheckpointLoader
+from mmengine.runner import checkpoint as host_checkpoint
+from torch import Tensor, nn
+
+from mmsynth.utils.checkpoint import read_training_state
+
+_UNPICKLE = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'  # torch's own switch
 
 
-class HostPackage(NamedTuple):
-    """A module of the host stack.
+class Normalisation(NamedTuple):
+    """What mmseg's SegDataPreProcessor does to the pixels of an image that was read as BGR.
 
     Attributes:
-        module: The name to import.
-        distributions: The names under which pip may have installed it, the preferred one first.
-        minimum: The oldest version that works.
+        to_rgb: Whether the channels are swapped.
+        mean: (C, 1, 1), float, subtracted from pixels in [0, 255] after the swap; None where there is none.
+        std: (C, 1, 1), float, divides the difference; None where there is no mean.
     """
 
-    module: str
-    distributions: tuple[str, ...]
-    minimum: str
+    to_rgb: bool
+    mean: Tensor | None
+    std: Tensor | None
 
 
-HOST_STACK = (
-    HostPackage('torch', ('torch', ), '2.6'),
-    HostPackage('mmengine', ('onedl-mmengine', 'mmengine', 'mmengine-lite'), '0.10.4'),
-    HostPackage('mmcv', ('onedl-mmcv', 'mmcv', 'mmcv-lite', 'mmcv-full'), '2.0.0'),
-    HostPackage('mmseg', ('onedl-mmsegmentation', 'mmsegmentation'), '1.0.0'),
-    HostPackage('diffusers', ('diffusers', ), '0.31.0'),  # the first with SD3.5's dual attention
-)
-
-
-def check_host_stack() -> None:
-    """Refuse to go on without the packages that mmsynth stands on.
-
-    A module without distribution metadata (a source checkout on ``PYTHONPATH``) is taken as it is.
+def normalisation_of(preprocessor: nn.Module) -> Normalisation:
+    """Read how a SegDataPreProcessor normalises images.
 
     Raises:
-        ImportError: If a module is missing or too old. One line names each of them, what was found instead, and the
-            pip command that repairs it.
+        ValueError: If it is of an mmseg that keeps this elsewhere.
     """
-    problems, broken, original_family = [], [], False
-    for package in HOST_STACK:
-        found = installed_distributions(package)
-        original_family |= any(name.startswith('mm') for name in found)
-        _warn_of_twins(package, found)
-        problem = _problem(package, found)
-        if problem:
-            problems.append(problem)
-            broken.append(package)
-    if problems:
-        repair = ' '.join(_requirement(package, original_family) for package in broken)
-        raise ImportError(f'mmsynth needs {"; ".join(problems)}. Install with: pip install {repair}')
+    own = vars(preprocessor)
+    # onedl-mmsegmentation 1.4 inherits the flag from mmengine's ImgDataPreprocessor, mmsegmentation 1.2 has its own
+    swap = own.get('_channel_conversion', own.get('channel_conversion'))
+    normalise = own.get('_enable_normalize')
+    if swap is None or normalise is None:
+        raise ValueError(f'`data_preprocessor`: {type(preprocessor).__name__} of this mmseg does not say how it '
+                         'normalises images; use onedl-mmsegmentation >= 1.4 or mmsegmentation 1.2.')
+    return Normalisation(swap, *((preprocessor.mean, preprocessor.std) if normalise else (None, None)))
 
 
-def installed_distributions(package: HostPackage) -> dict[str, str]:
-    """Return name and version of every installed distribution that provides the module, in the order of preference."""
-    found = {}
-    for name in package.distributions:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+def register_mmseg() -> None:
+    """Fill mmseg's registries, without the lines that the host prints about optional parts that it misses."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()) as printed:
+        warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
+        from mmseg.utils import register_all_modules
+        register_all_modules(init_default_scope=False)
+    for line in printed.getvalue().splitlines():
+        if line != 'Could not import OneDL':
+            print(line)
 
 
-def _problem(package: HostPackage, found: dict[str, str]) -> str | None:
-    """Say in a few words what is wrong with one package, or None."""
-    wanted = f'{package.module} >= {package.minimum}'
-    if find_spec(package.module) is None:
-        return f'{wanted} (not installed)'
-    if found and max(map(Version, found.values())) < Version(package.minimum):
-        return f'{wanted} (found {_listed(found)})'
-    return None
+def load_checkpoints_as_data() -> None:
+    """Make mmengine read checkpoints as data: those of ``load_from``, ``--resume``, ``init_cfg`` and ``pretrained``.
+
+    Its own loader runs the code in a file: onedl-mmengine after torch's safe reader has refused it, and both where a
+    file comes from the net. mmengine 0.10 cannot resume under torch >= 2.6, which refuses the log history; this can.
+    ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1`` gives the loading back to mmengine, with a warning for each file.
+    """
+    from_local, from_url = host_checkpoint.load_from_local, host_checkpoint.load_url
+    from_storage = getattr(host_checkpoint, '_safe_torch_load', None)  # onedl-mmengine; mmengine 0.10 calls torch.load
+
+    def load_from_local(filename: str, map_location: Any = None) -> Any:
+        if _unpickles(filename):
+            return from_local(filename, map_location)
+        return _read(Path(filename).expanduser(), map_location)
+
+    def load_url(url: str, model_dir: str | None = None, map_location: Any = None, progress: bool = True) -> Any:
+        if _unpickles(url):
+            return from_url(url, model_dir=model_dir, map_location=map_location, progress=progress)
+        file = Path(model_dir or os.path.join(torch.hub.get_dir(), 'checkpoints'), Path(urlparse(url).path).name)
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(file), progress=progress)
+        return _read(file, map_location)
+
+    def load_from_storage(file: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
+        if _unpickles(file):
+            return from_storage(file, map_location=map_location, weights_only=weights_only)
+        return _read(file, map_location)
+
+    CheckpointLoader.register_scheme('', load_from_local, force=True)
+    host_checkpoint.load_url = load_url  # what http://, torchvision://, open-mmlab:// and mmcls:// end in
+    if from_storage:
+        host_checkpoint._safe_torch_load = load_from_storage
 
 
-def _warn_of_twins(package: HostPackage, found: dict[str, str]) -> None:
-    """Warn when two distributions have written the same module over each other."""
-    if len(found) > 1:
-        keep, *others = found
-        warnings.warn(
-            f'`{package.module}` is installed twice, by {_listed(found)}, and their files overwrite each other: '
-            f'pip uninstall {" ".join(others)}, then pip install --force-reinstall --no-deps {keep}',
-            stacklevel=4)
+def host_script(name: str) -> Path:
+    """Find a script of mmseg's ``tools`` folder, such as ``'train.py'``.
+
+    Raises:
+        SystemExit: If mmseg has been installed without its tools.
+    """
+    package = Path(mmseg.__file__).parent
+    candidates = [package / '.mim' / 'tools' / name, package.parent / 'tools' / name]
+    for script in candidates:
+        if script.is_file():
+            return script
+    raise SystemExit(f'tools/{name}: mmseg is installed without its tools (looked for '
+                     f'{" and ".join(map(str, candidates))}): reinstall it, or put an mmsegmentation checkout on '
+                     'PYTHONPATH')
 
 
-def _requirement(package: HostPackage, original_family: bool) -> str:
-    """What pip should install, from the family of distributions that is here already."""
-    family = package.distributions[1:2] if original_family else ()
-    return f'"{(*family, *package.distributions)[0]}>={package.minimum}"'
+def _read(file: Any, map_location: Any) -> Any:
+    content = read_training_state(file, map_location)
+    meta = content.get('meta') if isinstance(content, dict) else None
+    if isinstance(meta, dict):
+        meta.pop('config', None)  # mmengine never writes it, and runs it as Python when it resumes
+    return content
 
 
-def _listed(found: dict[str, str]) -> str:
-    return ' and '.join(f'{name} {number}' for name, number in found.items())
+def _unpickles(source: Any) -> bool:
+    """Whether the user has asked for unpickling, with a warning if so."""
+    if os.getenv(_UNPICKLE, '0').lower() not in ('1', 'y', 'yes', 'true'):  # as torch reads it
+        return False
+    print_log(f'{_UNPICKLE} is set: {source} is unpickled, which runs the code in it.', logger='current',
+              level=logging.WARNING)
+    return True

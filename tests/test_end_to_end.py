@@ -2,7 +2,6 @@
 
 Training is mmseg's own tools/train.py; the last step runs where mmsynth cannot be imported.
 """
-import importlib.util
 import signal
 import subprocess
 import time
@@ -16,6 +15,7 @@ from mmengine.runner import Runner
 from small_run import NAMES, ROOT, SmallRun, command, run, train
 
 from mmsynth.apis import build_dataset, load_config, synthesize
+from mmsynth.host import host_script
 from mmsynth.pool import Pool
 from mmsynth.utils import read_checkpoint
 
@@ -69,10 +69,7 @@ def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope='module')
 def train_script() -> Path:
     """mmseg's tools/train.py, as our tools/train.py finds it."""
-    spec = importlib.util.spec_from_file_location('tools_train', ROOT / 'tools' / 'train.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    script = module.host_script('train.py')
+    script = host_script('train.py')
     assert 'mmsynth' not in script.read_text()
     return script
 

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import random
-import runpy
 import signal
 import socket
 import subprocess
@@ -17,8 +16,9 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import NAMES, ROOT, SmallRun, command
+from small_run import NAMES, SmallRun, command
 
+from mmsynth.host import host_script
 from mmsynth.pool import Pool
 from mmsynth.pool.rounds import read_rounds
 from mmsynth.utils import read_checkpoint
@@ -67,6 +67,7 @@ import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from mmsynth.host import host_script
 from mmsynth.pool import Pool
 
 if 'RANK' in os.environ and not torch.distributed.is_initialized():
@@ -149,7 +150,7 @@ def write_config(run: SmallRun, folder: Path, *, iterations: int = ITERATIONS, p
 
 def train(training: Training, *, ranks: int = 1, resume: bool = False, **environment: object) -> Training:
     """Run mmseg's tools/train.py to its end, or until it is killed as ``KILL_AT_…`` in the environment says."""
-    script = runpy.run_path(str(ROOT / 'tools' / 'train.py'))['host_script']('train.py')
+    script = host_script('train.py')
     arguments = [script, training.folder / 'online.py', '--work-dir', training.folder / 'work']
     arguments += ['--resume'] if resume else []
     if ranks > 1:

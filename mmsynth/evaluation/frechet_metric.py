@@ -142,7 +142,6 @@ def build_real(settings: Mapping[str, Any], classes: Sequence[str]) -> Any:
     Raises:
         ValueError: If its classes are others.
     """
-    import mmseg.datasets  # noqa: F401  (fills mmseg's registry)
     with DefaultScope.overwrite_default_scope('mmseg'):
         dataset = DATASETS.build(dict(settings))
     own = tuple(dataset.metainfo.get('classes') or ())

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from mmsynth.guidance import SegmentorCritic
+from mmsynth.host import normalisation_of
 
 _LENGTH = 16  # hex digits, as in all hashes of a manifest
 
@@ -22,10 +23,10 @@ def label_hash(mask: np.ndarray) -> str:
 def segmentor_identity(critic: SegmentorCritic) -> str:
     """Hash of what a segmentor reads with: its weights, its normalisation and its mode of inference."""
     segmentor = critic.segmentor
-    own = segmentor.data_preprocessor
+    to_rgb, mean, std = normalisation_of(segmentor.data_preprocessor)
     digest = hashlib.sha256(json.dumps(segmentor.test_cfg, sort_keys=True, default=str).encode())
-    if own._enable_normalize:
-        digest.update(f'{own._channel_conversion} {own.mean.flatten().tolist()} {own.std.flatten().tolist()}'.encode())
+    if mean is not None:
+        digest.update(f'{to_rgb} {mean.flatten().tolist()} {std.flatten().tolist()}'.encode())
     for name, value in sorted(segmentor.state_dict().items()):
         digest.update(f'{name} {value.dtype} {tuple(value.shape)}:'.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

@@ -12,6 +12,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from mmsynth.guidance.base import Critic
+from mmsynth.host import normalisation_of
 from mmsynth.registry import MODELS
 from mmsynth.utils.checkpoint import load_state_dict, read_checkpoint
 
@@ -105,11 +106,12 @@ class SegmentorCritic(Critic):
     def _preprocess(self, images: Tensor) -> Tensor:
         """What the segmentor's data preprocessor does at test time, kept differentiable."""
         own = self.segmentor.data_preprocessor
+        to_rgb, mean, std = normalisation_of(own)
         pixels = images.float() * 255
-        if not own._channel_conversion:  # images on disk are read as BGR; without conversion the segmentor sees BGR
+        if not to_rgb:  # images on disk are read as BGR; without conversion the segmentor sees BGR
             pixels = pixels.flip(1)
-        if own._enable_normalize:
-            pixels = (pixels - own.mean) / own.std
+        if mean is not None:
+            pixels = (pixels - mean) / std
         return _pad(pixels, own.test_cfg or {}, own.pad_val)
 
 
@@ -133,7 +135,6 @@ def _build_segmentor(config: str | dict) -> nn.Module:
     config = Config(dict(config)) if not isinstance(config, Config) else config
     if 'model' not in config:
         raise ValueError('critic: `config` has no `model`; give a complete mmseg config.')
-    import mmseg.models  # noqa: F401  (fills mmseg's registry)
     model = config.model.copy()
     if 'data_preprocessor' not in model and 'data_preprocessor' in config:
         model.data_preprocessor = config.data_preprocessor

@@ -27,8 +27,6 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         cfg.merge_from_dict(dict(overrides))
     if cfg.get('custom_imports'):
         import_modules_from_strings(**cfg.custom_imports)
-    import mmseg.datasets
-    import mmseg.models  # noqa: F401  (they fill mmseg's registries)
     return cfg
 
 

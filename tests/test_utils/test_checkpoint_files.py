@@ -2,16 +2,19 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from mmengine.logging import MessageHub
+from mmengine.config import ConfigDict
+from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.optim import CosineAnnealingLR, OneCycleLR
 from safetensors.torch import save_file
 from torch import nn
 
 from mmsynth.utils import LoadReport, load_state_dict, read_checkpoint
+from mmsynth.utils.checkpoint import read_training_state
 
 TENSORS = {'weight': torch.arange(6.).reshape(2, 3), 'bias': torch.ones(2)}
 
@@ -63,21 +66,21 @@ def test_scheduler_state_beside_the_weights_is_read_over(tmp_path: Path) -> None
     assert_same(read_checkpoint(path))
 
 
-class Trap:
-    """Makes a folder when it is unpickled."""
+class Reduced:
+    """Calls a function when it is unpickled."""
 
-    def __init__(self, marker: Path, call: Callable) -> None:
-        self.marker, self.call = marker, call
+    def __init__(self, call: Callable, *arguments: object) -> None:
+        self.call, self.arguments = call, arguments
 
-    def __reduce__(self) -> tuple:
-        return self.call, ((f'mkdir {self.marker}', ) if self.call is os.system else (str(self.marker), ))
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return self.call, self.arguments
 
 
 @pytest.mark.parametrize('call', [os.system, os.mkdir])
 @pytest.mark.parametrize('zipped', [True, False])
 def test_code_in_a_file_is_not_run(call: Callable, zipped: bool, tmp_path: Path) -> None:
     path, marker = tmp_path / 'trap.pth', tmp_path / 'marker'
-    content = dict(state_dict=TENSORS, meta=Trap(marker, call))
+    content = dict(state_dict=TENSORS, meta=Reduced(call, f'mkdir {marker}' if call is os.system else str(marker)))
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(ValueError, match='cannot be read as plain weights: .*posix.* run code from the file') as caught:
         read_checkpoint(path)
@@ -93,12 +96,7 @@ def test_an_unknown_class_in_a_file_is_named(tmp_path: Path) -> None:
 def test_getattr_in_a_file_reaches_nothing(tmp_path: Path) -> None:
     """numpy's pickles name ``getattr``, so its name must be read over; it must not become the function."""
 
-    class Reach:
-
-        def __reduce__(self) -> tuple:
-            return getattr, (TENSORS['weight'], 'shape')
-
-    torch.save(dict(weight=TENSORS['weight'], reached=Reach()), tmp_path / 'a.pth')
+    torch.save(dict(weight=TENSORS['weight'], reached=Reduced(getattr, TENSORS['weight'], 'shape')), tmp_path / 'a.pth')
     with torch.serialization.safe_globals([]):
         assert read_checkpoint(tmp_path / 'a.pth').keys() == {'weight'}
 
@@ -150,6 +148,69 @@ def test_missing_files_say_what_is_looked_for(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / 'b.pth')
     with pytest.raises(FileNotFoundError, match='model.safetensors does not exist'):
         read_checkpoint(tmp_path)
+
+
+class TestTrainingState:
+    """All that mmengine stores, rebuilt without calling anything in the file; tests/test_host.py resumes from it."""
+
+    @pytest.mark.parametrize('value', [
+        np.arange(6.).reshape(2, 3), np.asfortranarray(np.arange(6, dtype=np.int32).reshape(2, 3)), np.array([]),
+        np.array([True, False]), np.array(['road', 'water']), np.array(3, '>i2'), np.zeros((2, 0, 3), np.float32),
+        np.float32(0.1), np.int64(-3), np.bool_(True), np.dtype('uint8'),
+    ], ids=repr)  # yapf: disable
+    def test_numpy_values(self, value: Any, tmp_path: Path) -> None:
+        torch.save(dict(meta=[(value, )], state_dict=TENSORS), tmp_path / 'a.pth')
+        (found, ), = read_training_state(tmp_path / 'a.pth')['meta']
+        assert type(found) is type(value) and getattr(found, 'dtype', None) == getattr(value, 'dtype', None)
+        assert np.array_equal(found, value) and np.shape(found) == np.shape(value)
+
+    def test_containers_keep_their_types(self, tmp_path: Path) -> None:
+        content = dict(state_dict=nn.Linear(3, 2).state_dict(), meta=ConfigDict(a=dict(b=[np.int64(1)])), size=(1, 'a'))
+        torch.save(content, tmp_path / 'a.pth')
+        found = read_training_state(tmp_path / 'a.pth')
+        assert list(map(type, found.values())) == list(map(type, content.values()))
+        assert found['meta'] == content['meta'] and found['size'] == content['size']
+        assert found['state_dict']._metadata == content['state_dict']._metadata
+
+    def test_a_file_object(self, tmp_path: Path) -> None:
+        torch.save(dict(value=np.int64(3)), tmp_path / 'a.pth')
+        with open(tmp_path / 'a.pth', 'rb') as file:
+            assert read_training_state(file) == dict(value=3)
+
+    @pytest.mark.parametrize('value, message', [
+        (Reduced(os.mkdir, '{marker}'), 'mkdir'),
+        (Reduced(eval, 'open("{marker}", "w")'), 'eval'),
+        (Reduced(getattr, HistoryBuffer, 'register_statistics'), 'getattr'),
+        (np.array(['road', 3], dtype=object), 'numpy'),
+        (MessageHub('test_training_state'), 'MessageHub'),
+        (HistoryBuffer, 'HistoryBuffer'),
+    ])
+    def test_anything_else_is_refused_and_the_way_out_named(self, value: Any, message: str, tmp_path: Path) -> None:
+        marker = tmp_path / 'marker'
+        if isinstance(value, Reduced):
+            value = Reduced(value.call, *(str(argument).format(marker=marker) if isinstance(argument, str) else argument
+                                          for argument in value.arguments))
+        torch.save(dict(state_dict=TENSORS, value=value), tmp_path / 'a.pth')
+        with pytest.raises(ValueError, match=f'a.pth .*{message}.*TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1'):
+            read_training_state(tmp_path / 'a.pth')
+        assert not marker.exists()
+
+    def test_a_file_does_not_say_how_a_log_is_averaged(self, tmp_path: Path) -> None:
+        buffer = HistoryBuffer([1., 3.], [1, 1])
+        buffer._statistics_methods = {'mean': HistoryBuffer.max}  # pickled with the buffer
+        torch.save(dict(log=buffer), tmp_path / 'a.pth')
+        assert read_training_state(tmp_path / 'a.pth')['log'].statistics('mean') == 2
+
+    def test_damage_is_a_value_error(self, tmp_path: Path) -> None:
+        path = tmp_path / 'a.pth'
+        torch.save(dict(log=HistoryBuffer([1., 3.], [1, 1]), value=np.arange(3)), path)
+        content = path.read_bytes()
+        for place in range(0, len(content), 13):
+            path.write_bytes(content[:place] + bytes([content[place] ^ 0x55]) + content[place + 1:])
+            try:
+                read_training_state(path)
+            except ValueError as error:
+                assert 'a.pth' in str(error)
 
 
 class TestLoadStateDict:

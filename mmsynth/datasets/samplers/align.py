@@ -2,6 +2,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
@@ -30,7 +31,8 @@ def align_with_runner(runner: Runner) -> None:
     sampler.set_iteration(runner.iter)
     if has_iterator:
         skips_itself = hasattr(type(loop.dataloader_iterator), 'skip_iter')
-        loop.dataloader_iterator = _AlignedBatches(loader, 0 if skips_itself else runner.iter)
+        started = getattr(loop.dataloader_iterator, '_iterator', None) is not None
+        loop.dataloader_iterator = _AlignedBatches(loader, 0 if skips_itself else runner.iter, started)
 
 
 class _AlignedBatches:
@@ -40,11 +42,14 @@ class _AlignedBatches:
         loader: The data loader; its sampler stands where training goes on.
         skipped: How many batches the host asks for, only to skip them. Versions whose iterator has ``skip_iter`` call
             that instead, or nothing with ``fast_forward_on_resume``.
+        started: Whether the iterator that is replaced had drawn its seed from torch's generator already (mmengine 0.10
+            does when the loop is built); this one then draws none, so that training stays as it is without it.
     """
 
-    def __init__(self, loader: DataLoader, skipped: int) -> None:
+    def __init__(self, loader: DataLoader, skipped: int, started: bool) -> None:
         self._loader = loader
         self._skipped = skipped
+        self._started = started
         self._iterator: Iterator[Any] | None = None
 
     def __iter__(self) -> '_AlignedBatches':
@@ -55,7 +60,8 @@ class _AlignedBatches:
             self._skipped -= 1
             return None
         if self._iterator is None:
-            self._iterator = iter(self._loader)
+            with torch.random.fork_rng(devices=[], enabled=self._started):
+                self._iterator = iter(self._loader)
         return next(self._iterator)
 
     def skip_iter(self, num_iters: int) -> None:
