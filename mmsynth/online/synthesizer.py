@@ -9,17 +9,21 @@ import logging
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
+from mmengine.registry import init_default_scope
+from mmengine.utils import import_modules_from_strings
 from torch import nn
 
 from mmsynth.filtering import ClassLosses, ClassLossFilter, ClassLossMeter, pixel_losses
 from mmsynth.filtering.real_pairs import class_names, real_pairs
 from mmsynth.guidance import Critic, Guidance, SegmentorCritic
-from mmsynth.online.request import Sample, SynthesisRequest, SynthesisResult, describe
+from mmsynth.online.request import Sample, SynthesisRequest, SynthesisResult, Synthesizer, describe
 from mmsynth.online.settings import RULE_OPTIONS, RoundSettings, filter_problems
 from mmsynth.online.statistics import count_sample
 from mmsynth.registry import MODELS
@@ -27,7 +31,10 @@ from mmsynth.structures import SynthDataSample
 from mmsynth.synthesis import Request, build_dataset, build_generator, generate_batch, load_sample
 from mmsynth.utils import derive_seed, isolated_random_state, progress_bar
 from mmsynth.utils.batches import batches_of_one_shape
+from mmsynth.utils.checkpoint import load_state_dict
 from mmsynth.utils.datasets import leaf_datasets
+
+BUILD_SYNTHESIZER = f'{__name__}:build_synthesizer'
 
 
 class RoundSynthesizer:
@@ -209,6 +216,61 @@ class RoundFilter:
             images, labels = (torch.from_numpy(np.stack(arrays)).to(device) for arrays in zip(*batch))
             meter.update(pixel_losses(critic.predict_logits(images.permute(0, 3, 1, 2).float() / 255), labels), labels)
         return meter.compute(names)
+
+
+def synthesizer_arguments(cfg: Config, settings: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+    """Collect the arguments of :func:`build_synthesizer` as plain values.
+
+    Args:
+        cfg: The training's config; of it the segmentor is built, and what it imports is imported.
+        settings: Arguments of :class:`~mmsynth.online.settings.RoundSettings`.
+        options: The other arguments of :class:`~mmsynth.online.synthesizer.RoundSynthesizer`; ``device`` is the
+            process's.
+    """
+    return ConfigDict(
+        options,
+        settings=settings,
+        segmentor={key: cfg[key] for key in ('model', 'data_preprocessor') if cfg.get(key) is not None},
+        imports=(cfg.get('custom_imports') or {}).get('imports', ()),
+        default_scope=cfg.get('default_scope', 'mmseg')).to_dict()
+
+
+def build_synthesizer(settings: Mapping[str, Any], *, segmentor: Mapping[str, Any] | None,
+                      imports: str | Sequence[str] = (), default_scope: str = 'mmseg',
+                      real: Mapping[str, Any] | None = None, batch_size: int = 4,
+                      device: torch.device | str = 'cpu') -> Synthesizer:
+    """Build the synthesizer of a worker process, for requests that hold weights.
+
+    Args:
+        settings: Arguments of :class:`~mmsynth.online.settings.RoundSettings`.
+        segmentor: A segmentation config, at least its ``model``: the segmentor in training. It is built only where the
+            settings need one.
+        imports: Modules that the training's config imports.
+        default_scope: The training's.
+        real, batch_size, device: See :class:`~mmsynth.online.synthesizer.RoundSynthesizer`.
+
+    Raises:
+        ValueError, FileNotFoundError: As settings and synthesizer do, or if the segmentor cannot guide.
+    """
+    import mmseg.datasets
+    import mmseg.models  # noqa: F401  (they fill mmseg's registries)
+    init_default_scope(default_scope)
+    names = [imports] if isinstance(imports, str) else list(imports)
+    import_modules_from_strings(names, allow_failed_imports=True)  # what the training has done without, this can too
+    synthesizer = RoundSynthesizer(RoundSettings(**settings), real=real, batch_size=batch_size, device=device)
+    if not synthesizer.settings.needs_segmentor:
+        return synthesizer
+    model = SegmentorCritic(segmentor).segmentor
+    synthesizer.check(model)
+    model.to(device)
+
+    def with_weights(request: SynthesisRequest) -> SynthesisResult:
+        if request.weights is not None:
+            load_state_dict(model, request.weights, source='of the segmentor in training')
+            request = replace(request, segmentor=model, weights=None)
+        return synthesizer(request)
+
+    return with_weights
 
 
 def _load_samples(dataset: Any, requests: Iterable[Request],

@@ -9,6 +9,8 @@ time, through the pipe that the process was started with; nothing that the train
           {"kind": "done", "round": 3, "folder": "round-3", "statistics": {…}}
           {"kind": "failed", "round": 3, "error": "…"}       it raised; the process goes on
 
+What the synthesizer needs is imported only when it is built: a process starts in the time that torch takes.
+
 File names are below the process's own folder::
 
     staging/
@@ -31,7 +33,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
@@ -40,24 +42,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.config import Config, ConfigDict
-from mmengine.registry import init_default_scope
-from mmengine.utils import import_modules_from_strings
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mmsynth.guidance import SegmentorCritic
-from mmsynth.online.request import Sample, SynthesisRequest, SynthesisResult, Synthesizer, describe
-from mmsynth.online.settings import RoundSettings
-from mmsynth.online.synthesizer import RoundSynthesizer
+from mmsynth.online.request import Sample, SynthesisRequest, Synthesizer, describe
 from mmsynth.pool.manifest import plain_json
-from mmsynth.utils.checkpoint import load_state_dict, read_checkpoint
+from mmsynth.utils.checkpoint import read_checkpoint
 from mmsynth.utils.files import TEMPORARY_PREFIX
 
 MARKER = '.mmsynth-staging'
 SAMPLES_FILE = 'samples.json'
-BUILD_SYNTHESIZER = f'{__name__}:build_synthesizer'
 _ARRAYS = ('image', 'mask', 'filtered', 'weight')
 _WATCH_SECONDS = 0.5
 
@@ -151,62 +146,6 @@ def _exit_with(parent: int) -> None:
     while training.is_alive() and (os.name != 'posix' or os.getppid() == parent):
         training.join(_WATCH_SECONDS)
     os._exit(1)
-
-
-# --------------------------------------------------------------------------------------------------------- synthesizer
-def synthesizer_arguments(cfg: Config, settings: Mapping[str, Any], **options: Any) -> dict[str, Any]:
-    """Collect the arguments of :func:`build_synthesizer` as plain values.
-
-    Args:
-        cfg: The training's config; of it the segmentor is built, and what it imports is imported.
-        settings: Arguments of :class:`~mmsynth.online.settings.RoundSettings`.
-        options: The other arguments of :class:`~mmsynth.online.synthesizer.RoundSynthesizer`; ``device`` is the
-            process's.
-    """
-    return ConfigDict(
-        options,
-        settings=settings,
-        segmentor={key: cfg[key] for key in ('model', 'data_preprocessor') if cfg.get(key) is not None},
-        imports=(cfg.get('custom_imports') or {}).get('imports', ()),
-        default_scope=cfg.get('default_scope', 'mmseg')).to_dict()
-
-
-def build_synthesizer(settings: Mapping[str, Any], *, segmentor: Mapping[str, Any] | None,
-                      imports: str | Sequence[str] = (), default_scope: str = 'mmseg',
-                      real: Mapping[str, Any] | None = None, batch_size: int = 4,
-                      device: torch.device | str = 'cpu') -> Synthesizer:
-    """Build the synthesizer of a worker process, for requests that hold weights.
-
-    Args:
-        settings: Arguments of :class:`~mmsynth.online.settings.RoundSettings`.
-        segmentor: A segmentation config, at least its ``model``: the segmentor in training. It is built only where the
-            settings need one.
-        imports: Modules that the training's config imports.
-        default_scope: The training's.
-        real, batch_size, device: See :class:`~mmsynth.online.synthesizer.RoundSynthesizer`.
-
-    Raises:
-        ValueError, FileNotFoundError: As settings and synthesizer do, or if the segmentor cannot guide.
-    """
-    import mmseg.datasets
-    import mmseg.models  # noqa: F401  (they fill mmseg's registries)
-    init_default_scope(default_scope)
-    names = [imports] if isinstance(imports, str) else list(imports)
-    import_modules_from_strings(names, allow_failed_imports=True)  # what the training has done without, this can too
-    synthesizer = RoundSynthesizer(RoundSettings(**settings), real=real, batch_size=batch_size, device=device)
-    if not synthesizer.settings.needs_segmentor:
-        return synthesizer
-    model = SegmentorCritic(segmentor).segmentor
-    synthesizer.check(model)
-    model.to(device)
-
-    def with_weights(request: SynthesisRequest) -> SynthesisResult:
-        if request.weights is not None:
-            load_state_dict(model, request.weights, source='of the segmentor in training')
-            request = replace(request, segmentor=model, weights=None)
-        return synthesizer(request)
-
-    return with_weights
 
 
 # ------------------------------------------------------------------------------------------------------------- staging

@@ -1,4 +1,4 @@
-"""What can happen to a painting process, done for real: killed, exiting, hanging, raising, orphaned."""
+"""Faults of a worker process, done for real: killed, exiting, hanging, raising, orphaned."""
 import logging
 import os
 import random
@@ -17,9 +17,11 @@ from small_run import command
 from torch import nn
 from toy_generators import HERE
 
-from mmsynth.online.orders import Answer, Order
-from mmsynth.online.process import RefreshProcess
-from mmsynth.online.staging import MARKER
+from mmsynth.online.request import SynthesisRequest, SynthesisResult
+from mmsynth.online.worker import WorkerProcess
+from mmsynth.online.worker_main import MARKER
+
+pytestmark = pytest.mark.process
 
 PATIENCE = 300.  # seconds; imports take long on a busy machine
 TESTS = Path(__file__).resolve().parents[1]
@@ -35,20 +37,20 @@ def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> py
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., RefreshProcess]]:
-    """Starts painting processes, and ends them after the test."""
+def start(tmp_path: Path) -> Iterator[Callable[..., WorkerProcess]]:
+    """Starts worker processes, and ends them after the test."""
     running = []
 
-    def starter(function: str = 'build', settings: dict | None = None, **options) -> RefreshProcess:
-        painting = RefreshProcess(f'{HERE}:{function}', settings or {}, tmp_path / 'staging',
+    def starter(function: str = 'build', arguments: dict | None = None, **options) -> WorkerProcess:
+        worker = WorkerProcess(f'{HERE}:{function}', arguments or {}, tmp_path / 'staging',
                                   **dict(nice=0, backoff=0.1) | options)
-        running.append(painting)
-        painting.start()
-        return painting
+        running.append(worker)
+        worker.start()
+        return worker
 
     yield starter
-    for painting in running:
-        painting.close()
+    for worker in running:
+        worker.close()
 
 
 def until(condition: Callable[[], object], what: str) -> None:
@@ -58,21 +60,20 @@ def until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.01)
 
 
-def next_answer(painting: RefreshProcess) -> Answer:
-    """What a training does at every iteration, until there is an answer; no call may make it wait."""
-    answers: list[Answer] = []
-    until(lambda: answers.extend(painting.collect()) or answers, 'an answer')
-    assert len(answers) == 1
-    return answers[0]
+def next_result(worker: WorkerProcess) -> SynthesisResult:
+    """What a training does at every iteration, until there is a result; no call may make it wait."""
+    results: list[SynthesisResult] = []
+    until(lambda: results.extend(worker.collect()) or results, 'a result')
+    assert len(results) == 1
+    return results[0]
 
 
-def ask(painting: RefreshProcess, round: int, do: str = 'paint', segmentor: nn.Module | None = None,
-        **values: str) -> Answer:
-    """Wait until an order is taken, and for its answer."""
-    assert not painting.collect()
-    until(lambda: painting.idle or painting.collect(), 'an idle process')
-    painting.submit(Order(round, dict(do=do, **values), segmentor))
-    return next_answer(painting)
+def ask(worker: WorkerProcess, round: int, segmentor: nn.Module | None = None) -> SynthesisResult:
+    """Wait until a request is taken, and for its result."""
+    assert not worker.collect()
+    until(lambda: worker.idle or worker.collect(), 'an idle process')
+    worker.submit(SynthesisRequest(round, segmentor))
+    return next_result(worker)
 
 
 def exists(pid: int) -> bool:
@@ -92,87 +93,91 @@ def gone(pid: int) -> bool:
         return True
 
 
-def test_one_process_paints_round_after_round(start, tmp_path, log) -> None:
-    painting = start(settings=dict(count=3), threads=1, nice=3)
-    critic = nn.Linear(2, 2)
-    first = ask(painting, 4, 'tell', critic, word='ü')
-    assert first.error is None and [s.id for s in first.samples] == ['00000012', '00000013', '00000014']
-    assert [s.image[0, 0, 0] for s in first.samples] == [4, 5, 6] and first.samples[0].mask[0, 0] == 1
-    facts = first.facts
-    assert facts['weights'] == {name: value.sum().item() for name, value in critic.state_dict().items()}
-    assert facts['pid'] == painting.pid != os.getpid() and facts['threads'] == 1
-    assert facts['nice'] == min(os.nice(0) + 3, 19) and facts['values'] == dict(do='tell', word='ü')
+def test_one_process_serves_round_after_round(start, tmp_path, log) -> None:
+    faults = {5: 'raise', 6: 'no json', 7: 'nan'}
+    worker = start(arguments=dict(faults=faults), threads=1, nice=3)
+    critic = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).train()
+    critic(torch.randn(4, 2)).sum().backward()
+    before = [value.clone() for value in critic.state_dict().values()]
+    gradients, states = [p.grad.clone() for p in critic.parameters()], random_states()
+    first = ask(worker, 4, critic)
+    assert random_states() == states and critic.training
+    assert all(torch.equal(a, b) for a, b in zip(before, critic.state_dict().values()))
+    assert all(torch.equal(a, p.grad) for a, p in zip(gradients, critic.parameters()))
 
-    for trouble, message in (('raise', 'ValueError: mask 5 cannot be painted'),
-                             ('nothing_json_has', 'got a ndarray')):
-        answer = ask(painting, 5, trouble, critic)
-        assert message in answer.error and not answer.samples
-    assert ask(painting, 6, 'nan').facts['loss'] is None
-    ask(painting, 7, 'say')
+    assert first.error is None and [s.id for s in first.samples] == ['00000008', '00000009']
+    assert [s.image[0, 0, 0] for s in first.samples] == [4, 5] and first.samples[0].mask[0, 0] == 1
+    statistics = first.statistics
+    assert statistics['weights'] == {name: value.sum().item() for name, value in critic.state_dict().items()}
+    assert statistics['pid'] == worker.pid != os.getpid() and statistics['threads'] == 1
+    assert statistics['nice'] == min(os.nice(0) + 3, 19)
+
+    for round, message in ((5, 'ValueError: mask 5 cannot be loaded'), (6, 'got a ndarray')):
+        result = ask(worker, round, critic)
+        assert message in result.error and not result.samples
+    assert ask(worker, 7).statistics['extra'] is None
     output = (tmp_path / 'staging' / 'process-1.log').read_text()
-    assert 'a word of a library' in output and 'Traceback' in output and 'cannot be\npainted' in output
-    assert facts['pid'] == painting.pid and log.text.count('painting process') == 1  # one start, no fault
+    assert 'output of a library' in output and 'Traceback' in output and 'cannot be\nloaded' in output
+    assert statistics['pid'] == worker.pid and log.text.count('worker process') == 1  # one start, no fault
 
     folder = tmp_path / 'staging' / 'process-1'
     assert not list(folder.iterdir())  # no weights, no samples
     begin = time.monotonic()
-    painting.close()
-    assert time.monotonic() - begin < 5 and not exists(facts['pid']) and not folder.exists()
+    worker.close()
+    assert time.monotonic() - begin < 5 and not exists(statistics['pid']) and not folder.exists()
 
 
 def test_training_does_not_wait_and_a_killed_process_is_replaced(start, tmp_path, log) -> None:
-    painting = start(max_restarts=1)
-    until(lambda: painting.collect() or painting._ready, 'the painter')
-    sign = tmp_path / 'painting'
-    painting.submit(Order(0, dict(do='wait', sign=str(sign))))
-    until(sign.exists, 'the round to begin')
+    sign = tmp_path / 'hangs'
+    worker = start(arguments=dict(faults={0: 'hang', 2: 'hang'}, sign=str(sign)), max_restarts=1)
+    worker.submit(SynthesisRequest(0))
+    until(lambda: worker.collect() or sign.exists(), 'the round to begin')
     begin = time.monotonic()
     for _ in range(1000):
-        assert painting.collect() == [] and not painting.idle
+        assert worker.collect() == [] and not worker.idle
     assert time.monotonic() - begin < 1000 * 0.01
 
-    first = painting.pid
+    first = worker.pid
     os.kill(first, signal.SIGKILL)
-    answer = next_answer(painting)
-    assert answer.round == 0 and 'was killed (SIGKILL), as a system does that runs out of memory while it was ' \
-        'painting round 0' in answer.error
+    result = next_result(worker)
+    assert result.round == 0 and 'was killed (SIGKILL)' in result.error and 'generating round 0' in result.error
     assert not exists(first) and not (tmp_path / 'staging' / 'process-1').exists()
-    assert 'It is started again in 0.1 s (start again 1 of 1); training goes on.' in log.text
-    answer = ask(painting, 1)
-    assert answer.error is None and len(answer.samples) == 2 and painting.pid not in (None, first)
+    assert '(start again 1 of 1)' in log.text
+    result = ask(worker, 1)
+    assert result.error is None and len(result.samples) == 2 and worker.pid not in (None, first)
 
-    painting.submit(Order(2, dict(do='wait', sign=str(tmp_path / 'again'))))
-    until((tmp_path / 'again').exists, 'the round to begin')
-    second, begin = painting.pid, time.monotonic()
-    painting.close()  # while it works
+    sign.unlink()
+    worker.submit(SynthesisRequest(2))
+    until(sign.exists, 'the round to begin')
+    second, begin = worker.pid, time.monotonic()
+    worker.close()  # while it works
     assert time.monotonic() - begin < 5 and not exists(second)
 
 
 def test_it_gives_up_after_failures_in_a_row(start, tmp_path, log) -> None:
-    painting = start(max_restarts=1)
-    answer = ask(painting, 0, 'exit')
-    assert 'ended with exit code 137' in answer.error or 'was killed (SIGKILL)' in answer.error
-    until(lambda: painting.collect() or painting.idle, 'the second process')
-    until(lambda: painting.collect() or painting._ready, 'the painter')
-    painting._timeout = 0.3
-    answer = ask(painting, 1, 'wait', sign=str(tmp_path / 'sign'))
-    assert 'was killed because it took longer than `timeout` while it was painting round 1' in answer.error
-    assert (tmp_path / 'sign').exists() and 'failed 2 times in a row' in painting.ended
-    assert log.text.count('There will be no more new samples; training goes on without.') == 1
-    assert not painting.idle and painting.pid is None and painting.collect() == []
+    sign = tmp_path / 'hangs'
+    worker = start(arguments=dict(faults={0: 'exit', 1: 'hang'}, sign=str(sign)), max_restarts=1)
+    assert 'was killed (SIGKILL)' in ask(worker, 0).error  # 137, as containers report it
+    until(lambda: worker.collect() or worker.idle, 'the second process')
+    until(lambda: worker.collect() or worker._ready, 'the synthesizer')
+    worker._timeout = 0.3
+    result = ask(worker, 1)
+    assert '`timeout` while it was generating round 1' in result.error
+    assert sign.exists() and 'failed 2 times in a row' in worker.ended
+    assert not worker.idle and worker.pid is None and worker.collect() == []
     assert [path.name for path in (tmp_path / 'staging').iterdir() if path.is_dir()] == []
 
 
-def test_a_bad_checkpoint_is_told_once_in_its_own_words(start, log) -> None:
-    painting = start('no_checkpoint', dict(path='iter_1.pth'))
-    pid = painting.pid
-    until(lambda: painting.collect() or painting.ended, 'the end')
-    message = 'cannot start: FileNotFoundError: checkpoint iter_1.pth does not exist; give a .pth or .safetensors file.'
-    assert message in painting.ended and log.text.count(message) == 1 and not exists(pid)
+def test_a_synthesizer_that_cannot_be_built_says_why(start) -> None:
+    worker = start('no_checkpoint', dict(path='iter_1.pth'))
+    pid = worker.pid
+    until(lambda: worker.collect() or worker.ended, 'the end')
+    assert 'cannot start: FileNotFoundError: checkpoint iter_1.pth does not exist' in worker.ended and not exists(pid)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('how', ['killed', 'raising'])
-def test_no_painter_outlives_the_training(start, tmp_path, how) -> None:
+def test_no_worker_outlives_the_training(start, tmp_path, how) -> None:
     staging, sign, pids = tmp_path / 'staging', tmp_path / 'sign', tmp_path / 'pids'
     script = tmp_path / 'train.py'
     script.write_text(f'''
@@ -182,32 +187,32 @@ sys.path.insert(0, {str(TESTS)!r})
 if __name__ == '__main__':
     import multiprocessing
     from torch import nn
-    from mmsynth.online.orders import Order
-    from mmsynth.online.process import RefreshProcess
-    painting = RefreshProcess('{HERE}:build', {{}}, {str(staging)!r}, nice=0)
-    painting.start()
-    worker = multiprocessing.get_context('fork').Process(target=time.sleep, args=(600, ), daemon=True)
-    worker.start()  # holds the pipe open, as a data loading worker does
-    painting.submit(Order(0, dict(do='wait', sign={str(sign)!r}), nn.Linear(1, 1)))
-    Path({str(pids)!r}).write_text(f'{{painting.pid}} {{worker.pid}}')
+    from mmsynth.online.request import SynthesisRequest
+    from mmsynth.online.worker import WorkerProcess
+    worker = WorkerProcess('{HERE}:build', dict(faults={{0: 'hang'}}, sign={str(sign)!r}), {str(staging)!r}, nice=0)
+    worker.start()
+    loader = multiprocessing.get_context('fork').Process(target=time.sleep, args=(600, ), daemon=True)
+    loader.start()  # holds the pipe open, as a data loading worker does
+    worker.submit(SynthesisRequest(0, nn.Linear(1, 1)))
+    Path({str(pids)!r}).write_text(f'{{worker.pid}} {{loader.pid}}')
     Path({str(pids)!r} + '.done').touch()
     while {how == 'killed'} or not Path({str(sign)!r}).exists():
         time.sleep(0.01)
-    raise RuntimeError('no room on the GPU')
+    raise RuntimeError('out of memory')
 ''')
     line, env = command(script, on_path=True)
     training = subprocess.Popen(line, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         until(Path(f'{pids}.done').exists, 'the training to begin')
-        painter, worker = map(int, pids.read_text().split())
+        worker, loader = map(int, pids.read_text().split())
         until(sign.exists, 'the round to begin')
         if how == 'killed':
-            assert exists(painter)
+            assert exists(worker)
             training.kill()
         training.wait(PATIENCE)
         begin = time.monotonic()
-        until(lambda: gone(painter), 'the painter to leave')
-        assert time.monotonic() - begin < 30 and exists(worker) == (how == 'killed')
+        until(lambda: gone(worker), 'the worker to end')
+        assert time.monotonic() - begin < 30 and exists(loader) == (how == 'killed')
     finally:
         training.kill()
         training.wait()
@@ -216,24 +221,10 @@ if __name__ == '__main__':
                 os.kill(pid, signal.SIGKILL)
 
     (staging / 'process-1' / 'round-0').mkdir()  # as if it had been at that
-    painting = start('no_checkpoint', dict(path=''))
+    worker = start('no_checkpoint', dict(path=''))
     assert sorted(path.name for path in staging.iterdir() if path.suffix != '.log') == [MARKER, 'process-1']
     assert not (staging / 'process-1' / 'round-0').exists()
-    painting.close()
-
-
-def test_randomness_and_the_critic_are_left_alone(start) -> None:
-    critic = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).train()
-    critic(torch.randn(4, 2)).sum().backward()
-    before = [value.clone() for value in critic.state_dict().values()]
-    gradients, states = [p.grad.clone() for p in critic.parameters()], random_states()
-    painting = start()
-    painting.submit(Order(0, segmentor=critic))
-    painting.collect()
-    painting.close()
-    assert random_states() == states and critic.training
-    assert all(torch.equal(a, b) for a, b in zip(before, critic.state_dict().values()))
-    assert all(torch.equal(a, p.grad) for a, p in zip(gradients, critic.parameters()))
+    worker.close()
 
 
 def random_states() -> tuple:

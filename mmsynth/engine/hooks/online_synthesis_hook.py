@@ -28,9 +28,8 @@ from mmsynth.online.pool import GrowingPool
 from mmsynth.online.request import InProcess, SynthesisRequest, SynthesisResult, describe, gather_results
 from mmsynth.online.settings import RoundSettings
 from mmsynth.online.statistics import class_pixels, preview, round_line, round_scalars
-from mmsynth.online.synthesizer import RoundSynthesizer
+from mmsynth.online.synthesizer import BUILD_SYNTHESIZER, RoundSynthesizer, synthesizer_arguments
 from mmsynth.online.worker import WorkerProcess
-from mmsynth.online.worker_main import BUILD_SYNTHESIZER, synthesizer_arguments
 from mmsynth.pool.rounds import Round, live_ids
 from mmsynth.registry import HOOKS
 from mmsynth.utils import derive_seed, isolated_random_state
