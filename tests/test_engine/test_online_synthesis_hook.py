@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.config import ConfigDict
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 from online_run import Recorder, files, hook_config, log_of, online_config, random_states, train_online
@@ -239,14 +240,16 @@ def test_a_worker_process_that_cannot_start_ends_the_training(small_run: SmallRu
 
 
 class EndedWorker:
-    """In the place of a worker process: one that gave up."""
+    """In the place of a worker process: one that gives up in the first iteration."""
 
-    idle, ended = False, 'the worker process failed 4 times in a row'
+    idle = False
 
     def __init__(self, *arguments: object, **options: object) -> None:
-        pass
+        self.ended, self._asked = None, 0
 
     def collect(self) -> list:
+        self._asked += 1
+        self.ended = 'the worker process failed 4 times in a row' if self._asked > 1 else None
         return []
 
     def start(self) -> None:
@@ -374,8 +377,7 @@ def test_the_filter_measures_on_real_data_alone() -> None:
     mixed = dict(type='mmsynth.SyntheticAugmentDataset', dataset=real, pool='pool')
     for dataset, expected in ((mixed, real), (real, real), (dict(type='ConcatDataset', datasets=[mixed, real]),
                                                             dict(type='ConcatDataset', datasets=[real, real]))):
-        runner = SimpleNamespace(cfg=SimpleNamespace(train_dataloader=SimpleNamespace(dataset=dataset)))
-        assert real_data(runner) == expected
+        assert real_data(ConfigDict(dataset)) == real_data(dataset) == expected
 
 
 def test_wrong_options_are_named() -> None:
