@@ -277,7 +277,7 @@ class TestKilledAndResumed:
 
 
 def test_in_a_worker_process(small_run: SmallRun, tmp_path: Path) -> None:
-    """Training does not wait for it; what it generated is drawn as soon as it is there, and it ends with the training."""
+    """Training does not wait for it; its samples are drawn as soon as they are there, and it ends with the training."""
     training = train(write_config(small_run, tmp_path / 'run', iterations=10**6, process={}), STOP_WHEN_DRAWN=1)
     *before, last = training.records()
     assert len(before) > INTERVAL and all(set(record['origins']) == {'real'} for record in before)

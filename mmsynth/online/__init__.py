@@ -1,1 +1,1 @@
-"""Synthesis while a segmentor trains: settings of a round, its synthesis in process or in a worker process, its pool."""
+"""Synthesis while a segmentor trains: what a round generates, in process or in a worker process, and its pool."""

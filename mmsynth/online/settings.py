@@ -1,4 +1,4 @@
-"""What a round of an online run generates: its options, checked together before anything heavy is built, and its masks."""
+"""What a round generates: its options, checked together before anything heavy is built, and its masks."""
 from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from pathlib import Path

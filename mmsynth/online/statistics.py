@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 Statistics = Mapping[str, Any]
 
 
-def count_sample(statistics: dict[str, float], guidance: Mapping[str, Any] | None, entry: Mapping[str, Any] | None) -> None:
+def count_sample(statistics: dict[str, float], guidance: Mapping[str, Any] | None,
+                 entry: Mapping[str, Any] | None) -> None:
     """Add to the statistics what guidance and filter recorded of one sample."""
     for step in guidance['trace'] if guidance else ():
         before, after = step.get('loss_before'), step.get('loss_after')

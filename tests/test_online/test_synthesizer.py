@@ -10,6 +10,7 @@ from mmengine.config import Config
 from online_run import GUIDANCE, random_states
 from small_run import CLASSES, SmallRun
 from torch import nn
+from toy_critic import ToyCritic
 
 from mmsynth.filtering import ClassLosses
 from mmsynth.guidance import SegmentorCritic
@@ -17,7 +18,7 @@ from mmsynth.models.encoders import PatchPCACodec
 from mmsynth.online import synthesizer as module
 from mmsynth.online.request import Sample, SynthesisRequest
 from mmsynth.online.settings import RoundSettings
-from mmsynth.online.synthesizer import RoundSynthesizer
+from mmsynth.online.synthesizer import RoundFilter, RoundSynthesizer
 from mmsynth.synthesis import build_dataset
 
 FILTER = dict(num_images=3, margin=1.5, min_valid=0.05)
@@ -28,7 +29,8 @@ def settings(small: SmallRun, **changes: Any) -> RoundSettings:
     return RoundSettings(**options | changes)
 
 
-def synthesizer(small: SmallRun, share: tuple[int, int] = (0, 1), batch_size: int = 4, **changes: Any) -> RoundSynthesizer:
+def synthesizer(small: SmallRun, share: tuple[int, int] = (0, 1), batch_size: int = 4,
+                **changes: Any) -> RoundSynthesizer:
     real = Config.fromfile(small.critic_config_file).train_dataloader.dataset.to_dict()
     return RoundSynthesizer(settings(small, **changes), real=real, share=share, batch_size=batch_size)
 
@@ -165,7 +167,17 @@ def test_fixed_class_losses_decide_for_any_segmentor(small_run: SmallRun, tmp_pa
         assert len(result.samples) == kept
 
 
-def test_an_order_without_the_segmentor_is_refused(small_run: SmallRun) -> None:
+def test_any_critic_of_images_filters(small_run: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    critic, real = ToyCritic(), Config.fromfile(small_run.critic_config_file).train_dataloader.dataset.to_dict()
+    losses = RoundFilter(dict(num_images=2), real, seed=0)._measure(0, critic, 'cpu')
+    assert losses.class_names == CLASSES and any(losses.pixels)
+    critic.input_type = 'latents'
+    monkeypatch.setattr(module.MODELS, 'build', lambda cfg: critic)
+    with pytest.raises(ValueError, match='`filter.segmentor`'):
+        RoundFilter(dict(segmentor=dict(type='mmsynth.LatentCritic')), real, seed=0)
+
+
+def test_a_request_without_the_segmentor_is_refused(small_run: SmallRun) -> None:
     with pytest.raises(ValueError, match='round 4 needs the segmentor in training'):
         synthesizer(small_run, guidance=GUIDANCE)(SynthesisRequest(4))
 

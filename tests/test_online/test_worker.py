@@ -18,7 +18,7 @@ from mmsynth.utils.checkpoint import read_checkpoint
 
 
 class ScriptedProcess:
-    """In the place of a process: it lives, answers and ends as the test says."""
+    """In the place of a process: it lives, sends and ends as the test says."""
 
     started: list['ScriptedProcess']
 

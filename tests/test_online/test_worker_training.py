@@ -77,7 +77,8 @@ def training(run: 'SmallRun', folder: Path, watch: Watch, *, save: int | None = 
         batch_sampler=dict(type='mmsynth.RatioBatchSampler', ratio=0.5),
         dataset=dict(type='mmsynth.SyntheticAugmentDataset', dataset=real, pool=str(folder / 'pool')))
     cfg.custom_hooks = [dict(
-        type='mmsynth.OnlineSynthesisHook', pool=str(folder / 'pool'), interval=5, num_per_round=len(NAMES), num_preview=0,
+        type='mmsynth.OnlineSynthesisHook', pool=str(folder / 'pool'), interval=5, num_per_round=len(NAMES),
+        num_preview=0,
         generator=dict(config=str(run.config_file), checkpoint=str(run.generator)),
         guidance=dict(type='mmsynth.CRFM', steps=2, step_size=0.3)) | online]
     runner = Runner.from_cfg(cfg)

@@ -41,7 +41,7 @@ class _Segment:
     skip: int
 
     def place(self, draw: int) -> tuple[int, int]:
-        """Lap and place in it of the ``draw``-th sample drawn in the segment."""
+        """Epoch and place in it of the ``draw``-th sample drawn in the segment."""
         epochs, place = divmod(self.skip + draw, len(self.live))
         return self.epoch + epochs, place
 
@@ -67,7 +67,7 @@ class SyntheticWalk:
         return self._segments[self._segment_at(iteration)].live
 
     def drawn_before(self, iteration: int) -> int:
-        """How many samples are drawn before an iteration's batch; none where nothing is live, nor later in their place."""
+        """How many samples are drawn before an iteration's batch; none while nothing is live, nor later instead."""
         segment = self._segments[self._segment_at(iteration)]
         return segment.drawn + self._drawn_in(segment, iteration)
 

@@ -110,8 +110,9 @@ class OnlineSynthesisHook(Hook):
         if wrong:
             raise ValueError(f'OnlineSynthesisHook: {"; ".join(wrong)}.')
         self.pool, self.interval, self.begin, self.min_live = pool, interval, begin, min_live
-        self.max_samples, self.batch_size, self.device, self.max_failures = max_samples, batch_size, device, max_failures
-        self.process, self.num_preview, self.seed_iterations = process, num_preview, seed_iterations
+        self.max_samples, self.batch_size, self.device = max_samples, batch_size, device
+        self.max_failures, self.process, self.num_preview, self.seed_iterations = (
+            max_failures, process, num_preview, seed_iterations)
         self._options = dict(generator=generator, masks=masks, guidance=guidance, critic=critic, filter=filter,
                              num_per_round=num_per_round, seed=seed)
         self._settings: RoundSettings | None = None
@@ -159,7 +160,7 @@ class OnlineSynthesisHook(Hook):
         with isolated_random_state(self._options['seed']):  # models that are built draw weights
             self._settings = RoundSettings(**self._options)
             self._backend = self._build_backend(runner)
-        self._rounds = list(call_on_first_rank(lambda: self._open_pool(runner)))
+        self._rounds = list(call_on_first_rank(self._open_pool, runner))
         state = self._resumed or {}
         self._next_round, self._last_request = state.get('next_round', 0), state.get('last_order')
         self._failures, self._fatal = 0, None
@@ -241,8 +242,8 @@ class OnlineSynthesisHook(Hook):
         for result in results:
             usable_from = done + batches_ahead(runner, together=self.process is None)
             if self.process is None:  # all ranks have a share
-                whole = gather_results(result)
-                round, failure = call_on_first_rank(lambda: self._publish(runner, whole, usable_from))
+                result = gather_results(result)
+                round, failure = call_on_first_rank(self._publish, runner, result, usable_from)
             else:
                 round, failure = self._publish(runner, result, usable_from)
             self._count(round, failure)
@@ -387,12 +388,12 @@ def count_replaced(data_batch: Any) -> int:
     return sum(int(sample.get('replaced', 0)) for sample in samples)
 
 
-def call_on_first_rank(function: Callable[[], Value]) -> Value:
+def call_on_first_rank(function: Callable[..., Value], *arguments: Any) -> Value:
     """Call a function on rank 0 and return its value on all ranks; an error there is raised on all of them."""
     value, error = None, None
     if is_main_process():
         try:
-            value = function()
+            value = function(*arguments)
         except Exception as caught:
             error = caught
     box = [(value, None if error is None else describe(error))]
