@@ -70,15 +70,13 @@ def online_config(small: SmallRun, pool: Path, work_dir: Path, *, hooks: list[di
 
 
 def train_online(cfg: Config, stop_after: int | None = None) -> tuple[Runner, Recorder]:
-    """Train, to the end or until it is stopped in the middle; the locks of a stopped run are freed."""
+    """Train, to the end or until it is stopped in the middle."""
     runner, recorder = Runner.from_cfg(cfg), Recorder(stop_after)
     runner.register_hook(recorder)
     try:
         runner.train()
     except Stopped:
-        for hook in runner.hooks:
-            if getattr(hook, '_growing', None) is not None:
-                hook._growing.close()
+        pass
     runner.train_loop.dataloader_iterator = None  # ends its workers; the garbage collector takes 5 s for each
     return runner, recorder
 

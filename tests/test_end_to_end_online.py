@@ -69,6 +69,9 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmsynth.host import host_script
 from mmsynth.pool import Pool
+from yapf.yapflib import yapf_api
+
+yapf_api.FormatCode = lambda text, **options: (text, True)  # as in conftest.py
 
 if 'RANK' in os.environ and not torch.distributed.is_initialized():
     torch.distributed.init_process_group('gloo')
@@ -103,6 +106,8 @@ class Recorder(Hook):
         if 'STOP_WHEN_DRAWN' in os.environ and 'synthetic' in origins:
             runner.train_loop.stop_training = True
 '''
+
+pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 
 @dataclass(frozen=True)
@@ -238,7 +243,7 @@ class TestUnbroken:
         counts = [drawn.count(name) for name in NAMES]
         assert max(counts) - min(counts) <= 1
 
-    def test_the_log_tells(self, unbroken: Training) -> None:
+    def test_the_log_and_the_pictures(self, unbroken: Training) -> None:
         assert len(unbroken.logged()) == ITERATIONS
         assert 'round 0' in unbroken.output
         pictures = {path.name.rsplit('_', 1)[0] for path in unbroken.folder.glob('work/*/vis_data/vis_image/*.png')}
@@ -272,8 +277,8 @@ class TestKilledAndResumed:
                 assert (resumed.pool / path).read_bytes() == (unbroken.pool / path).read_bytes()
 
 
-def test_in_a_process_of_its_own(small_run: SmallRun, tmp_path: Path) -> None:
-    """Training does not wait for it; what it generated is drawn as soon as it is there, and it ends with the training."""
+def test_in_a_worker_process(small_run: SmallRun, tmp_path: Path) -> None:
+    """Training does not wait for it; its samples are drawn as soon as they are there, and it ends with the training."""
     training = train(write_config(small_run, tmp_path / 'run', iterations=10**6, process={}), STOP_WHEN_DRAWN=1)
     *before, last = training.records()
     assert len(before) > INTERVAL and all(set(record['origins']) == {'real'} for record in before)

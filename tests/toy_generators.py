@@ -1,20 +1,19 @@
-"""Painters for the tests of painting processes: they are quick to build, and fail when told to."""
+"""Synthesizers for the tests of worker processes: they are quick to build, and fail when told to."""
 import os
-import signal
-import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from mmsynth.online.orders import Order, Painted
-from mmsynth.online.sample import Sample
+from mmsynth.online.request import Sample, SynthesisRequest, SynthesisResult, Synthesizer
 
 HERE = 'toy_generators'
 
 
-def sample(id: str, value: int = 0, **changes) -> Sample:
+def sample(id: str, value: int = 0, **changes: Any) -> Sample:
     """A sample of one colour, half of its mask unlabelled."""
     mask = np.full((4, 6), 255, np.uint8)
     mask[:2] = value % 3
@@ -24,52 +23,34 @@ def sample(id: str, value: int = 0, **changes) -> Sample:
                      generator=dict(type='toy', config_sha256='ab', weights_sha256=None))) | changes)
 
 
-def build(count: int = 2, broken_from: str | None = None):
-    """A painter that obeys ``order.values['do']``, one of the functions below.
+def build(faults: Mapping[int, str] | None = None, sign: str = '') -> Synthesizer:
+    """A synthesizer of two samples per round.
 
     Args:
-        count: Samples per round.
-        broken_from: A file; if it is there, the painter cannot be built, else it is made.
+        faults: What happens in which round: 'raise', 'exit', 'hang', or statistics that are 'no json' or 'nan'.
+        sign: A file that is made before it hangs.
     """
-    if broken_from is not None:
-        if Path(broken_from).exists():
-            raise RuntimeError('out of memory')
-        Path(broken_from).touch()
+    def synthesize(request: SynthesisRequest) -> SynthesisResult:
+        statistics: dict[str, Any] = dict(pid=os.getpid(), nice=os.nice(0), threads=torch.get_num_threads())
+        if request.weights is not None:
+            statistics['weights'] = {name: value.sum().item() for name, value in request.weights.items()}
+        fault = (faults or {}).get(request.round)
+        if fault == 'raise':
+            print('output of a library')
+            raise ValueError(f'mask {request.round} cannot be\nloaded')
+        if fault == 'exit':
+            os._exit(137)
+        if fault == 'hang':
+            Path(sign).touch()
+            time.sleep(600)
+        if fault in ('no json', 'nan'):
+            statistics['extra'] = np.zeros(2) if fault == 'no json' else float('nan')
+        samples = [sample(f'{request.round * 2 + place:08d}', request.round + place) for place in range(2)]
+        return SynthesisResult(request.round, samples, statistics)
 
-    def paint(order: Order) -> Painted:
-        facts = dict(weights=None if order.weights is None else {name: value.sum().item()
-                                                                 for name, value in order.weights.items()})
-        facts |= DEEDS[order.values.get('do', 'paint')](order)
-        samples = [sample(f'{order.round * count + k:08d}', order.round + k) for k in range(count)]
-        return Painted(samples, facts)
-
-    return paint
+    return synthesize
 
 
-def no_checkpoint(path: str):
+def no_checkpoint(path: str) -> Synthesizer:
     """Fail as a generator does whose weights are not there."""
     raise FileNotFoundError(f'checkpoint {path} does not exist; give a .pth or .safetensors file.')
-
-
-def _raise(order: Order) -> dict:
-    raise ValueError(f'mask {order.round} cannot be\npainted')
-
-
-def _kill(order: Order) -> dict:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _wait(order: Order) -> dict:
-    Path(order.values['sign']).touch()
-    time.sleep(600)
-
-
-DEEDS = dict(
-    paint=lambda order: {},
-    tell=lambda order: dict(pid=os.getpid(), nice=os.nice(0), threads=torch.get_num_threads(),
-                            running=threading.active_count(), values=dict(order.values)),
-    say=lambda order: print('a word of a library') or {},
-    nothing_json_has=lambda order: dict(array=np.zeros(2)),
-    nan=lambda order: dict(loss=float('nan')),
-    exit=lambda order: os._exit(137),
-    **{'raise': _raise, 'kill': _kill, 'wait': _wait})

@@ -1,12 +1,15 @@
 """Batches with an exact share of synthetic samples, as a function of their number."""
 import functools
 import itertools
+import json
+import multiprocessing
 import pickle
 import re
 from collections import Counter
 from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mixed_data import mixed_config, mixed_dataset, publish, write_mixed
@@ -199,6 +202,33 @@ def test_a_loop_that_starts_takes_nothing_that_was_drawn_before_it_did(root):
     next(loop.dataloader_iterator)
     align_with_runner(SimpleNamespace(train_loop=loop, train_dataloader=Loader(found), iter=0, seed=0))
     assert [facts(next(loop.dataloader_iterator)) for _ in range(3)] == list(map(facts, batches(found, 0, 3)))
+
+
+def _draw_an_epoch(rank, folder):
+    """What mmengine does on a rank with ``randomness=dict(seed=7, diff_rank_seed=True)``."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
+    found = RatioBatchSampler(InfiniteSampler(mixed(folder), seed=None), 5, ratio=0)
+    runner = SimpleNamespace(train_loop=_Loop(object()), train_dataloader=Loader(found), iter=0, seed=7 + rank)
+    align_with_runner(runner)
+    drawn = [int(draw) for iteration in range(REAL) for draw in found.batch(iteration)]
+    (folder / f'{rank}.json').write_text(json.dumps([found.seed, drawn]))
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_with_seeds_of_their_own_draw_one_global_batch(tmp_path):
+    write_mixed(tmp_path, real=REAL, synthetic=1)
+    mixed(tmp_path)
+    context = multiprocessing.get_context('fork')  # nothing to import again
+    ranks = [context.Process(target=_draw_an_epoch, args=(rank, tmp_path)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+        assert process.exitcode == 0
+    (seed, first), (other_seed, second) = (json.loads((tmp_path / f'{rank}.json').read_text()) for rank in range(2))
+    assert seed == other_seed == 7  # rank 0's, which a checkpoint holds
+    assert Counter(first + second) == dict.fromkeys(range(REAL), 10)  # each sample once per epoch
 
 
 def test_other_loaders_are_left_alone():

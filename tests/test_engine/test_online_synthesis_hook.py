@@ -1,22 +1,32 @@
 """OnlineSynthesisHook: what it leaves alone, what it publishes, and how a resumed training goes on."""
+import multiprocessing
+import os
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from mmengine.hooks import EMAHook
+from mmengine.config import ConfigDict
+from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 from online_run import Recorder, files, hook_config, log_of, online_config, random_states, train_online
 from small_run import SmallRun
 from torch import nn
 
-from mmsynth.engine.hooks import OnlineSynthesisHook, online_parts
-from mmsynth.engine.hooks.online_parts import batches_ahead, count_replaced, live_segmentor, real_data
-from mmsynth.engine.hooks.online_synthesis_hook import STATE_KEY
-from mmsynth.online.growing_pool import GrowingPool
-from mmsynth.online.orders import Order
-from mmsynth.online.refresher import PoolRefresher
+from mmsynth.engine.hooks import OnlineSynthesisHook
+from mmsynth.engine.hooks import online_synthesis_hook as module
+from mmsynth.engine.hooks.online_synthesis_hook import (
+    STATE_KEY,
+    batches_ahead,
+    count_replaced,
+    live_segmentor,
+    real_data,
+)
+from mmsynth.online import synthesizer
+from mmsynth.online.pool import GrowingPool
+from mmsynth.online.request import SynthesisRequest, SynthesisResult
+from mmsynth.online.synthesizer import RoundSynthesizer
 from mmsynth.pool import Pool, store
 from mmsynth.pool.rounds import Round, read_rounds
 
@@ -24,7 +34,7 @@ FILTER = dict(num_images=3, margin=1.5, min_valid=0.05)
 
 
 @pytest.mark.parametrize('critic', ['runner', 'ema'])
-def test_a_refresh_leaves_the_training_bit_identical(small_run: SmallRun, tmp_path: Path, critic: str) -> None:
+def test_a_round_leaves_the_training_bit_identical(small_run: SmallRun, tmp_path: Path, critic: str) -> None:
     pool = tmp_path / 'pool'
     results = []
     for name, hooks in (('with', [hook_config(small_run, pool, filter=FILTER, critic=critic)]), ('without', [])):
@@ -78,7 +88,9 @@ def test_a_training_that_starts_anew_empties_the_pool(small_run: SmallRun, tmp_p
     assert '4 masks, 4 new samples; 4 live, 0 retired; used from iteration 0; ' in line
 
 
-def test_a_process_of_its_own_paints_while_training_goes_on(small_run: SmallRun, tmp_path: Path) -> None:
+@pytest.mark.process
+@pytest.mark.slow
+def test_a_worker_process_generates_while_training_goes_on(small_run: SmallRun, tmp_path: Path) -> None:
     class Patient(Recorder):
         def after_train_iter(self, runner: Runner, batch_idx: int, **others) -> None:
             super().after_train_iter(runner, batch_idx, **others)
@@ -102,37 +114,184 @@ def test_a_process_of_its_own_paints_while_training_goes_on(small_run: SmallRun,
 
 
 # --------------------------------------------------------------------------------------------------------------- faults
-def test_a_full_disk_costs_a_round(small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_memory(*arguments: object, **options: object) -> None:
+    raise RuntimeError('no memory')
+
+
+def fill_disk(monkeypatch: pytest.MonkeyPatch, id: str) -> None:
+    """Let the disk be full when the files of a sample are written."""
     def write(path: Path, data: bytes) -> None:
-        if path.stem.startswith('00000002'):
+        if path.stem.startswith(id):
             raise OSError(28, 'No space left on device')
         original(path, data)
 
-    original, pool = store.atomic_write, tmp_path / 'pool'
+    original = store.atomic_write
     monkeypatch.setattr(store, 'atomic_write', write)
-    hooks = [hook_config(small_run, pool, guidance=None)]
-    _, recorder = train_online(online_config(small_run, pool, tmp_path, hooks=hooks, iterations=4))
-    assert sorted(recorder.losses) == [0, 1, 2, 3]
-    assert 'synthesis round 0 is lost, training goes on: pool' in log_of(tmp_path)
-    assert [(round.round, len(round.ids)) for round in read_rounds(pool)] == [(1, 4)]
-    assert len(Pool.open(pool)) == 4 and len(list((pool / 'img_dir').iterdir())) == 4
 
 
-def test_a_round_that_raises_and_masks_that_raise_are_told(small_run: SmallRun, tmp_path: Path,
-                                                           monkeypatch: pytest.MonkeyPatch) -> None:
-    def paint(painter: PoolRefresher, order: Order) -> object:
-        if order.round == 0:
-            raise RuntimeError('no memory')
-        painted = original(painter, order)
-        return type(painted)(painted.samples[1:], painted.facts | dict(failed={'ValueError: odd mask': 1}))
+def fail_in_rounds(monkeypatch: pytest.MonkeyPatch, *rounds: int) -> None:
+    """Let synthesis raise in some rounds, and leave out a sample in the others."""
+    def synthesize(self: RoundSynthesizer, request: SynthesisRequest) -> SynthesisResult:
+        if request.round in rounds:
+            no_memory()
+        result = original(self, request)
+        return SynthesisResult(request.round, result.samples[1:],
+                               dict(result.statistics, failed={'ValueError: odd mask': 1}))
 
-    original, pool = PoolRefresher.__call__, tmp_path / 'pool'
-    monkeypatch.setattr(PoolRefresher, '__call__', paint)
-    hooks = [hook_config(small_run, pool, guidance=None)]
-    train_online(online_config(small_run, pool, tmp_path, hooks=hooks, iterations=4))
-    assert 'synthesis round 0 is lost, training goes on: RuntimeError: no memory' in log_of(tmp_path)
-    assert log_of(tmp_path).count('synthesis round 1: 1 masks could not be painted: ValueError: odd mask') == 1
-    assert [(round.round, len(round.ids), round.dropped) for round in read_rounds(pool)] == [(1, 3, 1)]
+    original = RoundSynthesizer.__call__
+    monkeypatch.setattr(RoundSynthesizer, '__call__', synthesize)
+
+
+def test_a_full_disk_costs_a_round(small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = tmp_path / 'pool'
+    fill_disk(monkeypatch, '00000006')
+    hooks = [hook_config(small_run, pool, guidance=None, max_samples=100)]
+    _, recorder = train_online(online_config(small_run, pool, tmp_path, hooks=hooks, iterations=7))
+    assert sorted(recorder.losses) == list(range(7))
+    assert 'synthesis round 1 failed: pool' in log_of(tmp_path)
+    assert [(round.round, len(round.ids)) for round in read_rounds(pool)] == [(0, 4), (2, 4)]
+    assert len(Pool.open(pool)) == 8 and len(list((pool / 'img_dir').iterdir())) == 8
+
+
+@pytest.mark.parametrize('what', ['the round', 'every mask', 'the disk'])
+def test_a_first_round_that_fails_ends_the_training(small_run: SmallRun, tmp_path: Path,
+                                                    monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    pool = tmp_path / 'pool'
+    if what == 'the round':
+        fail_in_rounds(monkeypatch, *range(9))
+    elif what == 'every mask':
+        monkeypatch.setattr(synthesizer, 'generate_batch', no_memory)
+    else:
+        fill_disk(monkeypatch, '00000002')
+    cfg = online_config(small_run, pool, tmp_path, hooks=[hook_config(small_run, pool, begin=1)], iterations=9)
+    runner = Runner.from_cfg(cfg)
+    with pytest.raises(RuntimeError, match='No space left' if what == 'the disk' else 'no memory'):
+        runner.train()
+    assert runner.iter == 0  # at the end of the first iteration
+    assert ('Traceback' in log_of(tmp_path)) == (what != 'the disk')
+
+
+def test_later_rounds_that_fail_end_the_training_when_there_are_too_many_in_a_row(
+        small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = tmp_path / 'pool'
+    fail_in_rounds(monkeypatch, 1, 3, 4, 5)
+    hooks = [hook_config(small_run, pool, guidance=None, interval=1, max_failures=2)]
+    runner = Runner.from_cfg(online_config(small_run, pool, tmp_path, hooks=hooks, iterations=9))
+    with pytest.raises(RuntimeError, match='`max_failures`=2'):
+        runner.train()
+    assert [(round.round, len(round.ids), round.dropped) for round in read_rounds(pool)] == [(0, 3, 1), (2, 3, 1)]
+    log = log_of(tmp_path)
+    assert [f'synthesis round {number} failed: RuntimeError: no memory' in log for number in range(6)] == [
+        False, True, False, True, True, False]
+    assert log.count('synthesis round 2: 1 masks failed: ValueError: odd mask') == 1
+
+
+class Raiser(Hook):
+    """Ends a training in the middle."""
+
+    priority = 'LOWEST'
+
+    def __init__(self, where: str, error: BaseException) -> None:
+        self.where, self.error = where, error
+
+    def before_train(self, runner: Runner) -> None:
+        if self.where == 'before_train':
+            raise self.error
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None,
+                         outputs: object = None) -> None:
+        if self.where == 'iteration':
+            raise self.error
+
+
+@pytest.mark.parametrize('process', [None, pytest.param(dict(nice=0), marks=pytest.mark.process)])
+@pytest.mark.parametrize('where, error', [
+    ('before_train', OSError('odd')), ('iteration', RuntimeError('odd')), ('iteration', KeyboardInterrupt())])
+def test_a_training_that_raises_leaves_no_process_and_no_lock(
+        small_run: SmallRun, tmp_path: Path, process: dict | None, where: str, error: BaseException) -> None:
+    pool = tmp_path / 'pool'
+    for _ in range(2):  # the second one starts with the same pool, in the same interpreter
+        hooks = [hook_config(small_run, pool, guidance=None, num_per_round=1, process=process)]
+        runner = Runner.from_cfg(online_config(small_run, pool, tmp_path, hooks=hooks, iterations=3))
+        runner.register_hook(Raiser(where, error))
+        with pytest.raises(type(error)) as caught:
+            runner.train()
+        assert caught.value is error
+        assert not multiprocessing.active_children()
+    Pool.resume(pool).close()
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_a_worker_process_that_cannot_start_ends_the_training(small_run: SmallRun, tmp_path: Path) -> None:
+    class Slow(Hook):
+        def after_train_iter(self, runner: Runner, *arguments: object, **options: object) -> None:
+            time.sleep(0.05)
+
+    checkpoint, pool = tmp_path / 'generator.pth', tmp_path / 'pool'
+    checkpoint.write_bytes(b'no weights')
+    generator = dict(config=str(small_run.config_file), checkpoint=str(checkpoint))
+    hooks = [hook_config(small_run, pool, generator=generator, process=dict(nice=0))]
+    runner = Runner.from_cfg(online_config(small_run, pool, tmp_path, hooks=hooks, iterations=10**5))
+    runner.register_hook(Slow())
+    with pytest.raises(RuntimeError, match='cannot start: ValueError: checkpoint'):
+        runner.train()
+    assert not multiprocessing.active_children()
+
+
+class EndedWorker:
+    """In the place of a worker process: one that gives up in the first iteration."""
+
+    idle = False
+
+    def __init__(self, *arguments: object, **options: object) -> None:
+        self.ended, self._asked = None, 0
+
+    def collect(self) -> list:
+        self._asked += 1
+        self.ended = 'the worker process failed 4 times in a row' if self._asked > 1 else None
+        return []
+
+    def start(self) -> None:
+        pass
+
+    close = start
+
+
+def _train_rank(rank: int, small_run: SmallRun, folder: Path, process: dict | None) -> None:
+    torch.set_num_threads(1)
+    os.environ['LOCAL_RANK'] = str(rank)
+    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
+    with pytest.MonkeyPatch.context() as patch:
+        fail_in_rounds(patch, *range(9))
+        patch.setattr(module, 'WorkerProcess', EndedWorker)
+        pool = folder / 'pool'
+        hooks = [hook_config(small_run, pool, guidance=None, begin=1, interval=30, process=process)]
+        wrapper = dict(type='MMDistributedDataParallel', device_ids=None)
+        cfg = online_config(small_run, pool, folder / 'work', hooks=hooks, iterations=50, launcher='pytorch',
+                            model_wrapper_cfg=wrapper)
+        runner = Runner.from_cfg(cfg)
+        with pytest.raises(RuntimeError, match='OnlineSynthesisHook') as caught:
+            runner.train()
+    (folder / f'{rank}.txt').write_text(f'{runner.iter} {caught.value}')
+
+
+@pytest.mark.process
+@pytest.mark.parametrize('process, iteration, message', [
+    (None, 0, 'RuntimeError: no memory'), ({}, 2, 'failed 4 times in a row')], ids=['in process', 'worker process'])
+def test_ranks_end_together(small_run: SmallRun, tmp_path: Path, process: dict | None, iteration: int,
+                            message: str) -> None:
+    context = multiprocessing.get_context('fork')  # nothing to import again
+    ranks = [context.Process(target=_train_rank, args=(rank, small_run, tmp_path, process)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for number, rank in enumerate(ranks):
+        rank.join(120)
+        hangs = rank.is_alive()
+        rank.kill()
+        assert not hangs and rank.exitcode == 0
+        found, error = (tmp_path / f'{number}.txt').read_text().split(' ', 1)
+        assert int(found) == iteration and message in error
 
 
 def test_what_must_not_start_does_not(small_run: SmallRun, tmp_path: Path) -> None:
@@ -164,7 +323,7 @@ def test_what_must_not_start_does_not(small_run: SmallRun, tmp_path: Path) -> No
 ])
 def test_when_a_round_is_due(options: dict, last: int | None, live: int, due: list[int]) -> None:
     hook = OnlineSynthesisHook('pool', dict(config='c', checkpoint='c'), **options)
-    hook._last_order, hook._rounds = last, [Round(0, 0, tuple(map(str, range(live))))] if live else []
+    hook._last_request, hook._rounds = last, [Round(0, 0, tuple(map(str, range(live))))] if live else []
     runner = SimpleNamespace(max_iters=31)
     asked = [2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 30, 31, 99]
     assert [done for done in asked if hook._is_due(runner, done) and done >= (last or 0)] == [
@@ -176,7 +335,7 @@ def test_retired_files_stay_until_the_last_whole_checkpoint_needs_them_no_more(t
     hook = OnlineSynthesisHook('pool', dict(config='c', checkpoint='c'))
     hook._growing = SimpleNamespace(sweep=swept.append)
     runner, marker = SimpleNamespace(work_dir=tmp_path), tmp_path / 'last_checkpoint'
-    hook._rounds, hook._next_round, hook._last_order = [Round(0, 0, ('a', ))], 2, 7
+    hook._rounds, hook._next_round, hook._last_request = [Round(0, 0, ('a', ))], 2, 7
 
     def save(iteration: int) -> dict:
         checkpoint = dict(meta=dict(iter=iteration))
@@ -200,7 +359,7 @@ def test_retired_files_stay_until_the_last_whole_checkpoint_needs_them_no_more(t
 def test_rounds_count_from_the_first_batch_that_nobody_has_drawn(monkeypatch: pytest.MonkeyPatch, workers: int,
                                                                  prefetch: int | None, together: bool, world: int,
                                                                  ahead: int) -> None:
-    monkeypatch.setattr(online_parts, 'get_world_size', lambda: world)
+    monkeypatch.setattr(module, 'get_world_size', lambda: world)
     loader = SimpleNamespace(num_workers=workers, prefetch_factor=prefetch)
     assert batches_ahead(SimpleNamespace(train_dataloader=loader, optim_wrapper=None), together=together) == ahead
 
@@ -218,8 +377,7 @@ def test_the_filter_measures_on_real_data_alone() -> None:
     mixed = dict(type='mmsynth.SyntheticAugmentDataset', dataset=real, pool='pool')
     for dataset, expected in ((mixed, real), (real, real), (dict(type='ConcatDataset', datasets=[mixed, real]),
                                                             dict(type='ConcatDataset', datasets=[real, real]))):
-        runner = SimpleNamespace(cfg=SimpleNamespace(train_dataloader=SimpleNamespace(dataset=dataset)))
-        assert real_data(runner) == expected
+        assert real_data(ConfigDict(dataset)) == real_data(dataset) == expected
 
 
 def test_wrong_options_are_named() -> None:

@@ -1,8 +1,9 @@
-"""Where a training stands after a resume, told to its batch sampler and to the host's loop."""
+"""Set a training's batch sampler, and mmengine's loop, to the iteration at which the runner stands."""
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from mmengine.dist import broadcast_object_list
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
@@ -10,11 +11,15 @@ from mmsynth.datasets.samplers.ratio_batch_sampler import RatioBatchSampler
 
 
 def align_with_runner(runner: Runner) -> None:
-    """Let the batches of a training go on where its runner stands; to be called in a hook's ``before_train``.
+    """Start the batches of a training where its runner stands; call it on all ranks, in a hook's ``before_train``.
 
     Without it, a resumed IterBasedTrainLoop draws all batches of the iterations before, and workers load them, only to
     throw them away: right, but slow. And some versions of mmengine draw the first batches when the loop is built,
     before a hook can bring the pool to where training starts. Does nothing without a :class:`RatioBatchSampler`.
+
+    The sampler's seed becomes rank 0's, which is the one that checkpoints hold: with
+    ``randomness=dict(diff_rank_seed=True)`` ``runner.seed`` differs by rank, and ranks draw parts of one global batch
+    only with one seed.
 
     Raises:
         ValueError: If the sampler is endless and the loop goes by epochs, or the other way round.
@@ -27,7 +32,9 @@ def align_with_runner(runner: Runner) -> None:
     if sampler.endless != has_iterator:
         raise ValueError(f'`endless` of RatioBatchSampler must be {has_iterator} with {type(loop).__name__}, got '
                          f'{sampler.endless}.')
-    sampler.set_seed(runner.seed)
+    seed = [runner.seed]
+    broadcast_object_list(seed)
+    sampler.set_seed(seed[0])
     sampler.set_iteration(runner.iter)
     if has_iterator:
         skips_itself = hasattr(type(loop.dataloader_iterator), 'skip_iter')
@@ -36,11 +43,11 @@ def align_with_runner(runner: Runner) -> None:
 
 
 class _AlignedBatches:
-    """In the place of the host's iterator over the data loader: it starts when asked first, and skips for nothing.
+    """Replace mmengine's iterator over the data loader by one that starts at the first request, and skips at no cost.
 
     Args:
         loader: The data loader; its sampler stands where training goes on.
-        skipped: How many batches the host asks for, only to skip them. Versions whose iterator has ``skip_iter`` call
+        skipped: How many batches mmengine asks for, only to skip them. Versions whose iterator has ``skip_iter`` call
             that instead, or nothing with ``fast_forward_on_resume``.
         started: Whether the iterator that is replaced had drawn its seed from torch's generator already (mmengine 0.10
             does when the loop is built); this one then draws none, so that training stays as it is without it.
@@ -65,4 +72,4 @@ class _AlignedBatches:
         return next(self._iterator)
 
     def skip_iter(self, num_iters: int) -> None:
-        """Nothing to do: the sampler stands there already."""
+        """Do nothing: the sampler stands there already."""

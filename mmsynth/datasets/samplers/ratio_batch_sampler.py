@@ -37,9 +37,9 @@ class RatioBatchSampler:
     - The share is exact in the global batch, by the largest remainder over batches (:class:`RatioSchedule`): after any
       number of batches the count is off by at most a half. The synthetic samples of a training go to ranks in turn.
     - Real samples: each once per epoch, shuffled anew for each.
-    - Synthetic samples: each live one once per lap, shuffled anew for each (:class:`SyntheticWalk`).
+    - Synthetic samples: each live one once per epoch of theirs, shuffled anew for each (:class:`SyntheticWalk`).
 
-    While no synthetic sample is live, batches are real, and nothing is made up for afterwards.
+    While no synthetic sample is live, batches are real; later batches do not compensate for it.
 
     Args:
         sampler: The sampler of the data loader; its data set and seed are taken, its order is not.
@@ -86,7 +86,10 @@ class RatioBatchSampler:
 
     def __iter__(self) -> Iterator[list[Draw]]:
         """Batches from the iteration that was set; to the end of its epoch, unless ``endless``."""
-        self._announce()
+        self._current_walk(self._start)
+        if self.schedule.ratio and not self._pool.live():
+            print_log(f'the pool {self._pool.root} has no usable samples yet; batches are real until it has some.',
+                      logger='current', level=logging.WARNING)
         iteration = self._start
         end = None if self.endless else (iteration // len(self) + 1) * len(self)
         while end is None or iteration < end:
@@ -136,7 +139,7 @@ class RatioBatchSampler:
         return self.batch_size * self.world_size
 
     def _draw(self, index: int, kind: str, place: int, iteration: int) -> Draw:
-        """Its seed follows from its place among all draws of its kind, which does not depend on ranks."""
+        """A draw whose seed follows from its place among all draws of its kind, which does not depend on ranks."""
         return Draw(index, derive_seed(self.seed, kind, place), iteration)
 
     def _real(self, place: int) -> int:
@@ -155,12 +158,6 @@ class RatioBatchSampler:
 
     def _quota(self, iterations: int) -> int:
         return self.schedule.quota(iterations, self._global_size)
-
-    def _announce(self) -> None:
-        self._current_walk(self._start)
-        if self.schedule.ratio and not self._pool.live():
-            print_log(f'the pool {self._pool.root} has no usable samples yet; batches are real until it has some.',
-                      logger='current', level=logging.WARNING)
 
 
 def _checked_dataset(sampler: Any) -> SyntheticAugmentDataset:

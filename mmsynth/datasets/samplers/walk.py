@@ -1,9 +1,9 @@
 """The order in which synthetic samples are drawn from a pool that may grow and shrink meanwhile.
 
-Samples are drawn in laps, each in a shuffled order of its own in which every sample that is live has its turn once. The
-place of a sample in a lap is a hash of seed, lap and the sample's number, so it does not depend on which others there
-are: when the pool changes, the lap goes on behind the sample drawn last. Those that had their turn do not get another
-in this lap; new ones get theirs in this lap if their place lies ahead, or else in the next.
+Samples are drawn in epochs, each in a shuffled order of its own in which every live sample is drawn once. The place of
+a sample in an epoch is a hash of seed, epoch and the sample's number, so it does not depend on which others there are:
+when the pool changes, the epoch goes on behind the sample drawn last. Samples that were drawn in it are not drawn in it
+again; new ones are if their place lies ahead, or else in the next epoch.
 
 All of it follows from the seed and the pool's changes, in a few steps per change and none per batch.
 """
@@ -30,20 +30,20 @@ class _Segment:
         start: Its first iteration.
         live: Numbers of the samples, in any fixed order.
         drawn: Samples drawn before it.
-        lap: The lap that it starts in.
-        skip: How many of the live samples have a place in that lap which is passed already.
+        epoch: The epoch that it starts in.
+        skip: How many of the live samples have a place in that epoch which is passed already.
     """
 
     start: int
     live: NDArray[np.int64]
     drawn: int
-    lap: int
+    epoch: int
     skip: int
 
     def place(self, draw: int) -> tuple[int, int]:
-        """Lap and place in it of the ``draw``-th sample drawn in the segment."""
-        laps, place = divmod(self.skip + draw, len(self.live))
-        return self.lap + laps, place
+        """Epoch and place in it of the ``draw``-th sample drawn in the segment."""
+        epochs, place = divmod(self.skip + draw, len(self.live))
+        return self.epoch + epochs, place
 
 
 class SyntheticWalk:
@@ -60,14 +60,14 @@ class SyntheticWalk:
         self._quota = quota
         self._segments = self._fold(changes)
         self._starts = [segment.start for segment in self._segments]
-        self._order = lru_cache(maxsize=4)(self._order_of_lap)
+        self._order = lru_cache(maxsize=4)(self._order_of_epoch)
 
     def live(self, iteration: int) -> NDArray[np.int64]:
         """Numbers of the samples that are live at an iteration."""
         return self._segments[self._segment_at(iteration)].live
 
     def drawn_before(self, iteration: int) -> int:
-        """How many samples are drawn before an iteration's batch. Where nothing is live, nothing is, or made up for."""
+        """How many samples are drawn before an iteration's batch; none while nothing is live, nor later instead."""
         segment = self._segments[self._segment_at(iteration)]
         return segment.drawn + self._drawn_in(segment, iteration)
 
@@ -79,11 +79,11 @@ class SyntheticWalk:
         return [self._number(index, draw) for draw in range(first, last)]
 
     def _number(self, index: int, draw: int) -> int:
-        lap, place = self._segments[index].place(draw)
-        return int(self._segments[index].live[self._order(index, lap)[place]])
+        epoch, place = self._segments[index].place(draw)
+        return int(self._segments[index].live[self._order(index, epoch)[place]])
 
-    def _order_of_lap(self, index: int, lap: int) -> NDArray[np.int64]:
-        return np.argsort(_places(self._seed, lap, self._segments[index].live), kind='stable')
+    def _order_of_epoch(self, index: int, epoch: int) -> NDArray[np.int64]:
+        return np.argsort(_places(self._seed, epoch, self._segments[index].live), kind='stable')
 
     def _segment_at(self, iteration: int) -> int:
         return bisect_right(self._starts, iteration) - 1
@@ -95,7 +95,7 @@ class SyntheticWalk:
     def _fold(self, changes: Sequence[Change]) -> list[_Segment]:
         """The segments between changes."""
         live: dict[int, None] = {}
-        segments = [_Segment(start=0, live=np.zeros(0, np.int64), drawn=0, lap=0, skip=0)]
+        segments = [_Segment(start=0, live=np.zeros(0, np.int64), drawn=0, epoch=0, skip=0)]
         for change in changes:
             live.update(dict.fromkeys(change.joined))
             for number in change.retired:
@@ -104,22 +104,23 @@ class SyntheticWalk:
         return segments
 
     def _next(self, segment: _Segment, start: int, live: NDArray[np.int64]) -> _Segment:
-        """The segment that follows: in the lap where the last one ends, behind the sample drawn last."""
+        """The segment that follows: in the epoch where the last one ends, behind the sample drawn last."""
         drawn = self._drawn_in(segment, start)
-        lap, skip = segment.lap, segment.skip
+        epoch, skip = segment.epoch, segment.skip
         if drawn:
-            lap, place = segment.place(drawn - 1)
-            passed = np.sort(_places(self._seed, lap, segment.live))[place]
+            epoch, place = segment.place(drawn - 1)
+            passed = np.sort(_places(self._seed, epoch, segment.live))[place]
         elif skip:
-            passed = np.sort(_places(self._seed, lap, segment.live))[skip - 1]
+            passed = np.sort(_places(self._seed, epoch, segment.live))[skip - 1]
         if drawn or skip:
-            skip = int((_places(self._seed, lap, live) <= passed).sum())
-        return _Segment(start, live, segment.drawn + drawn, lap, skip)
+            skip = int((_places(self._seed, epoch, live) <= passed).sum())
+        return _Segment(start, live, segment.drawn + drawn, epoch, skip)
 
 
-def _places(seed: int, lap: int, numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """The place of each sample in a lap, as a hash (SplitMix64 of lap's seed and number)."""
-    state = numbers.astype(np.uint64) * _GOLDEN + np.uint64(derive_seed(seed, 'lap', lap))
+def _places(seed: int, epoch: int, numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """The place of each sample in an epoch, as a hash (SplitMix64 of epoch's seed and number)."""
+    start = derive_seed(seed, 'lap', epoch)  # the key of the first version: other words would change every draw
+    state = numbers.astype(np.uint64) * _GOLDEN + np.uint64(start)
     state = (state ^ (state >> np.uint64(30))) * _MIX_1
     state = (state ^ (state >> np.uint64(27))) * _MIX_2
     return state ^ (state >> np.uint64(31))

@@ -1,72 +1,81 @@
-"""Synthesis while a segmentor trains: new samples, asked of the segmentor as it is, at set intervals (DESIGN 11)."""
-import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+"""Synthesis while a segmentor trains: new samples, guided by the segmentor as it is, at set intervals."""
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
-from mmengine.dist import get_dist_info, get_rank, is_main_process
-from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.config import ConfigDict
+from mmengine.dist import (
+    broadcast,
+    broadcast_object_list,
+    get_dist_info,
+    get_rank,
+    get_world_size,
+    is_main_process,
+)
+from mmengine.hooks import EMAHook, Hook
+from mmengine.runner import BaseLoop, Runner
+from PIL import Image
+from torch import nn
 
 from mmsynth.datasets.samplers import align_with_runner
 from mmsynth.datasets.synthetic_augment import check_validation
-from mmsynth.engine.hooks.online_parts import (
-    batches_ahead,
-    count_replaced,
-    last_checkpoint,
-    live_segmentor,
-    model_device,
-    real_data,
-    show_round,
-    validation_loaders,
-)
-from mmsynth.online.child_painter import FACTORY, painter_settings
-from mmsynth.online.growing_pool import GrowingPool
-from mmsynth.online.orders import Answer, InProcess, Order, Painting
-from mmsynth.online.plan import RefreshPlan
-from mmsynth.online.process import RefreshProcess
-from mmsynth.online.refresher import PoolRefresher
-from mmsynth.online.sharing import first_ranks_buffers, gather_answers, tell_all
+from mmsynth.engine.hooks.training_samples import unwrap
+from mmsynth.online.pool import GrowingPool
+from mmsynth.online.request import InProcess, SynthesisRequest, SynthesisResult, describe, gather_results
+from mmsynth.online.settings import RoundSettings
+from mmsynth.online.statistics import class_pixels, preview, round_line, round_scalars
+from mmsynth.online.synthesizer import BUILD_SYNTHESIZER, RoundSynthesizer, synthesizer_arguments
+from mmsynth.online.worker import WorkerProcess
 from mmsynth.pool.rounds import Round, live_ids
 from mmsynth.registry import HOOKS
 from mmsynth.utils import derive_seed, isolated_random_state
 from mmsynth.utils.labels import check_ignore_index
+from mmsynth.visualization.plots import plot_class_balance
 
 STATE_KEY = 'mmsynth_online'
 STAGING_FOLDER = '.staging'
-_HURRY = 10  # the part of an interval after which a pool that runs low gets its next round
+_FRACTION = 10  # the part of an interval after which a pool that runs low gets its next round
+Value = TypeVar('Value')
 
 
 @HOOKS.register_module()
 class OnlineSynthesisHook(Hook):
-    """Paints a round of samples every so often, and publishes it in the pool that training draws from.
+    """Generate a round of samples every so often, and publish it in the pool that training draws from.
 
     The training set is a ``mmsynth.SyntheticAugmentDataset`` with the same ``pool``; a ``mmsynth.RatioBatchSampler``
     makes what is drawn a function of the iteration, so that a resumed training draws what an unbroken one would have.
 
-    A round leaves the segmentor and everything random as it found them. It is painted in the training process, every
-    rank its share, while training waits; or, with ``process``, in a process of its own, whose samples come when they
-    are there, which differs from run to run. A round that fails is logged and lost; training goes on.
+    A round leaves the segmentor and everything random as it found them. It is generated in the training process, every
+    rank its share, while training waits; or, with ``process``, in a worker process, whose samples come when they are
+    finished, which differs from run to run.
 
-    Checkpoints hold the number of rounds. A resume takes back what came after, and makes it again. Samples that are
+    A round that fails is logged and lost. If it is the first, or the last of ``max_failures`` in a row, or if the
+    worker process cannot be kept running, the training ends with the error, on all ranks.
+
+    Checkpoints hold the number of rounds. A resume takes back what came after, and generates it again. Samples that are
     retired keep their files until the last checkpoint does not draw them: only that one, or a later, can be resumed.
 
     Args:
-        pool: The pool's folder, kept for this run. A run that is not resumed takes an earlier run's samples out.
-        generator, masks, guidance, critic, filter, num_per_round: See :class:`~mmsynth.online.plan.RefreshPlan`.
+        pool: The pool's folder, kept for this run. A run that is not resumed removes an earlier run's samples.
+        generator, masks, guidance, critic, filter, num_per_round: See :class:`~mmsynth.online.settings.RoundSettings`.
         interval: Iterations between rounds.
         begin: Iterations before the first; by then the segmentor should know something, if it is the critic.
         min_live: With fewer live samples the next round comes after a tenth of the interval.
         max_samples: Live samples at most; the oldest retire.
-        batch_size: Images painted together.
+        batch_size: Images generated together.
         seed: Of masks and noise.
         device: Where the generator runs; the segmentor's by default.
-        process: None to paint in the training process; options of a :class:`~mmsynth.online.process.RefreshProcess`
-            (``dict()`` for its defaults) for one of its own, on the first rank's node.
+        process: None to generate in the training process; options of a :class:`~mmsynth.online.worker.WorkerProcess`
+            (``dict()`` for its defaults) for a worker process, on the first rank's node.
         num_preview: Samples of a round in the visualizer's grid; 0 for none.
-        seed_iterations: Seed torch's generator before every iteration, by its number and the rank. The host's
+        seed_iterations: Seed torch's generator before every iteration, by its number and the rank. mmengine's
             checkpoints do not hold the generator's state: a model that draws from it in training (dropout) equals an
             unbroken run after a resume only with this.
+        max_failures: Rounds that fail in a row, after which the training ends.
 
     Raises:
         ValueError: If options are out of range; all such are named at once.
@@ -92,108 +101,97 @@ class OnlineSynthesisHook(Hook):
                  device: str | None = None,
                  process: Mapping[str, Any] | None = None,
                  num_preview: int = 8,
-                 seed_iterations: bool = False) -> None:
-        _check(interval=(interval, 1), begin=(begin, 0), num_per_round=(num_per_round, 1), min_live=(min_live, 0),
-               max_samples=(max_samples, num_per_round), batch_size=(batch_size, 1), num_preview=(num_preview, 0))
+                 seed_iterations: bool = False,
+                 max_failures: int = 3) -> None:
+        lowest = dict(interval=(interval, 1), begin=(begin, 0), num_per_round=(num_per_round, 1),
+                      min_live=(min_live, 0), max_samples=(max_samples, num_per_round), batch_size=(batch_size, 1),
+                      num_preview=(num_preview, 0), max_failures=(max_failures, 1))
+        wrong = [f'`{name}` must be at least {least}, got {value}' for name, (value, least) in lowest.items()
+                 if isinstance(value, bool) or not isinstance(value, int) or value < least]
+        if wrong:
+            raise ValueError(f'OnlineSynthesisHook: {"; ".join(wrong)}.')
         self.pool, self.interval, self.begin, self.min_live = pool, interval, begin, min_live
         self.max_samples, self.batch_size, self.device = max_samples, batch_size, device
-        self.process, self.num_preview, self.seed_iterations = process, num_preview, seed_iterations
-        self._plan_options = dict(generator=generator, masks=masks, guidance=guidance, critic=critic, filter=filter,
-                                  num_per_round=num_per_round, seed=seed)
-        self._plan: RefreshPlan | None = None
-        self._painting: Painting | None = None
+        self.max_failures, self.process, self.num_preview, self.seed_iterations = (
+            max_failures, process, num_preview, seed_iterations)
+        self._options = dict(generator=generator, masks=masks, guidance=guidance, critic=critic, filter=filter,
+                             num_per_round=num_per_round, seed=seed)
+        self._settings: RoundSettings | None = None
+        self._backend: InProcess | WorkerProcess | None = None  # in a worker process: on rank 0
         self._growing: GrowingPool | None = None  # on rank 0
         self._rounds: list[Round] = []
         self._next_round = 0
-        self._last_order: int | None = None  # iterations that were done at the last order
+        self._last_request: int | None = None  # iterations that were done at the last request
+        self._failures = 0  # rounds in a row
+        self._fatal: str | None = None  # why the training must end
         self._resumed: Mapping[str, Any] | None = None
-        self._replaced = 0  # samples of this rank whose files were damaged or gone since the last round was told
+        self._replaced = 0  # samples of this rank whose files were damaged or gone since the last request
         self._saved = self._safe = 0  # iterations of the checkpoint saved last, and of the last that surely is whole
         self._last_file: str | None = None
 
+    # --------------------------------------------------------------------------------------------------- start and end
+    def before_run(self, runner: Runner) -> None:
+        """Have everything closed however the training ends: mmengine calls no hook when it raises."""
+        loop = runner._train_loop  # a config, or None, where the runner only validates
+        if not isinstance(loop, BaseLoop):
+            return
+        run = loop.run
+
+        def run_and_close() -> Any:
+            try:
+                return run()
+            finally:
+                self.close()
+
+        loop.run = run_and_close
+
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keep what a checkpoint says of the rounds, if training goes on from it."""
+        """Keep a checkpoint's state of the rounds, if training goes on from it."""
         if runner._resume:
             self._resumed = checkpoint.get(STATE_KEY, {})
 
     def before_train(self, runner: Runner) -> None:
-        """Check the setting, build what paints, bring the pool to where training stands, and start.
+        """Check the settings, build the generator, rewind the pool to where training stands, and start.
 
         Raises:
             ValueError: If validation would see the pool, the pool belongs to another config, or parts do not fit.
         """
-        check_validation(validation_loaders(runner), self.pool)
+        built = None if runner.val_loop is None else runner.val_dataloader
+        check_validation(dict(val_dataloader=built, test_dataloader=runner.cfg.get('test_dataloader')), self.pool)
         check_ignore_index(runner.model)
-        with isolated_random_state(self._plan_options['seed']):  # models that are built draw weights
-            self._plan = RefreshPlan(**self._plan_options)
-            self._painting = self._build_painting(runner)
-        if is_main_process():
-            self._growing = GrowingPool(self.pool, self._plan.settings, self._plan.classes, self._plan.palette,
-                                        self.max_samples)
-            self._go_to(runner)
-        self._rounds = list(tell_all(None if self._growing is None else self._growing.rounds))
+        with isolated_random_state(self._options['seed']):  # models that are built draw weights
+            self._settings = RoundSettings(**self._options)
+            self._backend = self._build_backend(runner)
+        self._rounds = list(call_on_first_rank(self._open_pool, runner))
         state = self._resumed or {}
-        self._next_round, self._last_order = state.get('next_round', 0), state.get('last_order')
+        self._next_round, self._last_request = state.get('next_round', 0), state.get('last_order')
+        self._failures, self._fatal = 0, None
         self._saved = self._safe = runner.iter
-        self._last_file = last_checkpoint(runner)
+        self._last_file = _last_checkpoint(runner)
         align_with_runner(runner)
-        if self._painting is not None:
-            self._painting.start()
-        self._refresh(runner, runner.iter)
+        if self._backend is not None:
+            self._backend.start()
+        self._update(runner, runner.iter)
 
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | Sequence | None = None) -> None:
-        """Seed the iteration, if asked to."""
-        if self.seed_iterations:
-            torch.manual_seed(derive_seed(self._plan_options['seed'], 'iteration', get_rank(), runner.iter))
-
-    def after_train_iter(self,
-                         runner: Runner,
-                         batch_idx: int,
-                         data_batch: dict | Sequence | None = None,
-                         outputs: dict | None = None) -> None:
-        """Publish what is painted, and order a round when it is time."""
-        self._replaced += count_replaced(data_batch)
-        self._refresh(runner, runner.iter + 1)
-
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Put the state of the rounds into a checkpoint, and delete what no checkpoint needs any more."""
-        checkpoint[STATE_KEY] = dict(
-            published=len(self._rounds), next_round=self._next_round, last_order=self._last_order)
-        found = last_checkpoint(runner)
-        if found != self._last_file:  # the host notes a checkpoint when it is whole: so the last one was
-            self._last_file, self._safe = found, self._saved
-        self._saved = checkpoint['meta']['iter']
-        if self._growing is not None:
-            try:
-                self._growing.sweep(self._safe)
-            except OSError as error:
-                runner.logger.warning(f'pool {self.pool}: retired samples could not be deleted: {error}; it is tried '
-                                      'again at the next checkpoint.')
-
-    def after_train(self, runner: Runner) -> None:
-        """End the painting process, and free the pool."""
-        if self._painting is not None:
-            self._painting.close()
-        if self._growing is not None:
-            self._growing.close()
-
-    # ------------------------------------------------------------------------------------------------------- start
-    def _build_painting(self, runner: Runner) -> Painting | None:
-        """Where orders of this rank are carried out; None on ranks that have none."""
-        plan, device = self._plan, self.device or model_device(runner)
-        options = dict(real=real_data(runner) if plan.filter is not None else None, batch_size=self.batch_size,
-                       device=device)
+    def _build_backend(self, runner: Runner) -> InProcess | WorkerProcess | None:
+        """Build what serves this rank's requests; None on ranks that have none."""
+        settings = self._settings
+        device = self.device or str(next(unwrap(runner.model).parameters()).device)
+        real = None if settings.filter is None else real_data(runner.cfg.train_dataloader.dataset)
+        options = dict(real=real, batch_size=self.batch_size, device=device)
         if self.process is None:
-            refresher = PoolRefresher(plan, share=get_dist_info(), **options)
-            refresher.check(live_segmentor(runner, plan.critic) if plan.needs_segmentor else None)
-            return InProcess(refresher)
+            synthesizer = RoundSynthesizer(settings, share=get_dist_info(), **options)
+            synthesizer.check(live_segmentor(runner, settings.critic) if settings.needs_segmentor else None)
+            return InProcess(synthesizer)
         if not is_main_process():
             return None
-        settings = painter_settings(runner.cfg, self._plan_options, options)
-        return RefreshProcess(FACTORY, settings, f'{self.pool}/{STAGING_FOLDER}', **self.process)
+        arguments = synthesizer_arguments(runner.cfg, self._options, **options)
+        return WorkerProcess(BUILD_SYNTHESIZER, arguments, f'{self.pool}/{STAGING_FOLDER}', **self.process)
 
-    def _go_to(self, runner: Runner) -> None:
-        """Bring the pool to where training stands: to a checkpoint's state, or empty for a new run."""
+    def _open_pool(self, runner: Runner) -> list[Round]:
+        """Open the pool and take it to a checkpoint's state, or empty it for a new run; on rank 0."""
+        settings = self._settings
+        self._growing = GrowingPool(self.pool, settings.pool, settings.classes, settings.palette, self.max_samples)
         if self._resumed == {}:
             runner.logger.warning('the checkpoint was saved without OnlineSynthesisHook; synthesis starts anew.')
         removed = self._growing.rewind((self._resumed or {}).get('published', 0))
@@ -205,71 +203,234 @@ class OnlineSynthesisHook(Hook):
             runner.logger.warning(
                 f'pool {self.pool}: {len(missing)} samples that training draws are gone (the first is {missing[0]!r}), '
                 'deleted, or retired before a later checkpoint than the resumed one; others come in their place.')
+        return self._growing.rounds
 
-    # ------------------------------------------------------------------------------------------------------ rounds
-    def _refresh(self, runner: Runner, done: int) -> None:
-        """What there is to do when so many iterations are done."""
-        if self._painting is None:
-            return
-        answers = self._painting.collect()
-        if self._painting.idle and self._is_due(runner, done):
-            number, self._next_round, self._last_order = self._next_round, self._next_round + 1, done
-            self._tell_replaced(runner)
-            segmentor = live_segmentor(runner, self._plan.critic) if self._plan.needs_segmentor else None
-            with first_ranks_buffers(segmentor if self.process is None else None):
-                self._painting.submit(Order(number, segmentor=segmentor))
-            answers += self._painting.collect()
-        for answer in answers:
-            self._take(runner, answer, done)
+    def close(self) -> None:
+        """End the worker process and free the pool. Safe to call twice."""
+        try:
+            if self._backend is not None:
+                self._backend.close()
+        finally:
+            if self._growing is not None:
+                self._growing.close()
+
+    # ------------------------------------------------------------------------------------------------- every iteration
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | Sequence | None = None) -> None:
+        """Seed the iteration, if asked to."""
+        if self.seed_iterations:
+            torch.manual_seed(derive_seed(self._options['seed'], 'iteration', get_rank(), runner.iter))
+
+    def after_train_iter(self,
+                         runner: Runner,
+                         batch_idx: int,
+                         data_batch: dict | Sequence | None = None,
+                         outputs: dict | None = None) -> None:
+        """Publish what is generated, and request a round when it is time.
+
+        Raises:
+            RuntimeError: If synthesis fails for good.
+        """
+        self._replaced += count_replaced(data_batch)
+        self._update(runner, runner.iter + 1)
+
+    def _update(self, runner: Runner, done: int) -> None:
+        """Do what is due when so many iterations are done; called by all ranks."""
+        results: list[SynthesisResult] = []
+        if self._backend is not None:
+            results = self._backend.collect()
+            if self._backend.idle and self._is_due(runner, done):
+                self._request_round(runner, done)
+                results += self._backend.collect()
+        for result in results:
+            usable_from = done + batches_ahead(runner, together=self.process is None)
+            if self.process is None:  # all ranks have a share
+                result = gather_results(result)
+                round, failure = call_on_first_rank(self._publish, runner, result, usable_from)
+            else:
+                round, failure = self._publish(runner, result, usable_from)
+            self._count(round, failure)
+        self._stop_if_failed(runner, done)
 
     def _is_due(self, runner: Runner, done: int) -> bool:
         if done < self.begin or done >= runner.max_iters:
             return False
-        if self._last_order is None:
+        if self._last_request is None:
             return True
-        waited = done - self._last_order
-        if waited >= self.interval or not self.min_live or waited < max(1, self.interval // _HURRY):
+        waited = done - self._last_request
+        if waited >= self.interval or not self.min_live or waited < max(1, self.interval // _FRACTION):
             return waited >= self.interval
         return len(live_ids(self._rounds)) < self.min_live
 
-    def _tell_replaced(self, runner: Runner) -> None:
+    def _request_round(self, runner: Runner, done: int) -> None:
+        number, self._next_round, self._last_request = self._next_round, self._next_round + 1, done
         if self._replaced:
             runner.logger.warning(f'pool {self.pool}: {self._replaced} samples were drawn since the last round whose '
                                   'files are damaged or gone; others came in their place.')
         self._replaced = 0
+        segmentor = live_segmentor(runner, self._settings.critic) if self._settings.needs_segmentor else None
+        with broadcast_buffers(segmentor if self.process is None else None):
+            self._backend.submit(SynthesisRequest(number, segmentor))
 
-    def _take(self, runner: Runner, answer: Answer, done: int) -> None:
-        """Publish an answer; all ranks know of it afterwards."""
-        together = self.process is None
-        whole = gather_answers(answer) if together else answer
-        usable_from = done + batches_ahead(runner, together=together)
-        round = None if whole is None else self._publish(runner, whole, usable_from)
-        round = tell_all(round) if together else round
+    def _publish(self, runner: Runner, result: SynthesisResult, usable_from: int) -> tuple[Round | None, str | None]:
+        """Store a round and show it, on rank 0; return it, or None and why it failed."""
+        for message, count in result.statistics.get('failed', {}).items():
+            runner.logger.warning(f'synthesis round {result.round}: {count} masks failed: {message}')
+        failure = result.failure
+        if failure is None:
+            try:
+                round = self._growing.publish(result.round, usable_from, result.samples,
+                                              dropped=self._settings.masks.num_per_round - len(result.samples))
+            except (OSError, ValueError) as error:
+                failure = f'pool {self.pool} could not be written: {error}'
+        if failure is not None:
+            runner.logger.error(f'synthesis round {result.round} failed: {failure}')
+            return None, f'round {result.round}: {failure}'
+        live = len(self._growing.live())
+        scalars = round_scalars(round, result.statistics, live, result.seconds)
+        runner.logger.info(round_line(round, result.statistics, live, result.seconds))
+        runner.message_hub.update_scalars(scalars)
+        step, settings = runner.iter + 1, self._settings
+        runner.visualizer.add_scalars(scalars, step=step)
+        samples = result.samples[:self.num_preview]
+        if samples:
+            runner.visualizer.add_image('online_samples', preview(samples, settings.palette), step=step)
+            counts = class_pixels(result.samples, len(settings.classes))
+            if sum(counts):
+                chart = Image.open(io.BytesIO(plot_class_balance(None, counts, settings.classes, settings.palette)))
+                runner.visualizer.add_image('online_classes', np.asarray(chart.convert('RGB')), step=step)
+        return round, None
+
+    def _count(self, round: Round | None, failure: str | None) -> None:
+        """Keep a published round, or count a failure and decide whether the training must end."""
         if round is not None:
             self._rounds.append(round)
+            self._failures = 0
+            return
+        self._failures += 1
+        if not self._rounds:
+            self._fatal = f'the first round of synthesis failed; {failure}'
+        elif self._failures >= self.max_failures:
+            self._fatal = (f'{self._failures} rounds of synthesis in a row failed (`max_failures`='
+                           f'{self.max_failures}), at last {failure}')
 
-    def _publish(self, runner: Runner, answer: Answer, usable_from: int) -> Round | None:
-        """Store a round and tell of it, on rank 0; None if it is lost."""
-        if answer.error is not None:
-            return _lost(runner, answer, answer.error)
+    def _stop_if_failed(self, runner: Runner, done: int) -> None:
+        """End the training on all ranks if synthesis failed for good; a training that is done anyway may end well."""
+        if self._backend is not None and self._backend.ended is not None and self._fatal is None:
+            self._fatal = self._backend.ended
+        if self.process is not None and get_world_size() > 1:  # only rank 0 knows, and one that left alone would hang
+            if done % max(1, self.interval // _FRACTION):
+                return
+            self._fatal = call_on_first_rank(lambda: self._fatal)
+        if self._fatal is not None and done < runner.max_iters:
+            raise RuntimeError(f'OnlineSynthesisHook: {self._fatal}. The training ends, because it would go on without '
+                               'new synthetic samples. Repair the cause and start it again, with --resume if there is '
+                               'a checkpoint.')
+
+    # ----------------------------------------------------------------------------------------------------- checkpoints
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Put the state of the rounds into a checkpoint, and delete what no checkpoint needs any more."""
+        checkpoint[STATE_KEY] = dict(
+            published=len(self._rounds), next_round=self._next_round, last_order=self._last_request)
+        found = _last_checkpoint(runner)
+        if found != self._last_file:  # mmengine notes a checkpoint when it is whole: so the last one was
+            self._last_file, self._safe = found, self._saved
+        self._saved = checkpoint['meta']['iter']
+        if self._growing is not None:
+            try:
+                self._growing.sweep(self._safe)
+            except OSError as error:
+                runner.logger.warning(f'pool {self.pool}: retired samples could not be deleted: {error}; it is tried '
+                                      'again at the next checkpoint.')
+
+
+def live_segmentor(runner: Runner, critic: str | Mapping[str, Any] | None) -> nn.Module:
+    """Return the segmentor in training, or its average where the critic is 'ema'; not a copy.
+
+    Raises:
+        ValueError: If an average is asked for and there is none.
+    """
+    if critic != 'ema':
+        return unwrap(runner.model)
+    for hook in runner.hooks:
+        if isinstance(hook, EMAHook):
+            return hook.ema_model.module
+    raise ValueError("`critic='ema'` is the average that mmengine's EMAHook keeps; add dict(type='EMAHook') to "
+                     "`custom_hooks`, or use 'runner'.")
+
+
+def real_data(cfg: Any) -> Any:
+    """Return a config of data sets, as plain dicts, with the real one in the place of each SyntheticAugmentDataset."""
+    if isinstance(cfg, ConfigDict):
+        cfg = cfg.to_dict()
+    if isinstance(cfg, Mapping):
+        if str(cfg.get('type')).split('.')[-1] == 'SyntheticAugmentDataset':
+            return real_data(cfg['dataset'])
+        return {key: real_data(value) for key, value in cfg.items()}
+    return [real_data(value) for value in cfg] if isinstance(cfg, list) else cfg
+
+
+def batches_ahead(runner: Runner, *, together: bool) -> int:
+    """Return how many batches may be drawn that training has not taken yet, at the end of an iteration.
+
+    Args:
+        runner: The run.
+        together: Whether all ranks learn of a round at once. If not, those without news are ahead by as much as they
+            do between two synchronisations.
+    """
+    loader = runner.train_dataloader
+    ahead = (loader.prefetch_factor or 2) * loader.num_workers
+    if not together and get_world_size() > 1:
+        ahead += 1 + getattr(runner.optim_wrapper, '_accumulative_counts', 1)
+    return ahead
+
+
+def count_replaced(data_batch: Any) -> int:
+    """Count the samples of a batch that came in the place of others whose files are damaged or gone."""
+    samples = data_batch.get('data_samples', ()) if isinstance(data_batch, Mapping) else ()
+    return sum(int(sample.get('replaced', 0)) for sample in samples)
+
+
+def call_on_first_rank(function: Callable[..., Value], *arguments: Any) -> Value:
+    """Call a function on rank 0 and return its value on all ranks; an error there is raised on all of them."""
+    value, error = None, None
+    if is_main_process():
         try:
-            round = self._growing.publish(answer.round, usable_from, answer.samples,
-                                          dropped=self._plan.masks.num_per_round - len(answer.samples))
-        except (OSError, ValueError) as error:
-            return _lost(runner, answer, f'pool {self.pool} could not be written: {error}')
-        for message, count in answer.facts.get('failed', {}).items():
-            runner.logger.warning(f'synthesis round {answer.round}: {count} masks could not be painted: {message}')
-        show_round(runner, round, answer, live=len(self._growing.live()), plan=self._plan, pictures=self.num_preview)
-        return round
+            value = function(*arguments)
+        except Exception as caught:
+            error = caught
+    box = [(value, None if error is None else describe(error))]
+    broadcast_object_list(box)
+    if error is not None:
+        raise error
+    value, message = box[0]
+    if message is not None:
+        raise RuntimeError(f'rank 0 failed: {message}')
+    return value
 
 
-def _lost(runner: Runner, answer: Answer, reason: str) -> None:
-    runner.logger.log(logging.ERROR, f'synthesis round {answer.round} is lost, training goes on: {reason}')
+@contextmanager
+def broadcast_buffers(model: nn.Module | None) -> Iterator[None]:
+    """Give a model rank 0's buffers on all ranks, and afterwards its own again; called by all ranks.
+
+    Ranks have the same weights, but running statistics of their own, unless the model's wrapper broadcasts them;
+    checkpoints hold those of rank 0. A critic must predict the same on all ranks, and after a resume.
+    """
+    if model is None or get_world_size() == 1:
+        yield
+        return
+    buffers = list(model.buffers())
+    own = [buffer.clone() for buffer in buffers]
+    try:
+        for buffer in buffers:
+            broadcast(buffer)
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, own):
+                buffer.copy_(value)
 
 
-def _check(**options: tuple[int, int]) -> None:
-    """Raise ValueError if an option is below its lowest value."""
-    wrong = [f'`{name}` must be at least {lowest}, got {value}' for name, (value, lowest) in options.items()
-             if isinstance(value, bool) or not isinstance(value, int) or value < lowest]
-    if wrong:
-        raise ValueError(f'OnlineSynthesisHook: {"; ".join(wrong)}.')
+def _last_checkpoint(runner: Runner) -> str | None:
+    """Return what mmengine noted as the last checkpoint that is whole; None before the first."""
+    path = Path(runner.work_dir) / 'last_checkpoint'
+    return path.read_text() if path.is_file() else None

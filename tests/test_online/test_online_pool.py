@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from toy_generators import sample
 
-from mmsynth.online import growing_pool as module
-from mmsynth.online.growing_pool import GrowingPool
+from mmsynth.online import pool as module
+from mmsynth.online.pool import GrowingPool
 from mmsynth.pool import Pool, read_records
 from mmsynth.pool.rounds import ROUNDS_FILE, Round, live_ids, read_rounds
 

@@ -1,11 +1,11 @@
-"""Which masks a round paints."""
+"""The options of a round, and which masks it generates images for."""
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_masks import MemoryMasks
 
-from mmsynth.online import masks as module
-from mmsynth.online.masks import RoundMasks, has_live_critic, plain, with_critic, without_live
+from mmsynth.online import settings as module
+from mmsynth.online.settings import RoundMasks, with_critic, without_live_critics
 
 LIVE = dict(type='T', dataset=dict(type='U', critic='runner', share=0.5, dataset=dict(type='D', pipeline=[1, (2, 3)])))
 
@@ -16,15 +16,15 @@ def round_masks(monkeypatch: pytest.MonkeyPatch, size: int, num_per_round: int =
 
 
 @given(size=st.integers(1, 9), num_per_round=st.integers(1, 7), seed=st.integers(0, 3))
-def test_every_mask_once_per_pass(size: int, num_per_round: int, seed: int) -> None:
+def test_every_mask_once_per_epoch(size: int, num_per_round: int, seed: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         masks = round_masks(patch, size, num_per_round, seed)
     requests = [request for round in range(2 * size) for request in masks.requests(round, size)]
     assert [request.id for request in requests] == [f'{number:08d}' for number in range(len(requests))]
-    for turn in range(2 * num_per_round):
-        one_pass = requests[turn * size:(turn + 1) * size]
-        assert sorted(request.index for request in one_pass) == list(range(size))
-        assert {request.repeat for request in one_pass} == {turn}
+    for number in range(2 * num_per_round):
+        epoch = requests[number * size:(number + 1) * size]
+        assert sorted(request.index for request in epoch) == list(range(size))
+        assert {request.repeat for request in epoch} == {number}
     assert len({request.seed for request in requests}) == len(requests)
 
 
@@ -37,13 +37,12 @@ def test_rounds_follow_from_the_seed_alone(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_live_critics_are_found_and_replaced() -> None:
     critic = object()
-    assert has_live_critic(LIVE) and not has_live_critic(LIVE['dataset']['dataset'])
-    assert not has_live_critic(dict(critic=dict(type='mmsynth.SegmentorCritic')))
-    assert without_live(LIVE) == dict(type='T', dataset=dict(type='D', pipeline=[1, (2, 3)]))
+    fixed = dict(type='D', critic=dict(type='mmsynth.SegmentorCritic'), masks=[LIVE['dataset']['dataset']])
+    assert without_live_critics(fixed) == with_critic(fixed, critic) == fixed
+    assert without_live_critics(LIVE) == dict(type='T', dataset=dict(type='D', pipeline=[1, (2, 3)]))
     replaced = with_critic(LIVE, critic)
     assert replaced['dataset']['critic'] is critic and replaced['dataset']['dataset'] == LIVE['dataset']['dataset']
     assert LIVE['dataset']['critic'] == 'runner'
-    assert plain(LIVE) == LIVE
 
 
 def test_an_empty_data_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The pool of a running training, as its one writer has it: rounds come in, the oldest samples leave.
+"""The pool of a running training, for its one writer: rounds are published, the oldest samples retire.
 
 What is on the disk agrees at any moment: a round's line follows its samples, a sample's record its files. Samples that
 are retired keep their files until no checkpoint that a resume may start from draws them.
@@ -8,18 +8,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mmsynth.online.sample import Sample
+from mmsynth.online.request import Sample
 from mmsynth.pool import Pool
 from mmsynth.pool.rounds import ROUNDS_FILE, Round, append_round, live_ids, published_ids, read_rounds, write_rounds
 
 
 class GrowingPool:
-    """Writes an online pool.
+    """Write an online pool.
 
     Args:
         root: The pool's folder; new, empty, or an online pool of the same settings.
         settings, classes, palette: See :meth:`Pool.create`.
-        max_samples: Samples live at most; the oldest retire.
+        max_samples: Most samples that are live at once; the oldest retire.
 
     Attributes:
         pool: The pool, open for writing.
@@ -44,7 +44,7 @@ class GrowingPool:
             raise
 
     def rewind(self, published: int) -> int:
-        """Take back all but the first rounds, as if the others had never been; how many samples were removed.
+        """Take back all but the first rounds as if the others had never been, and return how many samples were removed.
 
         Raises:
             ValueError: If there are fewer rounds.
@@ -55,10 +55,10 @@ class GrowingPool:
                              'with `load_from` in the place of `resume`.')
         write_rounds(self.pool.root, self.rounds[:published])  # which also cuts off what a killed run left unfinished
         self.rounds = self.rounds[:published]
-        return self._remove_strangers()
+        return self._remove_unpublished()
 
     def missing(self, iteration: int) -> list[str]:
-        """Ids that will be drawn from an iteration on and are not there."""
+        """Return the ids that will be drawn from an iteration on and are not there."""
         drawn = dict.fromkeys(live_ids(self.rounds, iteration))
         for round in self.rounds:
             if round.usable_from > iteration:
@@ -66,7 +66,7 @@ class GrowingPool:
         return [id for id in drawn if not self.pool.has(id)]
 
     def live(self) -> list[str]:
-        """Ids that are live once all rounds count, oldest first."""
+        """Return the ids that are live once all rounds count, oldest first."""
         return live_ids(self.rounds)
 
     def publish(self, number: int, usable_from: int, samples: Sequence[Sample], dropped: int) -> Round:
@@ -84,14 +84,14 @@ class GrowingPool:
                 sample.add_to(self.pool)
             append_round(self.pool.root, round)
         except BaseException:
-            with suppress(OSError):  # a full disk may refuse this too; nobody draws them, the next rewind removes them
-                self._remove_strangers()
+            with suppress(OSError):  # a full disk may refuse this too; the next rewind removes them
+                self._remove_unpublished()
             raise
         self.rounds.append(round)
         return round
 
     def sweep(self, iteration: int) -> int:
-        """Delete the files of samples that were retired, and are not drawn from an iteration on; how many."""
+        """Delete the files of samples that retired and are not drawn from an iteration on; return how many."""
         gone = [id for round in self.rounds if round.usable_from <= iteration for id in round.retired
                 if self.pool.has(id)]
         if gone:
@@ -102,10 +102,10 @@ class GrowingPool:
         """Free the folder for other writers."""
         self.pool.close()
 
-    def _remove_strangers(self) -> int:
-        """Remove samples of no round."""
+    def _remove_unpublished(self) -> int:
+        """Remove samples that belong to no round."""
         known = set(published_ids(self.rounds))
-        strangers = [record.id for record in self.pool.records if record.id not in known]
-        if strangers:
-            self.pool.remove(strangers)
-        return len(strangers)
+        unpublished = [record.id for record in self.pool.records if record.id not in known]
+        if unpublished:
+            self.pool.remove(unpublished)
+        return len(unpublished)
