@@ -5,6 +5,7 @@ Legend: B batch, D features, K classes, H W pixels.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -39,11 +40,11 @@ class Judge:
 
     Args:
         critic: A critic of images, on the device where it shall work.
-        weights_sha256: Hash of its checkpoint, one per member for an ensemble; None for weights without a file.
+        weights_sha256: Hash of its checkpoint, and for an ensemble of every member's; None for weights without a file.
         device: Where the images go.
     """
 
-    def __init__(self, critic: Critic, weights_sha256: str | Sequence | None = None,
+    def __init__(self, critic: Critic, weights_sha256: Sequence[str | None] | None = None,
                  device: torch.device | str = 'cpu') -> None:
         self.critic = critic
         self.weights_sha256 = weights_sha256
@@ -125,6 +126,27 @@ class Judge:
         if batch is not None:
             self._last = batch, predictions
         return predictions
+
+
+def choose_judge(judge: Critic | Mapping[str, Any] | None, config: str | Path | None,
+                 checkpoint: str | Path | None) -> Critic | Mapping[str, Any] | None:
+    """Choose between a judge and the config and weights of a segmentor; None if there is neither.
+
+    Raises:
+        ValueError: If both are given, or config or weights alone.
+        FileNotFoundError: If the weights do not exist.
+    """
+    if (config is None) != (checkpoint is None):
+        raise ValueError('`judge_config` and `judge_checkpoint` go together: the config and the weights of one '
+                         f'segmentor; got {config or checkpoint} alone.')
+    if config is None:
+        return judge
+    if judge is not None:
+        raise ValueError('`judge` takes the place of `judge_config` and `judge_checkpoint`; got all of them, give one.')
+    for name, path in dict(judge_config=config, judge_checkpoint=checkpoint).items():
+        if not Path(path).exists():
+            raise FileNotFoundError(f'`{name}` {path} does not exist; give the file of the judge.')
+    return dict(type='mmsynth.SegmentorCritic', config=str(config), checkpoint=str(checkpoint))
 
 
 def _checked(critic: object) -> Critic:
