@@ -1,4 +1,4 @@
-"""The report of a finished pool, written anew: with a judge's predictions, the real set's class balance, and measures."""
+"""The report of a finished pool, written anew: with a judge's predictions, the class balance, and measures."""
 import json
 from collections.abc import Mapping
 from functools import partial
@@ -128,8 +128,8 @@ def _build_judge(pool: Pool, settings: Critic | Mapping[str, Any] | None,
         return None, {}
     judge = Judge.build(settings, 'cpu')
     if judge.num_classes != len(pool.classes):
-        raise ValueError(f'the judge has {judge.num_classes} classes, the pool {pool.root} has {len(pool.classes)}; give '
-                         'one trained on the same classes.')
+        raise ValueError(f'the judge has {judge.num_classes} classes, the pool {pool.root} has {len(pool.classes)}; '
+                         'give one trained on the same classes.')
     role = check_judge(pool, judge.weights_sha256, allow_critic=True)  # only shown, and the page says what it is
     details = {} if config is None else {'judge.config': config, 'judge.checkpoint': settings['checkpoint']}
     hashes = ', '.join(map(str, judge.weights_sha256 or [None]))

@@ -46,7 +46,8 @@ class FrechetDistance(GeneratedImageMetric):
     the numbers are equal, see :func:`~mmsynth.evaluation.frechet_distance`. Nothing is given for fewer than two images.
 
     Args:
-        judge: The segmentor whose features count; it must predict an image in one piece. See :class:`GeneratedImageMetric`.
+        judge: The segmentor whose features count; it must predict an image in one piece. See
+            :class:`GeneratedImageMetric`.
         inception: File of the Inception weights, instead of ``judge``; see :mod:`mmsynth.evaluation.inception`.
         real: Config of a data set of real, labelled images. None takes the images that the batches hold beside the
             masks, as a validation set of labelled images does.
@@ -145,7 +146,7 @@ def build_real(settings: Mapping[str, Any], classes: Sequence[str]) -> Any:
         dataset = DATASETS.build(dict(settings))
     own = tuple(dataset.metainfo.get('classes') or ())
     if own != tuple(classes):
-        raise ValueError(f'`real` has the classes {", ".join(own) or "(none named)"}; the masks that were generated have '
+        raise ValueError(f'`real` has the classes {", ".join(own) or "(none named)"}; the masks have '
                          f'{", ".join(classes)}. Give real images of the same classes, in the same order.')
     return dataset
 

@@ -83,7 +83,7 @@ def generated_images(samples: Samples) -> list[Tensor]:
         ValueError: If a sample has none.
     """
     if any('generated_img' not in sample for sample in samples):
-        raise ValueError('a sample has no `generated_img`: this metric is for what a generator generates. Use it in the '
+        raise ValueError('a sample has no `generated_img`: this metric is for generated images. Use it in the '
                          '`val_evaluator` of a generator, or tools/analysis_tools/evaluate_pool.py.')
     return [sample['generated_img']['data'].cpu() for sample in samples]
 

@@ -66,8 +66,8 @@ def _role(critics: Sequence[str | None], judge_hash: str | Sequence | None, guid
     same = [weights for weights in judge if weights is not None and weights in critics]
     if same:
         if not allow_critic:
-            raise ValueError(f'the judge (weights {same[0]}) is the critic of {guided} (weights {same[0]}), which finds '
-                             'in the images what it asked for. Give a segmentor that did not guide, or set '
+            raise ValueError(f'the judge (weights {same[0]}) is the critic of {guided} (weights {same[0]}), which '
+                             'finds in the images what it asked for. Give a segmentor that did not guide, or set '
                              '`allow_critic` (--allow-critic) to have the results say that the critic judged.')
         return CRITIC
     if None in judge or None in critics:

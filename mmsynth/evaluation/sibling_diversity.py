@@ -46,7 +46,7 @@ class SiblingDiversity(GeneratedImageMetric):
     Siblings are samples whose masks are equal pixel by pixel. Two distances, both 0 for equal images:
 
     - ``pixels``: root mean square difference of the images, each averaged to at most 64 x 64 pixels, in [0, 1].
-    - ``features`` (with a segmentor as judge that predicts an image in one piece): 1 - the cosine between the features of a class's
+    - ``features`` (with a segmentor as judge, in one piece): 1 - the cosine between the features of a class's
       pixels, in [0, 2], averaged over the classes of the mask; ``class.NAME`` is one class's own mean. It tells other
       looks of a class from other places of it, which siblings cannot have.
 
