@@ -148,8 +148,8 @@ def _balances(real: Sequence[int] | None, generated: list[int], trusted: list[in
     """What is compared: counts before, counts after, caption."""
     found: list[tuple[list[int] | None, list[int], str]] = []
     if trusted is not None:
-        found.append((generated, trusted, 'The pool before and after the filter: labels as generated, and those left in '
-                      'the samples that it kept.'))
+        found.append((generated, trusted, 'The pool before and after the filter: labels as generated, and those left '
+                      'in the samples that it kept.'))
     if real is not None:
         whole = 'with the whole pool added' if trusted is None else 'with what the filter kept of the pool added'
         found.append((list(real), [int(old) + new for old, new in zip(real, added, strict=True)],
@@ -212,7 +212,7 @@ def _kept(traces: Sequence[Sequence[Mapping[str, float | None]]]) -> list[int]:
 
 
 def _add_origins(report: Report, records: Sequence[PoolRecord]) -> None:
-    """How many samples were generated for masks of which origin; nothing if all are masks of the data set as they are."""
+    """How many samples were generated for masks of which origin; nothing if all are the data set's own."""
     if all(record.mask_origin is None for record in records):
         return
     groups: dict[str, list[PoolRecord]] = {}

@@ -106,7 +106,8 @@ def test_the_critic_may_not_judge_unsaid(small_run: SmallRun, tmp_path: Path) ->
 
 def test_the_results_say_that_the_critic_judged(small_run: SmallRun, tmp_path: Path) -> None:
     config = write_config(small_run, small_run.critic, tmp_path,
-                          "val_evaluator = dict(type='mmsynth.MaskConsistency', judge=judge, guidance=guidance, allow_critic=True)")
+                          "val_evaluator = dict(type='mmsynth.MaskConsistency', judge=judge, guidance=guidance, "
+                          'allow_critic=True)')
     assert all(said['consistency/judge_is_critic'] == 1 for said in validate(config, tmp_path / 'work'))
 
 

@@ -21,9 +21,9 @@ _SEED = derive_seed(0, 'preview')
 class PreviewHook(Hook):
     """Sample images for a few training masks every ``interval`` iterations and at the end.
 
-    The grid goes to ``previews/iter_N.png`` in the work folder and, as ``preview``, to the runner's visualizer. It shows
-    mask, real image and synthetic image, and with a critic what it predicts for the synthetic image; the same samples and
-    the same noise every time, so that pictures compare. The training's random state is left alone.
+    The grid goes to ``previews/iter_N.png`` in the work folder and, as ``preview``, to the runner's visualizer. It
+    shows mask, real image and synthetic image, and with a critic what it predicts for the synthetic image; the same
+    samples and the same noise every time, so that pictures compare. The training's random state is left alone.
 
     Args:
         interval: Iterations between pictures.
