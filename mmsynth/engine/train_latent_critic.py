@@ -1,7 +1,8 @@
-"""Training of a latent critic: a head that predicts from the clean latent what a segmentor does, without a decode.
+"""Distillation of a segmentor into a latent critic: a head that predicts the classes from the clean latent, undecoded.
 
 It learns from what CRFM will show it: the latents of real images, and the clean estimates z0_hat that the generator
-makes on its way from noise to an image, at every sigma. The segmentor is the teacher on the decoded latent, the head the student on the latent:
+makes on its way from noise to an image, at every sigma. The teacher is the segmentor on the decoded latent, the student
+the head on the latent:
 
     loss = KL(segmentor ‖ head) + mask_weight * CE(head, mask),
 

@@ -12,7 +12,13 @@ from small_run import ROOT, SAMPLING_STEPS, SmallRun
 from tiny_generator import images, oracle, samples, todsynth
 from torch import Tensor
 
-from mmsynth.engine.train_latent_critic import DistillationBatch, Teacher, distillation_loss, examine, train_latent_critic
+from mmsynth.engine.train_latent_critic import (
+    DistillationBatch,
+    Teacher,
+    distillation_loss,
+    examine,
+    train_latent_critic,
+)
 from mmsynth.guidance import Critic, LatentCritic
 from mmsynth.models.generators import BaseGenerator
 from mmsynth.pool import Pool
