@@ -1,6 +1,5 @@
 """Judges that see colours, for closed forms: of classes, and of features; and samples as metrics take them."""
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,24 +9,17 @@ from mmengine.evaluator import BaseMetric, Evaluator
 from torch import Tensor, nn
 
 from mmsynth.evaluation import pool_sample
+from mmsynth.guidance import Critic
 
 CLASSES = ('field', 'road', 'water')
 PALETTE = ((150, 220, 90), (250, 230, 120), (50, 110, 220))
 IGNORED = 255
 
 
-def check_num_classes(num_classes: int) -> None:
-    assert num_classes == len(CLASSES)
+class ColourJudge(Critic):
+    """Sees in a pixel the class whose palette colour is nearest: a critic that is no segmentor of mmseg's."""
 
-
-class ColourJudge:
-    """Sees in a pixel the class whose palette colour is nearest."""
-
-    num_classes = len(CLASSES)
-    segmentor = SimpleNamespace(test_cfg=dict(mode='slide'))  # it has no features
-
-    def check_num_classes(self, num_classes: int) -> None:
-        check_num_classes(num_classes)
+    num_classes, ignore_index = len(CLASSES), IGNORED
 
     def predict_logits(self, images: Tensor) -> Tensor:
         """Logits (B, K, H, W) for images (B, 3, H, W) in [0, 1], RGB."""
@@ -55,9 +47,11 @@ class Colours(nn.Module):
             self.decode_head.conv_seg.weight.data = torch.eye(len(CLASSES))[..., None, None]
         self.windows, self.padded = windows, padded
 
-    def judge(self) -> SimpleNamespace:
-        return SimpleNamespace(
-            segmentor=self, num_classes=len(CLASSES), predict_logits=self.predict_logits, check_num_classes=check_num_classes)
+    def judge(self) -> Critic:
+        judge = Critic()
+        judge.segmentor, judge.num_classes, judge.ignore_index = self, len(CLASSES), IGNORED
+        judge.predict_logits = self.predict_logits
+        return judge
 
     def predict_logits(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]

@@ -14,7 +14,8 @@ def parse_args() -> argparse.Namespace:
         'of decoded latents: of the labelled training images, and of the clean estimates that the generator makes. '
         'Prints how well both agree on held-out images: those of the val_dataloader, or a tenth of the training '
         'images.',
-        epilog="Example: python tools/train_latent_critic.py projects/demo/configs/todsynth.py work_dirs/todsynth/iter_600.pth "
+        epilog="Example: python tools/train_latent_critic.py projects/demo/configs/todsynth.py "
+        "work_dirs/todsynth/iter_600.pth "
         "--out work_dirs/latent_critic.safetensors. Then, in the config: "
         "guidance=dict(type='mmsynth.CRFM', critic=dict(type='mmsynth.LatentCritic', "
         "checkpoint='work_dirs/latent_critic.safetensors'))")

@@ -1,6 +1,6 @@
 """Measures of a finished pool: what the metrics of ``val_evaluator`` say of stored images, as JSON and as tables."""
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,14 @@ from rich.table import Table
 
 from mmsynth.evaluation import ClassHistogram, FrechetDistance, MaskConsistency, SiblingDiversity, check_judge
 from mmsynth.evaluation.generated_metric import pool_sample
+from mmsynth.evaluation.judge import Judge, choose_judge
 from mmsynth.filtering import label_hash
+from mmsynth.guidance import Critic
 from mmsynth.pool import Pool, PoolRecord
 from mmsynth.synthesis.build import load_config
 from mmsynth.utils import progress_bar
 from mmsynth.utils.files import atomic_write
-from mmsynth.utils.hashes import config_hash, file_hash
+from mmsynth.utils.hashes import config_hash
 from mmsynth.utils.labels import IGNORE_INDEX
 
 REAL_SPLITS = ('train', 'val', 'test')
@@ -61,9 +63,10 @@ class RealImages:
 
 
 def evaluate_pool(root: str | Path,
-                  judge_config: str | Path,
-                  judge_checkpoint: str | Path,
+                  judge_config: str | Path | None = None,
+                  judge_checkpoint: str | Path | None = None,
                   *,
+                  judge: Critic | Mapping[str, Any] | None = None,
                   real: RealImages | None = None,
                   inception: str | Path | None = None,
                   batch_size: int = 8,
@@ -75,6 +78,7 @@ def evaluate_pool(root: str | Path,
         root: The pool's folder.
         judge_config: Config of the segmentor that judges.
         judge_checkpoint: Its weights; they must not be those of the critic that guided the pool.
+        judge: In their place, any critic of images or its config. The Fréchet distance by a judge needs a segmentor.
         real: Real images for the Fréchet distance; None leaves it out.
         inception: File of the Inception weights, to give the FID to ``real`` as well.
         batch_size: Images that are read together; makes no difference to the results.
@@ -98,18 +102,23 @@ def evaluate_pool(root: str | Path,
     pool = Pool.open(root)
     if not len(pool):
         raise ValueError(f'pool {root} is empty; there is nothing to evaluate.')
-    for path in (judge_config, judge_checkpoint, *filter(None, [inception])):
-        if not Path(path).exists():
-            raise FileNotFoundError(f'{path} does not exist.')
-    role = check_judge(pool, file_hash(judge_checkpoint), allow_critic=allow_critic)
-    judge = dict(type='mmsynth.SegmentorCritic', config=str(judge_config), checkpoint=str(judge_checkpoint))
+    settings = choose_judge(judge, judge_config, judge_checkpoint)
+    if settings is None:
+        raise ValueError('`judge` is missing; give it, or `judge_config` and `judge_checkpoint`.')
+    if inception is not None and not Path(inception).exists():
+        raise FileNotFoundError(f'`inception` {inception} does not exist.')
+    own = Judge.build(settings, device)
+    role = check_judge(pool, own.weights_sha256, allow_critic=allow_critic)
     real_set = None if real is None else real.dataset()
-    values = _measure(pool, _metrics(judge, real_set, real, inception, device), batch_size)
+    values = _measure(pool, _metrics(own, real_set, real, inception, device), batch_size)
+    hashes = own.weights_sha256 or [None]
     return dict(
         pool=str(root),
         images=len(pool),
-        judge=dict(config=str(judge_config), checkpoint=str(judge_checkpoint),
-                   weights_sha256=file_hash(judge_checkpoint), role=role),
+        judge=dict(
+            config=type(own.critic).__name__ if judge_config is None else str(judge_config),
+            checkpoint=None if judge_checkpoint is None else str(judge_checkpoint),
+            weights_sha256=hashes[0] if len(hashes) == 1 else hashes, role=role),
         real=None if real is None else dict(config=str(real.config), split=real.split, sha256=config_hash(real_set)),
         metrics={name: float(value) for name, value in values.items()})
 
@@ -124,7 +133,7 @@ def print_evaluation(evaluation: dict[str, Any], classes: Sequence[str]) -> None
     console, metrics = Console(), evaluation['metrics']
     judge = evaluation['judge']
     overall = Table('measure', 'value', title=f'{evaluation["pool"]}: {evaluation["images"]} images, judged by '
-                    f'{judge["checkpoint"]} ({judge["role"]})')
+                    f'{judge["checkpoint"] or judge["config"]} ({judge["role"]})')
     of_classes = {f'{key}.{own}' for key in _CLASS_COLUMNS for own in classes}
     for name, value in metrics.items():
         if name not in of_classes:
@@ -138,7 +147,7 @@ def print_evaluation(evaluation: dict[str, Any], classes: Sequence[str]) -> None
     console.print(table)
 
 
-def _metrics(judge: dict[str, Any], real_set: dict[str, Any] | None, real: RealImages | None,
+def _metrics(judge: Judge, real_set: dict[str, Any] | None, real: RealImages | None,
              inception: str | Path | None, device: str) -> list[BaseMetric]:
     own = dict(guidance={}, device=device)  # the pool's own guidance was looked at
     metrics = [MaskConsistency(judge, **own), SiblingDiversity(judge, **own), ClassHistogram()]
@@ -155,7 +164,8 @@ def _measure(pool: Pool, metrics: list[BaseMetric], batch_size: int) -> dict[str
     evaluator.dataset_meta = dict(classes=pool.classes, palette=pool.palette)
     records = pool.records
     with progress_bar(total=len(records), unit='img', title='judge') as bar:
-        for batch in _batches(records, batch_size):
+        for start in range(0, len(records), batch_size):
+            batch = records[start:start + batch_size]
             evaluator.process([_load(pool, record) for record in batch])
             bar.update(len(batch))
     return evaluator.evaluate(len(records))
@@ -177,8 +187,3 @@ def _trusted(pool: Pool, record: PoolRecord, mask: np.ndarray) -> np.ndarray | N
         return np.full_like(mask, IGNORE_INDEX)
     with Image.open(pool.root / record.filter['label']) as file:
         return np.asarray(file)
-
-
-def _batches(records: Sequence[PoolRecord], size: int) -> Iterator[Sequence[PoolRecord]]:
-    for start in range(0, len(records), size):
-        yield records[start:start + size]

@@ -1,5 +1,7 @@
-"""The report of a finished pool, written anew: with a judge's readings, the real set's class balance, and measures."""
+"""The report of a finished pool, written anew: with a judge's predictions, the class balance, and measures."""
 import json
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,14 @@ from mmseg.datasets.transforms import LoadAnnotations
 
 from mmsynth.datasets.transforms.loading import LoadSegMap
 from mmsynth.evaluation import read_image
+from mmsynth.evaluation.judge import Judge, choose_judge
 from mmsynth.evaluation.judge_role import check_judge
-from mmsynth.guidance import SegmentorCritic
+from mmsynth.guidance import Critic
 from mmsynth.pool import Pool
 from mmsynth.synthesis.build import build_dataset, load_config
 from mmsynth.utils import progress_bar
 from mmsynth.utils.datasets import leaf_datasets
-from mmsynth.utils.hashes import file_hash
-from mmsynth.utils.labels import IGNORE_INDEX, read_label
+from mmsynth.utils.labels import check_labels, read_label
 from mmsynth.visualization.pool_report import pool_report
 from mmsynth.visualization.sample_cards import ShownJudge
 
@@ -30,6 +32,7 @@ def write_report(pool_dir: str | Path,
                  *,
                  judge_config: str | Path | None = None,
                  judge_checkpoint: str | Path | None = None,
+                 judge: Critic | Mapping[str, Any] | None = None,
                  real_config: str | Path | None = None,
                  real_masks: str | Path | None = None,
                  metrics: str | Path | None = None,
@@ -41,6 +44,7 @@ def write_report(pool_dir: str | Path,
         out: The HTML file; None for ``report.html`` in the pool.
         judge_config: Segmentation config of a segmentor that reads the samples shown. The page says so if it guided.
         judge_checkpoint: Its weights.
+        judge: In their place, any critic of images or its config.
         real_config: Segmentation config whose ``train_dataloader`` has the real set, for the class balance.
         real_masks: In its place, a folder of masks: PNG files of class ids, 255 unlabelled, in subfolders too.
         metrics: JSON file with measures of the pool; None for ``metrics.json`` in the pool, if there is one.
@@ -57,7 +61,7 @@ def write_report(pool_dir: str | Path,
     if real_config is not None and real_masks is not None:
         raise ValueError('`real_config` and `real_masks` both name the real set; give one of them.')
     pool = Pool.open(pool_dir)
-    judge, details = _build_judge(pool, judge_config, judge_checkpoint)
+    shown, details = _build_judge(pool, choose_judge(judge, judge_config, judge_checkpoint), judge_config)
     measures = _read_metrics(pool.root, metrics)
     counts = None
     if real_config is not None:
@@ -66,7 +70,7 @@ def write_report(pool_dir: str | Path,
         counts = count_mask_folder(real_masks, pool.classes)
     path = pool.root / REPORT_FILE if out is None else Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    pool_report(pool, path, class_counts_before=counts, judge=judge, metrics=measures, details=details,
+    pool_report(pool, path, class_counts_before=counts, judge=shown, metrics=measures, details=details,
                 max_samples=max_samples)
     return path
 
@@ -117,25 +121,21 @@ def count_mask_folder(folder: str | Path, classes: tuple[str, ...]) -> list[int]
     return counts[:len(classes)].tolist()
 
 
-def _build_judge(pool: Pool, config: str | Path | None,
-                 checkpoint: str | Path | None) -> tuple[ShownJudge | None, dict[str, Any]]:
+def _build_judge(pool: Pool, settings: Critic | Mapping[str, Any] | None,
+                 config: str | Path | None) -> tuple[ShownJudge | None, dict[str, Any]]:
     """The judge, and what the table of provenance says of it."""
-    if (config is None) != (checkpoint is None):
-        raise ValueError('`judge_config` and `judge_checkpoint` go together: the config and the weights of one '
-                         f'segmentor; got {config or checkpoint} alone.')
-    if config is None:
+    if settings is None:
         return None, {}
-    if not Path(checkpoint).exists():
-        raise FileNotFoundError(f'`judge_checkpoint` {checkpoint} does not exist; give the weights of the judge.')
-    segmentor = SegmentorCritic(config=str(config), checkpoint=str(checkpoint))
-    if segmentor.num_classes != len(pool.classes):
-        raise ValueError(f'the judge {config} has {segmentor.num_classes} classes, the pool {pool.root} has '
-                         f'{len(pool.classes)}; give a segmentor trained on the same classes.')
-    digest = file_hash(checkpoint)
-    role = check_judge(pool, digest, allow_critic=True)  # only shown, and the page says what it is
-    shown = ShownJudge(lambda image: read_image(segmentor, image), Path(config).name, f'Its part in guidance: {role}.')
-    return shown, {'judge.config': config, 'judge.checkpoint': checkpoint, 'judge.weights_sha256': digest,
-                   'judge.part_in_guidance': role}
+    judge = Judge.build(settings, 'cpu')
+    if judge.num_classes != len(pool.classes):
+        raise ValueError(f'the judge has {judge.num_classes} classes, the pool {pool.root} has {len(pool.classes)}; '
+                         'give one trained on the same classes.')
+    role = check_judge(pool, judge.weights_sha256, allow_critic=True)  # only shown, and the page says what it is
+    details = {} if config is None else {'judge.config': config, 'judge.checkpoint': settings['checkpoint']}
+    hashes = ', '.join(map(str, judge.weights_sha256 or [None]))
+    name = type(judge.critic).__name__ if config is None else Path(config).name
+    return (ShownJudge(partial(read_image, judge.critic), name, f'Its part in guidance: {role}.'),
+            details | {'judge.weights_sha256': hashes, 'judge.part_in_guidance': role})
 
 
 def _read_metrics(root: Path, path: str | Path | None) -> dict[str, Any] | None:
@@ -164,7 +164,5 @@ def _mask_loader(dataset: BaseDataset, config: str | Path) -> BaseTransform:
 
 def _count(mask: np.ndarray, path: str | Path, num_classes: int) -> np.ndarray:
     """Pixels per value (256,)."""
-    wrong = mask[((mask < 0) | (mask >= num_classes)) & (mask != IGNORE_INDEX)]
-    if wrong.size:
-        raise ValueError(f'mask {path} must hold class ids below {num_classes} or {IGNORE_INDEX}, got {int(wrong[0])}.')
+    check_labels(mask, num_classes, path)
     return np.bincount(mask.ravel().astype(np.int64), minlength=256)

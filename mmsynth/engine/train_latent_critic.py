@@ -1,7 +1,8 @@
-"""Training of a latent critic: a head that reads a segmentor's verdict off the clean latent, without a decode.
+"""Distillation of a segmentor into a latent critic: a head that predicts the classes from the clean latent, undecoded.
 
 It learns from what CRFM will show it: the latents of real images, and the clean estimates z0_hat that the generator
-makes on its way from noise to an image, at every sigma. The segmentor reads the decoded latent, the head the latent:
+makes on its way from noise to an image, at every sigma. The teacher is the segmentor on the decoded latent, the student
+the head on the latent:
 
     loss = KL(segmentor ‖ head) + mask_weight * CE(head, mask),
 
@@ -12,6 +13,7 @@ Legend: B batch, C latent channels, h w latent cells, H W pixels, K classes.
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +23,12 @@ from mmseg.evaluation import IoUMetric
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from mmsynth.engine.latent_distillation import Lesson, Teacher
 from mmsynth.guidance import Critic, Guidance, LatentCritic
 from mmsynth.guidance.base import Decode
+from mmsynth.models.generators import BaseGenerator
+from mmsynth.models.generators.base import stack_masks
 from mmsynth.registry import MODELS
+from mmsynth.sampling import Guide, SamplingStep
 from mmsynth.synthesis.build import build_dataset, build_generator
 from mmsynth.utils import isolated_random_state, progress_bar
 from mmsynth.utils.hashes import config_hash, file_hash
@@ -118,6 +122,70 @@ def train_latent_critic(cfg: Config,
     return agreement
 
 
+@dataclass(frozen=True)
+class DistillationBatch:
+    """What is known of a batch of labelled images.
+
+    Attributes:
+        clean: The images' latents (B, C, h, w).
+        masks: (B, H, W), integer class ids.
+        estimates: Clean estimates (B, C, h, w) for the same masks, one per sampling step; none if not asked for.
+    """
+
+    clean: Tensor
+    masks: Tensor
+    estimates: Sequence[Tensor] = ()
+
+
+class Teacher(Guidance):
+    """The segmentor behind the generator's codec, and the generator as the source of clean estimates.
+
+    As a guidance it corrects nothing: it notes the clean estimates of a run.
+
+    Args:
+        critic: The segmentor.
+        generator: Gives codec and clean estimates.
+    """
+
+    def __init__(self, critic: Critic, generator: BaseGenerator) -> None:
+        super().__init__(critic)
+        self.generator = generator
+        self._estimates: list[Tensor] = []
+
+    @property
+    def decode(self) -> Decode:
+        return self.generator.latent_codec.decode
+
+    def bind(self, decode: Decode, masks: Tensor) -> Guide:
+        """A guide that notes each step's clean estimate."""
+
+        def note(prediction: Tensor, step: SamplingStep) -> tuple[Tensor, None]:
+            self._estimates.append(step.clean_estimate(prediction).float())
+            return prediction, None
+
+        return note
+
+    @torch.no_grad()
+    def prepare(self, data: dict[str, Any], *, with_estimates: bool) -> DistillationBatch:
+        """Encode a batch of the data loader, and have the generator generate its masks if estimates are asked for."""
+        data = self.generator.data_preprocessor(data)
+        samples = data['data_samples']
+        masks = stack_masks(samples, self.generator.device)
+        clean = self.generator.latent_codec.encode(data['inputs'], generator=torch.default_generator).float()
+        if not with_estimates:
+            return DistillationBatch(clean, masks)
+        self._estimates = []
+        seeds = torch.randint(2**62, (len(samples), )).tolist()
+        self.generator.sample_latents(samples, masks, seeds, guidance=self)
+        return DistillationBatch(clean, masks, tuple(self._estimates))
+
+    @torch.no_grad()
+    def predict_logits(self, latents: Tensor) -> Tensor:
+        """The segmentor's logits (B, K, H, W) for clean latents (B, C, h, w), decoded in full."""
+        with self.critic.frozen_eval():
+            return self.critic.predict_logits((self.decode(latents) / 2 + 0.5).clamp(0, 1)).float()
+
+
 def distillation_loss(logits: Tensor, target: Tensor, masks: Tensor, *, mask_weight: float) -> Tensor:
     """``KL(softmax target ‖ softmax logits)`` over all pixels, and the cross entropy of the labelled samples.
 
@@ -135,21 +203,21 @@ def distillation_loss(logits: Tensor, target: Tensor, masks: Tensor, *, mask_wei
     return divergence + mask_weight * entropy / (masks != -100).sum().clamp_min(1)
 
 
-def examine(critic: LatentCritic, teacher: Teacher, lessons: Sequence[Lesson]) -> Agreement:
+def examine(critic: LatentCritic, teacher: Teacher, batches: Sequence[DistillationBatch]) -> Agreement:
     """Compare a latent critic with its segmentor on prepared batches that have clean estimates."""
     guidance = Guidance(critic)
     clean, estimates, cosines = [], [], []
     areas: dict[str, list[tuple[Tensor, ...]]] = dict(head=[], segmentor=[])
-    for lesson in lessons:
-        readings = dict(head=_classes(critic, lesson.clean), segmentor=teacher.predict_logits(lesson.clean).argmax(1))
+    for batch in batches:
+        readings = dict(head=_classes(critic, batch.clean), segmentor=teacher.predict_logits(batch.clean).argmax(1))
         clean.append((readings['head'] == readings['segmentor']).float().mean((1, 2)))
         for name, classes in readings.items():
-            masks = lesson.masks.masked_fill(~critic.counts(lesson.masks), IGNORE_INDEX)
+            masks = batch.masks.masked_fill(~critic.counts(batch.masks), IGNORE_INDEX)
             areas[name].append(IoUMetric.intersect_and_union(classes, masks, critic.num_classes, IGNORE_INDEX))
-        for estimate in lesson.estimates:
+        for estimate in batch.estimates:
             same = _classes(critic, estimate) == teacher.predict_logits(estimate).argmax(1)
             estimates.append(same.float().mean((1, 2)))
-            ours, theirs = (_gradient(judge, estimate, lesson.masks, teacher.decode) for judge in (guidance, teacher))
+            ours, theirs = (_gradient(judge, estimate, batch.masks, teacher.decode) for judge in (guidance, teacher))
             cosines.append(F.cosine_similarity(ours.flatten(1), theirs.flatten(1)))
     return Agreement(
         images=sum(map(len, clean)),
@@ -167,10 +235,11 @@ def _fit(critic: LatentCritic, teacher: Teacher, batches: Iterator[dict], iters:
     estimates = _endless_estimates(teacher, batches)
     with progress_bar(total=iters, unit='it', title='latent critic') as bar:
         for _ in range(iters):
-            lesson = teacher.prepare(next(batches), with_estimates=False)
-            latents = torch.cat([lesson.clean, next(estimates)])  # (2 B, C, h, w)
-            masks = lesson.masks.masked_fill(~critic.counts(lesson.masks), -100)
-            loss = distillation_loss(critic.predict_logits(latents), teacher.predict_logits(latents), masks, mask_weight=mask_weight)
+            batch = teacher.prepare(next(batches), with_estimates=False)
+            latents = torch.cat([batch.clean, next(estimates)])  # (2 B, C, h, w)
+            masks = batch.masks.masked_fill(~critic.counts(batch.masks), -100)
+            loss = distillation_loss(critic.predict_logits(latents), teacher.predict_logits(latents), masks,
+                                     mask_weight=mask_weight)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(critic.parameters(), 1.0)

@@ -24,7 +24,7 @@ from mmsynth.evaluation.segmentor_features import (
     class_distances,
     feature_distance,
 )
-from mmsynth.guidance import SegmentorCritic
+from mmsynth.guidance import Critic
 from mmsynth.registry import DATASETS, METRICS
 from mmsynth.utils import derive_seed, isolated_random_state, progress_bar
 
@@ -46,7 +46,8 @@ class FrechetDistance(GeneratedImageMetric):
     the numbers are equal, see :func:`~mmsynth.evaluation.frechet_distance`. Nothing is given for fewer than two images.
 
     Args:
-        judge: The segmentor whose features count; it must read an image in one piece. See :class:`GeneratedImageMetric`.
+        judge: The segmentor whose features count; it must predict an image in one piece. See
+            :class:`GeneratedImageMetric`.
         inception: File of the Inception weights, instead of ``judge``; see :mod:`mmsynth.evaluation.inception`.
         real: Config of a data set of real, labelled images. None takes the images that the batches hold beside the
             masks, as a validation set of labelled images does.
@@ -56,13 +57,13 @@ class FrechetDistance(GeneratedImageMetric):
 
     Raises:
         ValueError: If not exactly one of ``judge`` and ``inception`` is given, an option has no effect or is out of
-            range, or the judge reads images in windows.
+            range, or the judge has no features.
     """
 
     default_prefix = 'frechet'
 
     def __init__(self,
-                 judge: Mapping[str, Any] | SegmentorCritic | Judge | None = None,
+                 judge: Mapping[str, Any] | Critic | Judge | None = None,
                  *,
                  inception: str | None = None,
                  real: Mapping[str, Any] | None = None,
@@ -77,9 +78,8 @@ class FrechetDistance(GeneratedImageMetric):
         _check_options(judge, inception, real, num_real, min_class_samples)
         super().__init__(judge, guidance=guidance, allow_critic=allow_critic, device=device,
                          collect_device=collect_device, prefix=prefix, collect_dir=collect_dir)
-        if self.judge is not None and not self.judge.has_features:
-            raise ValueError('FrechetDistance: the judge reads an image in several windows, whose features belong to '
-                             "no one image; set `model.test_cfg=dict(mode='whole')` in its config.")
+        if self.judge is not None and self.judge.no_features:
+            raise ValueError(f'FrechetDistance: {self.judge.no_features}, or give `inception`.')
         self._device = device or get_device()
         self._inception = None if inception is None else Inception(inception).to(self._device)
         self._real_config = real
@@ -89,10 +89,9 @@ class FrechetDistance(GeneratedImageMetric):
 
     def process(self, data_batch: Mapping[str, Any] | None, data_samples: Samples) -> None:
         """Take in a batch: per sample its features, and those of the real image beside it."""
-        self.check_role()
         images, masks = generated_images(data_samples), masks_of(data_samples)
         if self.judge is not None:
-            synthetic = [view.features for view in self.judge.look_at(data_samples, images, masks)]
+            synthetic = [seen.features for seen in self.judge.predict(images, masks, batch=data_samples)]
         else:
             synthetic = self._features(images, masks)
         real: Sequence[PooledFeatures | None] = [None] * len(images)
@@ -124,7 +123,7 @@ class FrechetDistance(GeneratedImageMetric):
     def _features(self, images: Sequence[Tensor], masks: Sequence[Tensor]) -> list[PooledFeatures]:
         """Of images (3, H, W), uint8, RGB."""
         if self.judge is not None:
-            return [view.features for view in self.judge.look(images, masks)]
+            return [seen.features for seen in self.judge.predict(images, masks)]
         return [self._inception.features(image[None].to(self._device)) for image in images]
 
     def _read_real(self, num_classes: int) -> FeatureSet:
@@ -146,7 +145,7 @@ def build_real(settings: Mapping[str, Any], classes: Sequence[str]) -> Any:
         dataset = DATASETS.build(dict(settings))
     own = tuple(dataset.metainfo.get('classes') or ())
     if own != tuple(classes):
-        raise ValueError(f'`real` has the classes {", ".join(own) or "(none named)"}; the masks that were generated have '
+        raise ValueError(f'`real` has the classes {", ".join(own) or "(none named)"}; the masks have '
                          f'{", ".join(classes)}. Give real images of the same classes, in the same order.')
     return dataset
 

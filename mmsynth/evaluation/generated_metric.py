@@ -8,8 +8,8 @@ from mmengine.evaluator import BaseMetric
 from torch import Tensor
 
 from mmsynth.evaluation.judge import Judge
-from mmsynth.evaluation.judge_role import CRITIC, check_judge_of_guidance, running_guidance
-from mmsynth.guidance import SegmentorCritic
+from mmsynth.evaluation.judge_role import CRITIC, check_judge_of_guidance
+from mmsynth.guidance import Critic
 
 Samples = Sequence[Mapping[str, Any]]
 
@@ -18,31 +18,34 @@ class GeneratedImageMetric(BaseMetric):
     """A metric of what a generator generated, one result per sample, so that ranks and batches make no difference.
 
     Samples are the host's: dicts with ``generated_img`` and ``gt_sem_seg``, as a generator's ``val_step`` or
-    :func:`mmsynth.apis.evaluate_pool` makes them. Where a judge is given, it must not be the critic of the guidance:
-    a run stops at the first batch if it is, or before it starts if the metric is told ``guidance``.
+    :func:`mmsynth.apis.evaluate_pool` makes them. A judge must not be the critic of the guidance, so with ``judge`` the
+    ``guidance`` must be given.
 
     Args:
-        judge: Config of a :class:`~mmsynth.guidance.SegmentorCritic` with its checkpoint, or what it builds; None for a
-            metric that works without.
-        guidance: Config of the guidance that the images are, or will be, made with; {} for none; None for
-            ``synthesis.guidance`` of the running config.
+        judge: Config of a critic of images with its checkpoint (:class:`~mmsynth.guidance.SegmentorCritic`), or what it
+            builds; None for a metric that works without.
+        guidance: Config of the guidance that the images are, or will be, made with, in a config
+            ``{{_base_.synthesis.guidance}}``; {} for none.
         allow_critic: Let the critic judge; the results then hold ``judge_is_critic`` = 1.
         device: Where the judge works; None for the host's choice.
         collect_device, prefix, collect_dir: See :class:`mmengine.evaluator.BaseMetric`.
 
     Raises:
-        ValueError: If the judge is the critic, or its classes are not the data set's.
+        ValueError: If the judge is the critic or comes without ``guidance``, or its classes are not the data set's.
     """
 
-    def __init__(self, judge: Mapping[str, Any] | SegmentorCritic | Judge | None, *,
+    def __init__(self, judge: Mapping[str, Any] | Critic | Judge | None, *,
                  guidance: Mapping[str, Any] | None, allow_critic: bool, device: str | None, collect_device: str,
                  prefix: str | None, collect_dir: str | None) -> None:
         super().__init__(collect_device, prefix, collect_dir)
         self.judge = None if judge is None else Judge.build(judge, device)
-        self._allow_critic = allow_critic
         self._role: str | None = None
-        if guidance is not None:
-            self._check_role(guidance)
+        if self.judge is not None:
+            if guidance is None:
+                raise ValueError(f'{type(self).__name__}: `judge` goes with `guidance`, the config of what guides the '
+                                 'images, for the critic must not judge them; got None. Set '
+                                 '`guidance={{_base_.synthesis.guidance}}`, or {} where nothing guides.')
+            self._role = check_judge_of_guidance(guidance, self.judge.weights_sha256, allow_critic=allow_critic)
 
     @property
     def dataset_meta(self) -> dict | None:
@@ -68,22 +71,9 @@ class GeneratedImageMetric(BaseMetric):
                              'a `metainfo` with `classes`, or a `meta_file`.')
         return tuple(classes)
 
-    def check_role(self) -> None:
-        """Once, hold the judge against the running config's critic; call this before judging.
-
-        Raises:
-            ValueError: If they are one.
-        """
-        if self.judge is not None and self._role is None:
-            self._check_role(running_guidance() or {})
-
     def role_entries(self) -> dict[str, float]:
         """What the results must say about the judge."""
         return {'judge_is_critic': 1.0} if self._role == CRITIC else {}
-
-    def _check_role(self, guidance: Mapping[str, Any]) -> None:
-        if self.judge is not None:
-            self._role = check_judge_of_guidance(guidance, self.judge.weights_sha256, allow_critic=self._allow_critic)
 
 
 def generated_images(samples: Samples) -> list[Tensor]:
@@ -93,7 +83,7 @@ def generated_images(samples: Samples) -> list[Tensor]:
         ValueError: If a sample has none.
     """
     if any('generated_img' not in sample for sample in samples):
-        raise ValueError('a sample has no `generated_img`: this metric is for what a generator generates. Use it in the '
+        raise ValueError('a sample has no `generated_img`: this metric is for generated images. Use it in the '
                          '`val_evaluator` of a generator, or tools/analysis_tools/evaluate_pool.py.')
     return [sample['generated_img']['data'].cpu() for sample in samples]
 

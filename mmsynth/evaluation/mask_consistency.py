@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmsynth.evaluation.generated_metric import GeneratedImageMetric, Samples, generated_images, masks_of
 from mmsynth.evaluation.judge import Judge
-from mmsynth.guidance import SegmentorCritic
+from mmsynth.guidance import Critic
 from mmsynth.pool import Pool
 from mmsynth.registry import METRICS
 from mmsynth.utils import progress_bar
@@ -39,7 +39,7 @@ class MaskConsistency(GeneratedImageMetric):
     default_prefix = 'consistency'
 
     def __init__(self,
-                 judge: Mapping[str, Any] | SegmentorCritic | Judge,
+                 judge: Mapping[str, Any] | Critic | Judge,
                  *,
                  ignore_index: int = 255,
                  guidance: Mapping[str, Any] | None = None,
@@ -54,11 +54,10 @@ class MaskConsistency(GeneratedImageMetric):
 
     def process(self, data_batch: Any, data_samples: Samples) -> None:
         """Take in a batch: per sample the areas (4, K), int64."""
-        self.check_role()
         masks = masks_of(data_samples)
-        views = self.judge.look_at(data_samples, generated_images(data_samples), masks)
-        self.results += [class_areas(view.reading, mask, self.judge.num_classes, self.ignore_index).long()
-                         for view, mask in zip(views, masks)]
+        predictions = self.judge.predict(generated_images(data_samples), masks, batch=data_samples)
+        self.results += [class_areas(own.classes, mask, self.judge.num_classes, self.ignore_index).long()
+                         for own, mask in zip(predictions, masks)]
 
     def compute_metrics(self, results: list[Tensor]) -> dict[str, float]:
         """The measures over all samples."""
@@ -126,7 +125,7 @@ def class_areas(readings: Tensor, masks: Tensor, num_classes: int, ignore_index:
         readings.cpu().long(), masks.cpu().long(), num_classes, ignore_index))
 
 
-def mask_consistency(pool: Pool, judge: SegmentorCritic) -> Consistency:
+def mask_consistency(pool: Pool, judge: Critic) -> Consistency:
     """Read every image of a pool and compare with its mask.
 
     Raises:
@@ -143,8 +142,8 @@ def mask_consistency(pool: Pool, judge: SegmentorCritic) -> Consistency:
     return meter.compute()
 
 
-def read_image(judge: SegmentorCritic, image: np.ndarray) -> np.ndarray:
+def read_image(judge: Critic, image: np.ndarray) -> np.ndarray:
     """The classes (H, W), uint8, that a judge sees in an image (H, W, 3), uint8, RGB."""
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
-    with torch.no_grad():
+    with torch.no_grad(), judge.frozen_eval():
         return judge.predict_logits(pixels).argmax(1)[0].to(torch.uint8).numpy()

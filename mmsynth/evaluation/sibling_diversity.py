@@ -18,7 +18,7 @@ from torch import Tensor
 from mmsynth.evaluation.generated_metric import GeneratedImageMetric, Samples, generated_images, masks_of
 from mmsynth.evaluation.judge import Judge
 from mmsynth.evaluation.segmentor_features import PooledFeatures
-from mmsynth.guidance import SegmentorCritic
+from mmsynth.guidance import Critic
 from mmsynth.registry import METRICS
 
 THUMBNAIL_SIDE = 64
@@ -46,7 +46,7 @@ class SiblingDiversity(GeneratedImageMetric):
     Siblings are samples whose masks are equal pixel by pixel. Two distances, both 0 for equal images:
 
     - ``pixels``: root mean square difference of the images, each averaged to at most 64 x 64 pixels, in [0, 1].
-    - ``features`` (with a judge that reads an image in one piece): 1 - the cosine between the features of a class's
+    - ``features`` (with a segmentor as judge, in one piece): 1 - the cosine between the features of a class's
       pixels, in [0, 2], averaged over the classes of the mask; ``class.NAME`` is one class's own mean. It tells other
       looks of a class from other places of it, which siblings cannot have.
 
@@ -61,7 +61,7 @@ class SiblingDiversity(GeneratedImageMetric):
     default_prefix = 'diversity'
 
     def __init__(self,
-                 judge: Mapping[str, Any] | SegmentorCritic | Judge | None = None,
+                 judge: Mapping[str, Any] | Critic | Judge | None = None,
                  *,
                  guidance: Mapping[str, Any] | None = None,
                  allow_critic: bool = False,
@@ -71,14 +71,16 @@ class SiblingDiversity(GeneratedImageMetric):
                  collect_dir: str | None = None) -> None:
         super().__init__(judge, guidance=guidance, allow_critic=allow_critic, device=device,
                          collect_device=collect_device, prefix=prefix, collect_dir=collect_dir)
+        if self.judge is not None and self.judge.no_features:
+            print_log(f'SiblingDiversity: no `features`, for {self.judge.no_features}.', logger='current',
+                      level=logging.WARNING)
 
     def process(self, data_batch: Any, data_samples: Samples) -> None:
         """Take in a batch."""
-        self.check_role()
         images, masks = generated_images(data_samples), masks_of(data_samples)
-        views = [None] * len(images) if self.judge is None else self.judge.look_at(data_samples, images, masks)
-        self.results += [Sibling(_mask_hash(mask), _thumbnail(image), view and view.features)
-                         for image, mask, view in zip(images, masks, views)]
+        seen = [None] * len(images) if self.judge is None else self.judge.predict(images, masks, batch=data_samples)
+        self.results += [Sibling(_mask_hash(mask), _thumbnail(image), own and own.features)
+                         for image, mask, own in zip(images, masks, seen)]
 
     def compute_metrics(self, results: list[Sibling]) -> dict[str, float]:
         """The mean distances over all masks with siblings."""

@@ -12,7 +12,9 @@ from matplotlib.patches import Patch
 # Narrow on purpose: at the width of a phone the text is still readable.
 WIDTH = 5.0
 DPI = 200
-_BEFORE, _AFTER, _NEUTRAL = '#9a6324', '#1f6fb2', '#555555'
+_BEFORE, _AFTER, _NEUTRAL, _KEPT, _DROPPED = '#9a6324', '#1f6fb2', '#555555', '#1b6e3c', '#d0694f'
+_BINS = 20
+_LONGEST_NAME = 26
 
 
 def plot_class_balance(before: Sequence[int] | None, after: Sequence[int], classes: Sequence[str],
@@ -133,6 +135,82 @@ def plot_results(rows: Mapping[str, Sequence[float]], *, label: str = '') -> byt
     return _png(figure)
 
 
+def plot_filter_rates(rates: Sequence[float | None], overall: float, classes: Sequence[str],
+                      palette: Sequence[Sequence[int]]) -> bytes:
+    """Share of each class's pixels that a filter removed, as bars in the class's colour.
+
+    Args:
+        rates: In [0, 1], one per class (K,); None for a class without pixels.
+        overall: Over all classes, a line across.
+        classes: Names (K,).
+        palette: RGB colours in [0, 255] (K).
+
+    Returns:
+        PNG.
+
+    Raises:
+        ValueError: If the lengths differ, or a rate is not in [0, 1].
+    """
+    if len({len(rates), len(classes), len(palette)}) != 1:
+        raise ValueError('`rates`, `classes` and `palette` must have one length, got '
+                         f'{len(rates)}, {len(classes)} and {len(palette)}')
+    wrong = [rate for rate in (*rates, overall) if rate is not None and not 0 <= rate <= 1]
+    if wrong:
+        raise ValueError(f'`rates` and `overall` must be in [0, 1], got {wrong[0]}')
+    figure, (axes,) = _figure(1.0 + 0.26 * len(classes), 1, grid='both')
+    y, shown = np.arange(len(classes)), [rate or 0 for rate in rates]
+    axes.barh(y, shown, 0.74, color=np.asarray(palette) / 255, edgecolor=_NEUTRAL, linewidth=0.6)
+    for position, rate in enumerate(rates):
+        axes.annotate('no pixels' if rate is None else percent(rate), (rate or 0, position), (3, 0),
+                      textcoords='offset points', va='center', fontsize=8,
+                      bbox=dict(facecolor='white', edgecolor='none', pad=0.8))
+    axes.axvline(overall, color=_NEUTRAL, linewidth=1, linestyle='--')
+    axes.annotate(f'all: {percent(overall)}', (overall, 1), (0, 3), xycoords=('data', 'axes fraction'),
+                  textcoords='offset points', ha='center', fontsize=8)
+    axes.set_yticks(y, [_literal(shorten(name)) for name in classes])
+    axes.set_ylim(len(classes) - 0.5, -0.5)
+    axes.set_xlim(0, max(*shown, overall, 0.01) * 1.2)
+    axes.xaxis.set_major_formatter(lambda value, _: f'{value * 100:g}%')
+    axes.set_xlabel('share of pixels removed')
+    return _png(figure)
+
+
+def plot_valid_shares(kept: Sequence[float], dropped: Sequence[float]) -> bytes:
+    """How many samples were left with which share of valid pixels, kept and dropped ones stacked.
+
+    Args:
+        kept: Shares in [0, 1] of the samples that were kept.
+        dropped: Of those that were not.
+
+    Returns:
+        PNG.
+
+    Raises:
+        ValueError: If there is no share at all, or one is not in [0, 1].
+    """
+    shares = [*kept, *dropped]
+    if not shares or not all(0 <= share <= 1 for share in shares):
+        raise ValueError(f'`kept` and `dropped` must hold shares in [0, 1], at least one, got {shares!r:.80}')
+    figure, (axes,) = _figure(2.6, 1, grid='both')
+    series = [(values, color, label) for values, color, label in
+              ((kept, _KEPT, 'kept'), (dropped, _DROPPED, 'dropped')) if len(values)]
+    values, colors, labels = zip(*series, strict=True)
+    axes.hist(list(values), bins=np.linspace(0, 1, _BINS + 1), stacked=True, color=list(colors), label=list(labels),
+              edgecolor='white', linewidth=0.6)
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(lambda value, _: f'{value * 100:g}%')
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel('pixels that stay labelled')
+    axes.set_ylabel('samples')
+    figure.legend(fontsize=9, ncols=2, loc='outside upper right', frameon=False)
+    return _png(figure)
+
+
+def shorten(name: str) -> str:
+    """A class name as a plot of this width has room for."""
+    return name if len(name) <= _LONGEST_NAME else f'{name[:_LONGEST_NAME - 1].rstrip()}…'
+
+
 def class_shares(counts: Sequence[int], name: str = 'counts') -> list[float]:
     """Counts per class as shares that add up to one.
 
@@ -167,13 +245,13 @@ def percent(share: float) -> str:
     return f'{value:.1f}%' if value >= 1 or not value else f'{value:.2g}%'
 
 
-def _figure(height: float, panels: int) -> tuple[Figure, list[Axes]]:
+def _figure(height: float, panels: int, grid: str = 'x') -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout='constrained')
     FigureCanvasAgg(figure)
     all_axes = list(figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0])
     for axes in all_axes:
         axes.tick_params(labelsize=9)
-        axes.grid(axis='both' if panels > 1 else 'x', color='#e4e4e4', linewidth=0.7)
+        axes.grid(axis='both' if panels > 1 else grid, color='#e4e4e4', linewidth=0.7)
         axes.set_axisbelow(True)
         axes.spines[['top', 'right']].set_visible(False)
         axes.xaxis.label.set_size(10)

@@ -9,21 +9,27 @@ from mmsynth.pool.header import flatten
 from mmsynth.pool.manifest import PoolRecord
 from mmsynth.pool.store import Pool
 from mmsynth.utils import progress_bar
-from mmsynth.visualization.filter_plots import shorten
-from mmsynth.visualization.filter_sections import add_extremes, add_filter, filter_results, trusted_pixels
-from mmsynth.visualization.metric_tables import add_metrics
+from mmsynth.visualization.filter_result import FilterResult, count_reasons, read_filter, sum_classes
 from mmsynth.visualization.plots import (
     class_shares,
     count_uncorrected,
     guidance_series,
     percent,
     plot_class_balance,
+    plot_filter_rates,
     plot_guidance,
+    plot_valid_shares,
+    shorten,
 )
 from mmsynth.visualization.report import Report
 from mmsynth.visualization.sample_cards import CardMaker, ShownJudge
 
 _PROGRESS_FROM = 500  # masks; fewer are counted within a second or two
+_SHOWN_AT_ENDS = 4  # samples shown as the hardest, and as the easiest
+_FEWEST = 4  # samples that there must be for that
+_HARDNESS = ("Hardness is the loss of the filter's segmentor relative to real data: the mean over the sample's classes "
+             "of the class's loss divided by its mean loss on real data. 1 is as hard as real data.")
+_MEASURES = 'metrics.'  # under this key the pool's evaluation has them, beside its judge and its real set
 
 
 def pool_report(pool: Pool, path: str | Path, *, class_counts_before: Sequence[int] | None,
@@ -142,8 +148,8 @@ def _balances(real: Sequence[int] | None, generated: list[int], trusted: list[in
     """What is compared: counts before, counts after, caption."""
     found: list[tuple[list[int] | None, list[int], str]] = []
     if trusted is not None:
-        found.append((generated, trusted, 'The pool before and after the filter: labels as generated, and those left in '
-                      'the samples that it kept.'))
+        found.append((generated, trusted, 'The pool before and after the filter: labels as generated, and those left '
+                      'in the samples that it kept.'))
     if real is not None:
         whole = 'with the whole pool added' if trusted is None else 'with what the filter kept of the pool added'
         found.append((list(real), [int(old) + new for old, new in zip(real, added, strict=True)],
@@ -206,7 +212,7 @@ def _kept(traces: Sequence[Sequence[Mapping[str, float | None]]]) -> list[int]:
 
 
 def _add_origins(report: Report, records: Sequence[PoolRecord]) -> None:
-    """How many samples were generated for masks of which origin; nothing if all are masks of the data set as they are."""
+    """How many samples were generated for masks of which origin; nothing if all are the data set's own."""
     if all(record.mask_origin is None for record in records):
         return
     groups: dict[str, list[PoolRecord]] = {}
@@ -234,3 +240,129 @@ def _add_provenance(report: Report, pool: Pool, records: Sequence[PoolRecord], d
 
 def _text(value: Any) -> str:
     return '–' if value is None else str(value)
+
+
+def filter_results(records: Sequence[PoolRecord]) -> dict[str, FilterResult]:
+    """What the filter recorded, by the record's id; records without a result are left out."""
+    return {record.id: result for record in records if (result := read_filter(record)) is not None}
+
+
+def trusted_pixels(results: Sequence[FilterResult], classes: Sequence[str]) -> list[int]:
+    """Pixels per class whose labels the filter left in the samples that it kept."""
+    return [round(max(total.trusted, 0)) for total in sum_classes(results, classes)]
+
+
+def add_filter(report: Report, records: Sequence[PoolRecord], classes: Sequence[str],
+               palette: Sequence[Sequence[int]]) -> None:
+    """Add the sections 'Filter rate per class' and 'Kept and dropped samples'; nothing if no filter ran."""
+    results = list(filter_results(records).values())
+    others = sum(record.filter is not None for record in records) - len(results)
+    if others:
+        report.add_text('Other filters', f'{others:,} samples carry a result without verdict or counts per class, '
+                        'which this page cannot show.')
+    if not results:
+        return
+    _add_rates(report, results, len(records), classes, palette)
+    _add_verdicts(report, results)
+
+
+def add_extremes(report: Report, records: Sequence[PoolRecord], cards: CardMaker) -> None:
+    """Add the sections 'Hardest samples' and 'Best samples', by the hardness that the filter recorded.
+
+    Nothing for so few samples that the two would be all of them.
+    """
+    results = filter_results(records)
+    known = [record for record in records if record.id in results and results[record.id].hardness is not None]
+    ordered = sorted(known, key=lambda record: -results[record.id].hardness)  # ties stay in the pool's order
+    if len(ordered) < _FEWEST:
+        return
+    hardest = ordered[:min(_SHOWN_AT_ENDS, len(ordered) // 2)]
+    best = [record for record in reversed(ordered[len(hardest):]) if results[record.id].keep][:_SHOWN_AT_ENDS]
+    report.add_samples('Hardest samples', cards.make(hardest), _HARDNESS)
+    if best:
+        report.add_samples('Best samples', cards.make(best), 'The kept samples of the least hardness.')
+
+
+def _add_rates(report: Report, results: Sequence[FilterResult], number: int, classes: Sequence[str],
+               palette: Sequence[Sequence[int]]) -> None:
+    heading, totals = 'Filter rate per class', sum_classes(results, classes)
+    pixels = sum(total.pixels for total in totals)
+    if not pixels:
+        report.add_text(heading, f'{len(results):,} of {number:,} samples went through a filter; none has a labelled '
+                        'pixel.')
+        return
+    overall = _share(sum(total.removed for total in totals) / pixels)
+    rates = [None if total.rate is None else _share(total.rate) for total in totals]
+    caption = 'Share of the labelled pixels that the filter does not trust: labels it removed, or weight it took.'
+    report.add_figure(heading, plot_filter_rates(rates, overall, classes, palette), caption)
+    rows = [[name, total.samples, round(total.pixels), round(total.removed), None if rate is None else percent(rate),
+             total.loss] for name, total, rate in zip(classes, totals, rates, strict=True)]
+    report.add_table('', ['class', 'samples', 'pixels', 'removed', 'rate', 'mean loss'], rows,
+                     f'{len(results):,} of {number:,} samples went through the filter.')
+
+
+def _add_verdicts(report: Report, results: Sequence[FilterResult]) -> None:
+    heading = 'Kept and dropped samples'
+    shares = {keep: [_share(result.valid) for result in results if result.keep is keep and result.valid is not None]
+              for keep in (True, False)}
+    if any(shares.values()):
+        report.add_figure(heading, plot_valid_shares(shares[True], shares[False]),
+                          'Samples by the share of their pixels that stay labelled.')
+        heading = ''
+    rows = [['kept' if keep else 'dropped', reason, count, percent(count / len(results))]
+            for keep, reason, count in count_reasons(results)]
+    kept = sum(result.keep for result in results)
+    report.add_table(heading, ['verdict', 'reason', 'samples', 'share'], rows,
+                     f'{kept:,} of {len(results):,} filtered samples were kept.')
+
+
+def _share(value: float) -> float:
+    """A recorded share, held to [0, 1] against rounding and against manifests from outside."""
+    return min(max(value, 0.), 1.)
+
+
+def add_metrics(report: Report, metrics: Mapping[str, Any], classes: Sequence[str]) -> None:
+    """Add the section 'Metrics'.
+
+    Numbers named ``MEASURE.CLASS`` and lists of one number per class become columns of a table of classes; all else
+    is listed by name, nested objects with dotted names.
+
+    Args:
+        report: Takes the section.
+        metrics: JSON values, such as the file that the pool's evaluation writes.
+        classes: The pool's class names.
+    """
+    singles: list[list[Any]] = []
+    columns: dict[str, dict[str, Any]] = {}
+    for key, value in flatten(metrics).items():
+        key = key.removeprefix(_MEASURES)
+        label = _class_of(key, classes)
+        if label is not None and _is_number(value):
+            columns.setdefault(key.removesuffix(f'.{label}'), {})[label] = value
+        elif isinstance(value, list) and len(value) == len(classes) > 1 and all(map(_is_number, value)):
+            columns[key] = dict(zip(classes, value, strict=True))
+        else:
+            singles.append([key, _shown(value)])
+    heading = 'Metrics'
+    if singles:
+        report.add_table(heading, ['measure', 'value'], singles)
+        heading = ''
+    if columns:
+        rows = [[name, *(values.get(name) for values in columns.values())] for name in classes]
+        report.add_table(heading, ['class', *columns], rows)
+
+
+def _class_of(key: str, classes: Sequence[str]) -> str | None:
+    """The class whose name ends a dotted key; the longest where several do."""
+    return max((name for name in classes if key.endswith(f'.{name}')), key=len, default=None)
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> Any:
+    """Numbers stay what they are; lists, truth values and the like as text."""
+    if isinstance(value, list):
+        return ', '.join(map(str, value))
+    return value if _is_number(value) else str(value)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from colour_judges import CLASSES, PALETTE, generate, halves
+from colour_judges import CLASSES, PALETTE, ColourJudge, generate, halves
 from PIL import Image
 from small_run import ROOT, SmallRun
 
@@ -77,6 +77,16 @@ def test_a_filtered_pool_shows_what_is_left(small_run: SmallRun, judge: Path, tm
     Image.fromarray(halves(0, 2, side=16)).save(made.root / made.records[1].mask)
     with pytest.raises(ValueError, match="sample '1': its mask .* was changed after the filter ran; run tools"):
         evaluate_pool(tmp_path / 'pool', small_run.critic_config_file, judge)
+
+
+def test_any_critic_of_images_judges(small_run: SmallRun, pool: Pool) -> None:
+    found = evaluate_pool(pool.root, judge=ColourJudge())
+    assert found['judge']['config'] == 'ColourJudge' and 'consistency/mIoU' in found['metrics']
+    assert 'diversity/pixels' in found['metrics'] and 'diversity/features' not in found['metrics']
+    with pytest.raises(ValueError, match='`judge` ColourJudge has no decode head'):
+        evaluate_pool(pool.root, judge=ColourJudge(), real=RealImages(small_run.critic_config_file))
+    with pytest.raises(ValueError, match='`judge` is missing'):
+        evaluate_pool(pool.root)
 
 
 def test_what_cannot_be_evaluated(small_run: SmallRun, pool: Pool, judge: Path, tmp_path: Path) -> None:

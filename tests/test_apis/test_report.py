@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from colour_judges import ColourJudge
 from html_page import Page
 from mmengine.config import Config
 from PIL import Image
@@ -78,6 +79,12 @@ def test_the_page_says_that_the_critic_reads(small_run: SmallRun, pool: Pool, tm
     assert ['judge.part_in_guidance', 'the critic itself'] in page.tables[-1]
 
 
+def test_any_critic_of_images_reads(tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / 'pool', [{}])
+    page = Page(write_report(pool.root, judge=ColourJudge()))
+    assert page.captions[:3] == ['mask', 'synthetic', 'judge reads'] and 'Judge: ColourJudge.' in page.source
+
+
 def test_measures_in_the_pool_are_found(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / 'pool', [{}])
     (pool.root / 'metrics.json').write_text('{"mIoU": 0.75}')
@@ -106,7 +113,7 @@ def test_mistakes(small_run: SmallRun, tmp_path: Path) -> None:
         (ValueError, 'no `train_dataloader.dataset`', pool.root, dict(real_config=tmp_path / 'empty.py')),
         (FileNotFoundError, 'is no folder', pool.root, dict(real_masks=tmp_path / 'nowhere')),
         (ValueError, 'holds no PNG file', pool.root, dict(real_masks=masks)),
-        (ValueError, 'wrong.png must hold class ids below 3 or 255, got 3', pool.root,
+        (ValueError, 'wrong.png: labels must be class ids below 3.*got 3.*if its ids are 1 … 3, subtract 1', pool.root,
          dict(real_masks=tmp_path / 'bad')),
         (FileNotFoundError, '`metrics` x.json does not exist', pool.root, dict(metrics='x.json')),
         (ValueError, 'bad.json is not JSON', pool.root, dict(metrics=tmp_path / 'bad.json')),

@@ -115,6 +115,31 @@ def test_pictures_leave_the_training_alone(small_run: SmallRun, bare: dict[str, 
     assert [path.name for path in pictures] == ['iter_2.png', 'iter_3.png']  # every second, and the last
     grids = [np.asarray(Image.open(path)) for path in pictures]
     assert grids[0].shape == grids[1].shape and grids[0].ndim == 3 and grids[0].std() > 0
+    for step, grid in zip((2, 3), grids):  # the host's visualizer has the same pictures
+        logged = list(tmp_path.glob(f'*/vis_data/vis_image/preview_{step}.png'))
+        assert len(logged) == 1 and np.array_equal(np.asarray(Image.open(logged[0])), grid)
+
+
+def test_every_rank_samples_the_preview_and_the_first_writes_it(runner: SimpleNamespace, tmp_path: Path,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    FitLatentCodecHook(num_images=8).before_train(runner)
+    sampled, logged, sample = [], [], runner.model.synthesize
+
+    def synthesize(samples: list, seeds: list[int]) -> list:
+        sampled.append((seeds, [sample.gt_sem_seg.data for sample in samples]))
+        return sample(samples, seeds)
+
+    monkeypatch.setattr(runner.model, 'synthesize', synthesize)
+    runner.visualizer = SimpleNamespace(add_image=lambda name, image, step: logged.append((name, step)))
+    runner.iter, runner.max_iters = 1, 2
+    for rank in (1, 0):
+        runner.work_dir = str(tmp_path / str(rank))
+        monkeypatch.setattr('mmengine.dist.utils.get_rank', lambda group=None, rank=rank: rank)
+        PreviewHook(interval=2, num_samples=2).after_train_iter(runner, 1)
+    assert len(sampled) == 2 and sampled[0][0] == sampled[1][0]
+    assert all(torch.equal(one, other) for one, other in zip(sampled[0][1], sampled[1][1]))
+    assert not (tmp_path / '1').exists() and (tmp_path / '0' / 'previews' / 'iter_2.png').exists()
+    assert logged == [('preview', 2)]
 
 
 def test_bar_shows_iterations_and_loss(small_run: SmallRun, bare: dict[str, Tensor], tmp_path: Path,

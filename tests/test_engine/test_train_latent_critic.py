@@ -12,8 +12,13 @@ from small_run import ROOT, SAMPLING_STEPS, SmallRun
 from tiny_generator import images, oracle, samples, todsynth
 from torch import Tensor
 
-from mmsynth.engine.latent_distillation import Lesson, Teacher
-from mmsynth.engine.train_latent_critic import distillation_loss, examine, train_latent_critic
+from mmsynth.engine.train_latent_critic import (
+    DistillationBatch,
+    Teacher,
+    distillation_loss,
+    examine,
+    train_latent_critic,
+)
 from mmsynth.guidance import Critic, LatentCritic
 from mmsynth.models.generators import BaseGenerator
 from mmsynth.pool import Pool
@@ -71,22 +76,22 @@ def test_a_head_that_says_the_same_has_no_divergence() -> None:
 # ---- what is learned from
 
 
-def test_lessons_hold_the_images_latents_and_the_estimates_of_a_run() -> None:
+def test_batches_hold_the_images_latents_and_the_estimates_of_a_run() -> None:
     """The oracle predicts the true velocity, so that every clean estimate is the clean latent."""
     generator = oracle(num_steps=3)
-    lesson = Teacher(Brightness(), generator).prepare(batch(), with_estimates=True)
+    data = Teacher(Brightness(), generator).prepare(batch(), with_estimates=True)
     clean = generator.latent_codec.encode(images())
-    torch.testing.assert_close(lesson.clean, clean, atol=0.1, rtol=0)  # the images went through bytes
-    assert len(lesson.estimates) == 3
-    for estimate in lesson.estimates:
+    torch.testing.assert_close(data.clean, clean, atol=0.1, rtol=0)  # the images went through bytes
+    assert len(data.estimates) == 3
+    for estimate in data.estimates:
         torch.testing.assert_close(estimate, clean, atol=1e-4, rtol=0)
-    assert torch.equal(lesson.masks, torch.cat([sample.gt_sem_seg.data for sample in samples()]))
+    assert torch.equal(data.masks, torch.cat([sample.gt_sem_seg.data for sample in samples()]))
 
 
 def test_estimates_sharpen_over_a_run() -> None:
     """With a network that knows nothing they are the noisy latent minus a guess: far from the last at first."""
-    lesson = Teacher(Brightness(), todsynth(num_steps=4)).prepare(batch(), with_estimates=True)
-    distances = [float((estimate - lesson.estimates[-1]).norm()) for estimate in lesson.estimates]
+    data = Teacher(Brightness(), todsynth(num_steps=4)).prepare(batch(), with_estimates=True)
+    distances = [float((estimate - data.estimates[-1]).norm()) for estimate in data.estimates]
     assert len(distances) == 4 and distances[0] > 0 and distances[-1] == 0
     assert Teacher(Brightness(), todsynth()).prepare(batch(), with_estimates=False).estimates == ()
 
@@ -94,8 +99,8 @@ def test_estimates_sharpen_over_a_run() -> None:
 def test_the_teacher_reads_the_decoded_latent() -> None:
     generator = oracle()
     expected = 4 * (images() / 2 + 0.5)
-    torch.testing.assert_close(
-        Teacher(Brightness(), generator).predict_logits(generator.latent_codec.encode(images())), expected, atol=1e-3, rtol=0)
+    logits = Teacher(Brightness(), generator).predict_logits(generator.latent_codec.encode(images()))
+    torch.testing.assert_close(logits, expected, atol=1e-3, rtol=0)
 
 
 # ---- the comparison at the end
@@ -103,30 +108,30 @@ def test_the_teacher_reads_the_decoded_latent() -> None:
 
 def test_a_head_that_reads_as_the_segmentor_agrees_in_everything() -> None:
     teacher = Teacher(Brightness(), oracle(num_steps=2))
-    lesson = teacher.prepare(batch(), with_estimates=True)
-    agreement = examine(DecodedBrightness(teacher.generator), teacher, [lesson, lesson])
+    data = teacher.prepare(batch(), with_estimates=True)
+    agreement = examine(DecodedBrightness(teacher.generator), teacher, [data, data])
     assert (agreement.images, agreement.clean, agreement.estimates) == (8, 1, 1)
     assert agreement.gradient == pytest.approx(1, abs=1e-5)
     assert agreement.critic_miou == agreement.segmentor_miou
     truth = images().argmax(1)
-    intersections = [((truth == k) & (lesson.masks == k)).sum() / ((truth == k) | (lesson.masks == k)).sum()
+    intersections = [((truth == k) & (data.masks == k)).sum() / ((truth == k) | (data.masks == k)).sum()
                      for k in range(3)]
     assert agreement.segmentor_miou == pytest.approx(float(torch.stack(intersections).mean()), abs=0.02)
 
 
 def test_what_is_not_labelled_does_not_count_for_the_miou() -> None:
     teacher = Teacher(Brightness(), oracle(num_steps=1))
-    lesson = teacher.prepare(batch(), with_estimates=True)
-    masks = torch.where(torch.rand(lesson.masks.shape) < 0.5, teacher.predict_logits(lesson.clean).argmax(1), 255)
-    right = Lesson(lesson.clean, masks, lesson.estimates)
+    data = teacher.prepare(batch(), with_estimates=True)
+    masks = torch.where(torch.rand(data.masks.shape) < 0.5, teacher.predict_logits(data.clean).argmax(1), 255)
+    right = DistillationBatch(data.clean, masks, data.estimates)
     assert examine(DecodedBrightness(teacher.generator), teacher, [right]).segmentor_miou == 1
 
 
 def test_an_untrained_head_does_not_agree() -> None:
     teacher = Teacher(Brightness(), oracle(num_steps=1))
-    lesson = teacher.prepare(batch(), with_estimates=True)
+    data = teacher.prepare(batch(), with_estimates=True)
     torch.manual_seed(0)
-    agreement = examine(LatentCritic(48, 4, 3, 8), teacher, [lesson])
+    agreement = examine(LatentCritic(48, 4, 3, 8), teacher, [data])
     assert agreement.clean < 0.6 and abs(agreement.gradient) < 0.5
     assert 'of real images' in str(agreement) and f'{agreement.gradient:.2f}' in str(agreement)
 

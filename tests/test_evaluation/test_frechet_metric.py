@@ -147,4 +147,4 @@ def test_a_judge_of_windows() -> None:
     segmentor = Colours()
     segmentor.test_cfg = dict(mode='slide')
     with pytest.raises(ValueError, match=r"in several windows.*set `model.test_cfg=dict\(mode='whole'\)`"):
-        FrechetDistance(Judge(segmentor.judge()))
+        FrechetDistance(Judge(segmentor.judge()), guidance={})

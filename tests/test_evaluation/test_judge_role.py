@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mmengine.logging import MessageHub
+from colour_judges import ColourJudge
 
-from mmsynth.evaluation import check_judge, check_judge_of_guidance, judge_role
-from mmsynth.evaluation.judge_role import CRITIC, INDEPENDENT, UNKNOWN, running_guidance
+from mmsynth.evaluation import MaskConsistency, check_judge, check_judge_of_guidance, judge_role
+from mmsynth.evaluation.judge_role import CRITIC, INDEPENDENT, UNKNOWN
 from mmsynth.pool import Pool
 from mmsynth.utils.hashes import file_hash
 
@@ -57,11 +57,13 @@ def test_the_critic_of_a_config(tmp_path: Path) -> None:
     assert check_judge_of_guidance(dict(critic=dict(checkpoint=str(tmp_path / 'not_yet.pth'))), 'a1') == UNKNOWN
 
 
-def test_the_guidance_of_the_running_config(monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = MessageHub('test_judging')
-    monkeypatch.setattr(MessageHub, 'get_current_instance', lambda: hub)
-    assert running_guidance() is None
-    hub.update_info('cfg', "synthesis = dict(guidance=dict(critic=dict(checkpoint='a.pth')))\n")
-    assert running_guidance() == dict(critic=dict(checkpoint='a.pth'))
-    hub.update_info('cfg', 'model = dict()\n')
-    assert running_guidance() is None
+def test_an_ensemble_is_judged_by_every_member(tmp_path: Path) -> None:
+    guided = pool(tmp_path, dict(settings={}, critic_weights_sha256='a1'))
+    with pytest.raises(ValueError, match=MISTAKE):
+        check_judge(guided, ['b2', 'a1'])
+    assert check_judge(guided, ['b2', 'c3']) == INDEPENDENT and check_judge(guided, ['b2', None]) == UNKNOWN
+
+
+def test_a_metric_with_a_judge_must_know_the_guidance() -> None:
+    with pytest.raises(ValueError, match='MaskConsistency: `judge` goes with `guidance`.*got None'):
+        MaskConsistency(ColourJudge())

@@ -54,7 +54,8 @@ def test_unlabelled_pixels_do_not_count_for_features() -> None:
     result = measure(diversity(), generated((image(RED, BLUE), mask), (image(GREEN, BLUE), mask)))
     assert result['diversity/features'] == pytest.approx(0) and result['diversity/pixels'] > 0
     bare = halves(IGNORED, IGNORED, side=4)
-    assert 'diversity/features' not in measure(diversity(), generated((image(RED, BLUE), bare), (image(RED, RED), bare)))
+    samples = generated((image(RED, BLUE), bare), (image(RED, RED), bare))
+    assert 'diversity/features' not in measure(diversity(), samples)
 
 
 def test_without_a_judge_pixels_alone_and_large_images_as_thumbnails() -> None:

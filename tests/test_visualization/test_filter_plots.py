@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmsynth.visualization.filter_plots import plot_filter_rates, plot_valid_shares, shorten
+from mmsynth.visualization.plots import plot_filter_rates, plot_valid_shares, shorten
 
 PALETTE = ((255, 0, 0), (0, 0, 255), (0, 200, 0))
 KEPT, DROPPED = (0x1b, 0x6e, 0x3c), (0xd0, 0x69, 0x4f)

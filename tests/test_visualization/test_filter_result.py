@@ -3,7 +3,7 @@ import pytest
 from pool_samples import filter_entry, write_pool
 
 from mmsynth.visualization.filter_result import count_reasons, read_filter, sum_classes
-from mmsynth.visualization.filter_sections import trusted_pixels
+from mmsynth.visualization.pool_report import trusted_pixels
 
 
 def results(root, entries):

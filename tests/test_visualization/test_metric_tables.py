@@ -2,7 +2,7 @@
 from html_page import Page
 
 from mmsynth.visualization import Report
-from mmsynth.visualization.metric_tables import add_metrics
+from mmsynth.visualization.pool_report import add_metrics
 
 CLASSES = ('road', 'dirt.road', 'water')
 

@@ -1,10 +1,10 @@
-"""Pictures of what a generator generates while it trains."""
+"""Preview pictures while a generator trains."""
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.dist import is_main_process, master_only
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
@@ -19,15 +19,16 @@ _SEED = derive_seed(0, 'preview')
 
 @HOOKS.register_module()
 class PreviewHook(Hook):
-    """Every ``interval`` iterations generates a few training masks and writes ``previews/iter_N.png`` to the work folder.
+    """Sample images for a few training masks every ``interval`` iterations and at the end.
 
-    The grid shows mask, real image and synthetic image, and with a critic what it reads in the synthetic image; the
-    same samples and the same noise every time, so that pictures compare. The training's random state is left alone.
+    The grid goes to ``previews/iter_N.png`` in the work folder and, as ``preview``, to the runner's visualizer. It
+    shows mask, real image and synthetic image, and with a critic what it predicts for the synthetic image; the same
+    samples and the same noise every time, so that pictures compare. The training's random state is left alone.
 
     Args:
         interval: Iterations between pictures.
         num_samples: Rows of the grid.
-        critic: Config of a :class:`~mmsynth.guidance.SegmentorCritic`; None for no column of readings.
+        critic: Config of a :class:`~mmsynth.guidance.Critic` of images; None for no column of predictions.
 
     Raises:
         ValueError: If ``interval`` or ``num_samples`` is below 1.
@@ -44,7 +45,7 @@ class PreviewHook(Hook):
         self._critic = None
 
     def before_train(self, runner: Runner) -> None:
-        """Build the critic, so that one that does not fit stops the run at once."""
+        """Build the critic, so that one that does not fit stops the run at once; only the first rank needs it."""
         if self._critic_config is not None and is_main_process():
             model = unwrap(runner.model)
             self._critic = MODELS.build(self._critic_config).to(model.device)
@@ -58,32 +59,32 @@ class PreviewHook(Hook):
         if self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner):
             self._draw(runner)
 
-    @master_only
     @torch.no_grad()
     def _draw(self, runner: Runner) -> None:
+        """Sample on every rank, for a sharded model's forward needs all of them; the first one writes."""
         model = unwrap(runner.model)
         batch = draw_training_batch(runner, self.num_samples, _SEED)
         with isolated_random_state(_SEED):
             model.eval()
-            samples = model.synthesize(batch['data_samples'], [derive_seed(_SEED, row)
-                                                               for row in range(self.num_samples)])
+            samples = model.synthesize(batch['data_samples'],
+                                       [derive_seed(_SEED, row) for row in range(self.num_samples)])
             model.train()
+        if not is_main_process():
+            return
         synthetic = torch.stack([sample.generated_img.data for sample in samples])
         palette = runner.train_dataloader.dataset.metainfo['palette']
         columns = dict(
-            mask=[_coloured(sample.gt_sem_seg.data[0], palette) for sample in samples],
+            mask=[colorize(sample.gt_sem_seg.data[0].cpu().numpy(), palette) for sample in samples],
             real=_pictures((batch['inputs'] + 1) * 127.5),
             synthetic=_pictures(synthetic))
         if self._critic is not None:
-            reading = self._critic.predict_logits(synthetic.to(model.device) / 255).argmax(1)
-            columns['as read'] = [_coloured(mask, palette) for mask in reading]
-        path = Path(runner.work_dir) / 'previews' / f'iter_{runner.iter + 1}.png'
+            predicted = self._critic.predict_logits(synthetic.to(model.device) / 255).argmax(1)
+            columns['critic'] = [colorize(mask.cpu().numpy(), palette) for mask in predicted]
+        grid, iteration = draw_grid(columns), runner.iter + 1
+        path = Path(runner.work_dir) / 'previews' / f'iter_{iteration}.png'
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_png(draw_grid(columns), path)
-
-
-def _coloured(mask: Tensor, palette: Sequence[Sequence[int]]) -> np.ndarray:
-    return colorize(mask.cpu().numpy(), palette)
+        save_png(grid, path)
+        runner.visualizer.add_image('preview', grid, step=iteration)
 
 
 def _pictures(images: Tensor) -> list[np.ndarray]:
