@@ -15,6 +15,7 @@ from mmsynth.guidance.base import Critic
 from mmsynth.host import normalisation_of
 from mmsynth.registry import MODELS
 from mmsynth.utils.checkpoint import load_state_dict, read_checkpoint
+from mmsynth.utils.configs import find_config
 
 
 @MODELS.register_module()
@@ -129,9 +130,7 @@ def _pad(pixels: Tensor, test_cfg: dict, value: float) -> Tensor:
 
 def _build_segmentor(config: str | dict) -> nn.Module:
     if isinstance(config, (str, Path)):
-        if not Path(config).is_file():
-            raise FileNotFoundError(f'critic: `config` {config} does not exist; give the path of an mmseg config.')
-        config = Config.fromfile(config)
+        config = Config.fromfile(str(find_config(config)))
     config = Config(dict(config)) if not isinstance(config, Config) else config
     if 'model' not in config:
         raise ValueError('critic: `config` has no `model`; give a complete mmseg config.')

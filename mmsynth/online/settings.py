@@ -1,5 +1,5 @@
 """What a round generates: its options, checked together before anything heavy is built, and its masks."""
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from mmsynth.guidance import SegmentorCritic
 from mmsynth.registry import MODELS
 from mmsynth.synthesis import Request, build_dataset, load_config
 from mmsynth.synthesis.build import critic_hashes
+from mmsynth.synthesis.live_critics import LIVE, with_critic, without_live_critics
 from mmsynth.utils import derive_seed
 from mmsynth.utils.hashes import config_and_files_hash, config_hash, file_hash
 
-LIVE = ('runner', 'ema')  # critics that change while the training runs
 ROUND_FILTER_OPTIONS = ('segmentor', 'class_losses', 'num_images')
 RULE_OPTIONS = tuple(name for name in signature(ClassLossFilter).parameters if name not in ROUND_FILTER_OPTIONS)
 
@@ -149,26 +149,6 @@ class RoundMasks:
             requests.append(Request(f'{number:08d}', int(orders[epoch][position]), derive_seed(self.seed, round, place),
                                     repeat=epoch))
         return requests
-
-
-def with_critic(cfg: Any, critic: SegmentorCritic) -> Any:
-    """Return the config with a critic in the place of 'runner' and 'ema'."""
-    return _replace_live(cfg, lambda part: {key: with_critic(value, critic) for key, value in part.items()}
-                         | dict(critic=critic))
-
-
-def without_live_critics(cfg: Any) -> Any:
-    """Return the config with the data sets inside in the place of those that ask the segmentor in training."""
-    return _replace_live(cfg, lambda part: without_live_critics(part['dataset']))
-
-
-def _replace_live(cfg: Any, replace: Callable[[Mapping[str, Any]], Any]) -> Any:
-    """Return the config with ``replace(part)`` in the place of each part whose critic is 'runner' or 'ema'."""
-    if isinstance(cfg, Mapping):
-        if isinstance(cfg.get('critic'), str) and cfg['critic'] in LIVE:
-            return replace(cfg)
-        return {key: _replace_live(value, replace) for key, value in cfg.items()}
-    return type(cfg)(_replace_live(value, replace) for value in cfg) if isinstance(cfg, (list, tuple)) else cfg
 
 
 def filter_problems(options: Mapping[str, Any]) -> list[str]:

@@ -11,18 +11,21 @@ from mmengine.utils import import_modules_from_strings
 from mmsynth.models.checkpoints import load_generator
 from mmsynth.models.generators import BaseGenerator
 from mmsynth.registry import DATASETS, MODELS
+from mmsynth.utils.configs import find_config
 from mmsynth.utils.hashes import file_hash
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
     """Read a config file, apply ``--cfg-options``, and import what it asks for.
 
+    Args:
+        path: The file, see :func:`~mmsynth.utils.configs.find_config`.
+        overrides: Values by dotted key.
+
     Raises:
         FileNotFoundError: If there is no such file.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'config {path} does not exist; give the path of a config file.')
-    cfg = Config.fromfile(str(path))
+    cfg = Config.fromfile(str(find_config(path)))
     if overrides:
         cfg.merge_from_dict(dict(overrides))
     if cfg.get('custom_imports'):

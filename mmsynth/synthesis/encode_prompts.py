@@ -1,8 +1,9 @@
 """Fill the prompt cache of a config: collect the distinct prompts of its datasets and encode each of them once."""
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -11,11 +12,11 @@ from torch.utils.data import Dataset
 from mmsynth.models.encoders import PromptCache, TextEncoder
 from mmsynth.registry import MODELS
 from mmsynth.synthesis.build import build_dataset, load_config
+from mmsynth.synthesis.live_critics import without_live_critics
 from mmsynth.utils import progress_bar
 from mmsynth.utils.datasets import leaf_datasets
 
 NEGATIVE_PROMPT = ''  # of classifier-free guidance, and what prompt dropout trains with
-_DATASET_KEYS = ('train_dataloader', 'val_dataloader', 'synthesis')
 _USUAL_ENCODERS = {'mmsynth.TISynth': 'mmsynth.CLIPTextEncoder'}  # of a generator; SD3's of any other
 
 
@@ -81,36 +82,60 @@ def encode_prompts(config: Config | str | Path,
 def collect_prompts(config: Config) -> list[str]:
     """The distinct prompts of a config's datasets in their first order, after the empty one.
 
-    Looked at are ``train_dataloader``, ``val_dataloader`` and ``synthesis``. A dataset whose records have no prompts
-    and whose pipeline builds none, such as an ordinary segmentation dataset, is passed over.
+    Every data set is looked at whose records have prompts or whose pipeline builds them, whatever its type: those of
+    the data loaders, of ``synthesis``, and the masks of OnlineSynthesisHook in ``custom_hooks`` (its own, or those of
+    the config of its generator). The log says which have no prompts.
 
     Raises:
         ValueError: If no dataset has prompts.
     """
     prompts = {NEGATIVE_PROMPT: None}
-    found = False
+    found, places = False, []
     for key, dataset_config in _dataset_configs(config):
+        places.append(key)
+        if not _may_have_prompts(dataset_config):
+            print_log(f'{key} ({dataset_config["type"]}) has no prompts, and its pipeline no BuildPrompt: left out',
+                      'current')
+            continue
         for dataset in leaf_datasets(build_dataset(dataset_config)):
             prompt_of = _prompt_reader(dataset, key)
             if prompt_of is None:
-                print_log(f'{key}.dataset ({type(dataset).__name__}) has no prompts: passed over', 'current')
+                print_log(f'{key} ({type(dataset).__name__}) has no prompts, and its pipeline no BuildPrompt: left out',
+                          'current')
                 continue
             found = True
             indices = progress_bar(range(len(dataset)), unit='record', title=f'prompts of {key}')
             prompts.update((prompt_of(index), None) for index in indices)
     if not found:
-        raise ValueError(f'no dataset of the config has prompts (looked at {", ".join(_DATASET_KEYS)}). Add '
+        raise ValueError(f'no data set of the config has prompts (looked at {", ".join(places) or "none"}). Add '
                          "dict(type='mmsynth.BuildPrompt') to the pipeline of one, or prompts to its manifest.")
     return list(prompts)
 
 
 def _dataset_configs(config: Config) -> Iterator[tuple[str, dict]]:
-    """The datasets to look at, with the key they stand under; of validation only those of this package."""
-    for key in _DATASET_KEYS:
+    """The data sets to look at, with the place where they stand."""
+    for key in ('train_dataloader', 'val_dataloader', 'test_dataloader', 'synthesis'):
         dataset = (config.get(key) or {}).get('dataset')
-        if dataset is None or key == 'val_dataloader' and not str(dataset['type']).startswith('mmsynth.'):
+        if dataset is not None:
+            yield f'{key}.dataset', dataset
+    for number, hook in enumerate(config.get('custom_hooks') or ()):
+        if not str(hook.get('type')).endswith('OnlineSynthesisHook'):
             continue
-        yield key, dataset
+        if hook.get('masks') is not None:
+            yield f'custom_hooks[{number}].masks', without_live_critics(hook['masks'])
+        elif isinstance(hook['generator'].get('config'), (str, Path)):
+            masks = (load_config(hook['generator']['config']).get('synthesis') or {}).get('dataset')
+            if masks is not None:
+                yield f'custom_hooks[{number}].generator.config, synthesis.dataset', masks
+
+
+def _may_have_prompts(cfg: Any) -> bool:
+    """Whether a data set may have prompts: if it is one of this package, or something in its pipeline builds them."""
+    if isinstance(cfg, Mapping):
+        kind = str(cfg.get('type'))
+        return kind.endswith('BuildPrompt') or kind.startswith('mmsynth.') and 'Dataset' in kind or any(
+            _may_have_prompts(value) for value in cfg.values())
+    return isinstance(cfg, (list, tuple)) and any(_may_have_prompts(item) for item in cfg)
 
 
 def _prompt_reader(dataset: Dataset, key: str) -> Callable[[int], str] | None:
@@ -124,7 +149,7 @@ def _prompt_reader(dataset: Dataset, key: str) -> Callable[[int], str] | None:
     random = [name for name in names[:len(transforms)] if name.startswith('Random') and name != 'RandomFlip']
     if random:
         print_log(
-            f'{key}.dataset: {", ".join(random)} before BuildPrompt: what a random cut leaves in the mask differs from '
+            f'{key}: {", ".join(random)} before BuildPrompt: what a random cut leaves in the mask differs from '
             'reading to reading, so training may ask for prompts that are not collected here. With a prompt cache, put '
             'BuildPrompt before it, or cut at fixed places.',
             'current', logging.WARNING)
@@ -134,10 +159,10 @@ def _prompt_reader(dataset: Dataset, key: str) -> Callable[[int], str] | None:
         for transform in transforms:
             results = transform(results)
             if results is None:
-                raise ValueError(f'{key}.dataset: record {index} is dropped by {type(transform).__name__} before its '
+                raise ValueError(f'{key}: record {index} is dropped by {type(transform).__name__} before its '
                                  'prompt is built; take it out of the dataset or put BuildPrompt before it.')
         if not isinstance(results.get('prompt'), str):
-            raise ValueError(f'{key}.dataset: record {index} has the prompt {results.get("prompt")!r}; it must be a '
+            raise ValueError(f'{key}: record {index} has the prompt {results.get("prompt")!r}; it must be a '
                              "string. Complete the records, or add dict(type='mmsynth.BuildPrompt') to the pipeline.")
         return results['prompt']
 

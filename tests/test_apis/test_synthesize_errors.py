@@ -1,5 +1,6 @@
 """What synthesis says when it is asked for something that does not fit, and that it leaves nothing half-written."""
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 import torch
 from mmengine.config import Config
 from PIL import Image
-from small_run import NAMES, SmallRun
+from small_run import NAMES, ROOT, SmallRun, command
 
 from mmsynth.apis import load_config, synthesize
+from mmsynth.apis.synthesize import NotFiniteError
+from mmsynth.models import PatchPCACodec
 from mmsynth.pool import Pool
 
 
@@ -127,7 +130,7 @@ def test_missing_critic(small_run: SmallRun, out_dir: Path) -> None:
     cfg = small_run.config(synthesis__guidance__critic__checkpoint='/nowhere/critic.pth')
     refused(small_run, out_dir, cfg, 'checkpoint /nowhere/critic.pth does not exist', error=FileNotFoundError)
     cfg = small_run.config(synthesis__guidance__critic__config='/nowhere/critic.py')
-    refused(small_run, out_dir, cfg, '`config` /nowhere/critic.py does not exist', error=FileNotFoundError)
+    refused(small_run, out_dir, cfg, 'config /nowhere/critic.py does not exist', error=FileNotFoundError)
 
 
 def test_checkpoint_of_other_shapes(small_run: SmallRun, out_dir: Path) -> None:
@@ -208,3 +211,51 @@ def test_folder_that_is_no_pool(small_run: SmallRun, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not empty and not a pool .*'thesis.tex'"):
         small_run.synthesize(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ['thesis.tex']
+
+
+# ---- images that are not finite
+
+
+def test_images_that_are_not_finite_are_left_out_and_made_again(small_run: SmallRun, tmp_path: Path,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would be black images with full labels. The run goes on to its end, then says so."""
+    decode = PatchPCACodec.decode
+
+    def broken(codec: PatchPCACodec, latents: torch.Tensor) -> torch.Tensor:
+        images = decode(codec, latents)
+        images[1, 0, 0, 0] = float('nan')
+        return images
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PatchPCACodec, 'decode', broken)
+        with pytest.raises(NotFiniteError, match='1 of 4 images were not finite'):
+            small_run.synthesize(tmp_path / 'pool', guidance='none')
+    assert len(Pool.open(tmp_path / 'pool')) == 3 and (tmp_path / 'pool' / 'report.html').is_file()
+    assert len(small_run.synthesize(tmp_path / 'pool', guidance='none')) == 4
+
+
+def test_the_tool_ends_with_an_error_where_images_are_not_finite(small_run: SmallRun, tmp_path: Path) -> None:
+    state = torch.load(small_run.generator, weights_only=False)
+    state['state_dict']['latent_codec.mean'] *= float('nan')
+    torch.save(state, tmp_path / 'broken.pth')
+    line, env = command(ROOT / 'tools' / 'synthesize.py', small_run.config_file, tmp_path / 'broken.pth', '--out-dir',
+                        tmp_path / 'pool', '--guidance', 'none')
+    result = subprocess.run(line, env=env, capture_output=True, text=True)
+    assert result.returncode == 1 and '4 of 4 images were not finite' in result.stderr.splitlines()[-1]
+    assert len(Pool.open(tmp_path / 'pool')) == 0
+
+
+def test_other_weights_of_a_mask_source_are_noticed(small_run: SmallRun, tmp_path: Path) -> None:
+    """They choose other masks under the same config."""
+    weights = tmp_path / 'critic.pth'
+    weights.write_bytes(small_run.critic.read_bytes())
+    critic = dict(type='mmsynth.SegmentorCritic', config=str(small_run.critic_config_file), checkpoint=str(weights))
+    cfg = small_run.config()
+    cfg.synthesis.dataset = dict(type='mmsynth.UncertainMasks', dataset=cfg.train_dataloader.dataset,
+                                 critic=critic, share=1.0)
+    small_run.synthesize(tmp_path / 'pool', cfg, guidance='none')
+    state = torch.load(weights, weights_only=False)
+    state['state_dict']['decode_head.conv_seg.bias'] += 1
+    torch.save(state, weights)
+    with pytest.raises(ValueError, match='masks_sha256'):
+        small_run.synthesize(tmp_path / 'pool', cfg, guidance='none')

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from tiny_masks import MemoryMasks
 
 from mmsynth.online import settings as module
-from mmsynth.online.settings import RoundMasks, with_critic, without_live_critics
+from mmsynth.online.settings import RoundMasks
+from mmsynth.synthesis.live_critics import with_critic, without_live_critics
 
 LIVE = dict(type='T', dataset=dict(type='U', critic='runner', share=0.5, dataset=dict(type='D', pipeline=[1, (2, 3)])))
 

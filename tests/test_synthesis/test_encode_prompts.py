@@ -112,9 +112,30 @@ def test_all_datasets_and_wrappers_are_looked_at():
         dict(
             train_dataloader=dict(dataset=wrapped),
             val_dataloader=dict(dataset=records('d', 'a')),
-            test_dataloader=dict(dataset=records('not looked at')),
-            synthesis=dict(dataset=records('e'))))
-    assert collect_prompts(config) == ['', 'a', 'b', 'c', 'd', 'e']
+            test_dataloader=dict(dataset=records('e')),
+            synthesis=dict(dataset=records('f'))))
+    assert collect_prompts(config) == ['', 'a', 'b', 'c', 'd', 'e', 'f']
+
+
+def test_a_validation_set_of_another_package_is_looked_at(tmp_path):
+    """mmseg's LoveDA with BuildPrompt: what a generator's validation asks the cache for."""
+    for name, folder in (('a.png', 'img'), ('a.png', 'ann')):
+        (tmp_path / folder).mkdir()
+        mmcv.imwrite(np.full((2, 2), 3, dtype=np.uint8), str(tmp_path / folder / name))
+    dataset = dict(
+        type='LoveDADataset', data_root=str(tmp_path), data_prefix=dict(img_path='img', seg_map_path='ann'),
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', reduce_zero_label=True),
+                  dict(type='mmsynth.BuildPrompt', classes=('background', 'building', 'road'))])
+    assert collect_prompts(Config(dict(val_dataloader=dict(dataset=dataset)))) == ['', 'a satellite image of road']
+
+
+def test_masks_of_online_synthesis_are_looked_at(tmp_path):
+    (tmp_path / 'generator.py').write_text(f'synthesis = dict(dataset={records("b")!r})\n')
+    hooks = [dict(type='mmsynth.OnlineSynthesisHook', masks=dict(
+                  type='mmsynth.UncertainMasks', critic='runner', dataset=records('a'))),
+             dict(type='mmsynth.OnlineSynthesisHook', generator=dict(config=str(tmp_path / 'generator.py'))),
+             dict(type='EMAHook')]
+    assert collect_prompts(Config(dict(custom_hooks=hooks))) == ['', 'a', 'b']
 
 
 def test_manifest_dataset(tmp_path):
@@ -141,7 +162,7 @@ def test_datasets_without_prompts_are_passed_over():
             val_dataloader=dict(dataset=foreign),
             synthesis=dict(dataset=records('e'))))
     assert collect_prompts(config) == ['', 'e']
-    with pytest.raises(ValueError, match='no dataset of the config has prompts.*BuildPrompt'):
+    with pytest.raises(ValueError, match='no data set of the config has prompts.*BuildPrompt'):
         collect_prompts(Config(dict(train_dataloader=dict(dataset=plain))))
 
 
