@@ -191,7 +191,7 @@ def _groups(records: Sequence[PoolRecord], hashes: Mapping[str, str],
 def _losses(pool: Pool, records: Sequence[PoolRecord], pixel_filter: ClassLossFilter, batch_size: int,
             watch: Stopwatch) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Loss and mask (H, W) of each record, in their order."""
-    device = next(pixel_filter.segmentor.segmentor.parameters()).device
+    device = pixel_filter.segmentor.device
     loaded = ((pool.load_image(record), pool.load_mask(record)) for record in records)
     for batch in batches_of_one_shape(loaded, lambda pair: pair[1].shape, batch_size):
         images, masks = zip(*batch)

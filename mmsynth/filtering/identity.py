@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmsynth.guidance import SegmentorCritic
+from mmsynth.guidance import Critic, SegmentorCritic
 from mmsynth.host import normalisation_of
 
 _LENGTH = 16  # hex digits, as in all hashes of a manifest
@@ -20,14 +20,17 @@ def label_hash(mask: np.ndarray) -> str:
     return digest.hexdigest()[:_LENGTH]
 
 
-def segmentor_identity(critic: SegmentorCritic) -> str:
-    """Hash of what a segmentor reads with: its weights, its normalisation and its mode of inference."""
-    segmentor = critic.segmentor
-    to_rgb, mean, std = normalisation_of(segmentor.data_preprocessor)
-    digest = hashlib.sha256(json.dumps(segmentor.test_cfg, sort_keys=True, default=str).encode())
-    if mean is not None:
-        digest.update(f'{to_rgb} {mean.flatten().tolist()} {std.flatten().tolist()}'.encode())
-    for name, value in sorted(segmentor.state_dict().items()):
+def segmentor_identity(critic: Critic) -> str:
+    """Hash of what a critic predicts with: its weights, and a segmentor's normalisation and mode of inference."""
+    if isinstance(critic, SegmentorCritic):
+        model = critic.segmentor
+        to_rgb, mean, std = normalisation_of(model.data_preprocessor)
+        digest = hashlib.sha256(json.dumps(model.test_cfg, sort_keys=True, default=str).encode())
+        if mean is not None:
+            digest.update(f'{to_rgb} {mean.flatten().tolist()} {std.flatten().tolist()}'.encode())
+    else:
+        model, digest = critic, hashlib.sha256(type(critic).__name__.encode())
+    for name, value in sorted(model.state_dict().items()):
         digest.update(f'{name} {value.dtype} {tuple(value.shape)}:'.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:_LENGTH]

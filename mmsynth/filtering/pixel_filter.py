@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmsynth.filtering.class_losses import ClassLosses, pixel_losses
 from mmsynth.filtering.identity import label_hash, segmentor_identity, settings_identity
 from mmsynth.filtering.pixel_rule import FilteredSample, PixelRule
-from mmsynth.guidance import SegmentorCritic
+from mmsynth.guidance import Critic
 from mmsynth.registry import MODELS
 
 
@@ -22,8 +22,8 @@ class ClassLossFilter(nn.Module):
     """A segmentor and the rule by which its losses are judged.
 
     Args:
-        segmentor: A :class:`~mmsynth.guidance.SegmentorCritic`, or its config. One that guided the synthesis finds its
-            own wishes in the images and doubts little.
+        segmentor: A :class:`~mmsynth.guidance.Critic` that predicts on images, or its config. One that guided the
+            synthesis finds its own wishes in the images and doubts little.
         class_losses: Its losses on real data: the file of tools/fit_class_loss.py, or what it holds.
         margin, mode, sibling_vote, min_valid, weak_classes, unseen_classes: See :class:`PixelRule`.
 
@@ -37,7 +37,7 @@ class ClassLossFilter(nn.Module):
     """
 
     def __init__(self,
-                 segmentor: SegmentorCritic | dict,
+                 segmentor: Critic | dict,
                  class_losses: ClassLosses | str | Path,
                  *,
                  margin: float = 1.25,
@@ -52,7 +52,10 @@ class ClassLossFilter(nn.Module):
             class_losses = ClassLosses.read(class_losses)
         self.rule = PixelRule(class_losses, margin=margin, mode=mode, sibling_vote=sibling_vote, min_valid=min_valid,
                               weak_classes=weak_classes, unseen_classes=unseen_classes)
-        self.segmentor: SegmentorCritic = MODELS.build(segmentor) if isinstance(segmentor, dict) else segmentor
+        self.segmentor: Critic = MODELS.build(segmentor) if isinstance(segmentor, dict) else segmentor
+        if self.segmentor.input_type != 'images':
+            raise ValueError(f'`segmentor` must predict on images, {type(self.segmentor).__name__} does on '
+                             f'{self.segmentor.input_type}; give a critic of images.')
         self.segmentor_sha256: str = segmentor_identity(self.segmentor)
         _check_together(self.segmentor, self.segmentor_sha256, class_losses, source)
         self.identity: str = settings_identity(dict(self.rule.settings, segmentor=self.segmentor_sha256))
@@ -72,8 +75,7 @@ class ClassLossFilter(nn.Module):
     @torch.no_grad()
     def predict_logits(self, images: Sequence[np.ndarray]) -> Tensor:
         """Logits (B, K, H, W) for B images (H, W, 3), uint8, RGB, of one size."""
-        weights = next(self.segmentor.segmentor.parameters())
-        pixels = torch.from_numpy(np.stack(images)).to(weights.device).permute(0, 3, 1, 2)
+        pixels = torch.from_numpy(np.stack(images)).to(self.segmentor.device).permute(0, 3, 1, 2)
         return self.segmentor.predict_logits(pixels.float() / 255)
 
     def losses(self, logits: Tensor, masks: Sequence[np.ndarray]) -> np.ndarray:
@@ -100,7 +102,7 @@ class ClassLossFilter(nn.Module):
         return [self.decide([loss], mask)[0] for loss, mask in zip(losses, masks)]
 
 
-def _check_together(critic: SegmentorCritic, identity: str, class_losses: ClassLosses, source: str) -> None:
+def _check_together(critic: Critic, identity: str, class_losses: ClassLosses, source: str) -> None:
     count = len(class_losses.class_names)
     if critic.num_classes != count:
         raise ValueError(f'{source}: they are of {count} classes, the segmentor has {critic.num_classes}; fit them '

@@ -5,8 +5,10 @@ Legend: B batch, C latent channels, h w latent cells, H W pixels, K classes.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -61,7 +63,7 @@ class Guidance(nn.Module):
             self.decoder.check_latents(channels, factor)
 
     def bind(self, decode: Decode, masks: Tensor) -> Guide | None:
-        """The guide of one batch, for :func:`mmsynth.sampling.sample_flow_match`; None where no step is corrected.
+        """The guide of one batch, for :func:`mmsynth.sampling.sample`; None where no step is corrected.
 
         Args:
             decode: Latents (B, C, h, w) → images (B, 3, H, W), nominally [-1, 1], differentiable.
@@ -131,6 +133,11 @@ class Critic(nn.Module):
         valid = self.counts(masks)
         return CriticOutput(self.pixel_loss(logits, masks), valid & (logits.argmax(1) != masks), valid)
 
+    @property
+    def device(self) -> torch.device:
+        """Where its inputs must be; the CPU for one without tensors."""
+        return next((tensor.device for tensor in chain(self.parameters(), self.buffers())), torch.device('cpu'))
+
     def counts(self, masks: Tensor) -> Tensor:
         """Where masks (B, H, W) are judged, bool: neither ignored by the critic nor unlabelled."""
         return (masks != self.ignore_index) & (masks != IGNORE_INDEX)
@@ -192,6 +199,10 @@ class CriticOutput:
     loss: Tensor
     wrong: Tensor
     valid: Tensor
+
+    def detach(self) -> 'CriticOutput':
+        """The same without a gradient."""
+        return CriticOutput(self.loss.detach(), self.wrong, self.valid)
 
     @property
     def wrong_share(self) -> Tensor:

@@ -14,9 +14,8 @@ shrink with the batch; a trust region bounds the sum of the corrections of one s
 The parts of the released rule by themselves: ``legacy=True, norm='raw', step_size=0`` is its clamp alone,
 ``norm='raw', trust_region=None`` its gradient alone (per sample), ``legacy=True, norm='raw'`` both.
 """
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +23,66 @@ from torch import Tensor
 from mmsynth.guidance.base import Critic, CriticOutput, Decode, Guidance, GuidanceDecoder, Record
 from mmsynth.registry import MODELS
 from mmsynth.sampling import Guide, SamplingStep
+
+
+class Rectified(NamedTuple):
+    """What :func:`rectify` returns.
+
+    Attributes:
+        prediction: Corrected (B, C, h, w), float32.
+        skipped: Samples that were left as they were, since a gradient or its result was not finite (B,), bool.
+        before: What the critic says of the estimate before the first correction.
+    """
+
+    prediction: Tensor
+    skipped: Tensor
+    before: CriticOutput
+
+
+def rectify(prediction: Tensor,
+            judge: Callable[[Tensor], CriticOutput],
+            step_size: float,
+            *,
+            norm: Literal['relative', 'raw', 'l2'] = 'relative',
+            num_rectified: int = 1,
+            trust_region: float | None = 0.5,
+            pixels: Literal['wrong', 'all'] = 'wrong',
+            attenuate: bool = False,
+            legacy: bool = False) -> Rectified:
+    """Correct a prediction down the gradient of a critic's loss.
+
+        v' = v - step_size * ‖v‖ * g / ‖g‖,   g = d loss(judge(v)) / d v
+
+    Args:
+        prediction: v, velocity or noise (B, C, h, w).
+        judge: Prediction → what the critic says of the clean estimate that it stands for; differentiable.
+        step_size: See ``norm``.
+        norm, num_rectified, trust_region, pixels, attenuate, legacy: See :class:`CRFM`.
+    """
+    start = current = prediction.float()
+    skipped, before = torch.zeros(len(start), dtype=torch.bool, device=start.device), None
+    for _ in range(num_rectified):
+        with torch.enable_grad():
+            variable = current.detach().requires_grad_(True)
+            output = judge(variable)
+            loss = output.wrong_loss if pixels == 'wrong' else output.mean_loss  # (B,)
+            gradient = torch.autograd.grad(loss.mean() if legacy else loss.sum(), variable)[0]
+        before = output.detach() if before is None else before
+        finite = gradient.isfinite().flatten(1).all(1)
+        if norm in ('l2', 'relative'):
+            gradient = gradient / _norm(gradient).clamp_min(1e-12)
+        if norm == 'relative':
+            gradient = gradient * _norm(start)
+        updated = (current * (1 - step_size) if attenuate else current) - step_size * gradient
+        if legacy:
+            updated = updated.clamp(-1, 1)
+        elif trust_region is not None:
+            change = updated - start
+            limit = trust_region * _norm(start)
+            updated = start + change * (limit / _norm(change).clamp_min(1e-12)).clamp(max=1)
+        skipped |= ~(finite & updated.isfinite().flatten(1).all(1))
+        current = torch.where(skipped[:, None, None, None], start, updated)
+    return Rectified(current, skipped, before)
 
 
 @MODELS.register_module()
@@ -37,8 +96,6 @@ class CRFM(Guidance):
         step_size: Largest step. With ``norm='relative'`` a fraction of ‖v‖.
         policy: How the step size goes over N steps, at step i: 'constant', 'increase' = (i + 1) / N,
             'decrease' = 1 - (i + 1) / N of ``step_size``.
-        policy_over: Which steps the policy's N counts: 'run': all of the run, as released; 'guided': only those that
-            are guided, so that 'increase' reaches ``step_size`` at the last of them and 'decrease' 0.
         norm: 'relative': the step is ``step_size * ‖v‖`` along the normalised gradient; 'raw': the gradient times
             ``step_size``; 'l2': the normalised gradient times ``step_size``.
         num_rectified: Corrections per guided step.
@@ -66,10 +123,8 @@ class CRFM(Guidance):
                  pixels: Literal['wrong', 'all'] = 'wrong',
                  attenuate: bool = False,
                  legacy: bool = False,
-                 policy_over: Literal['run', 'guided'] = 'run',
                  decoder: GuidanceDecoder | dict | None = None) -> None:
         _check_choice('policy', policy, ('constant', 'increase', 'decrease'))
-        _check_choice('policy_over', policy_over, ('run', 'guided'))
         _check_choice('norm', norm, ('relative', 'raw', 'l2'))
         _check_choice('pixels', pixels, ('wrong', 'all'))
         if steps != 'all' and not (isinstance(steps, int) and steps >= 0):
@@ -80,14 +135,10 @@ class CRFM(Guidance):
         if legacy and norm == 'relative':
             raise ValueError("`legacy=True` is the released rule, which knows `norm='raw'` and 'l2' only, got "
                              "'relative'.")
-        if policy_over == 'guided' and policy == 'constant':
-            raise ValueError("`policy_over='guided'` has no effect with `policy='constant'`; leave it out, or choose "
-                             "'increase' or 'decrease'.")
         super().__init__(critic, decoder)
         self.steps = steps
         self.step_size = step_size
         self.policy = policy
-        self.policy_over = policy_over
         self.norm = norm
         self.num_rectified = num_rectified
         self.trust_region = trust_region
@@ -119,7 +170,7 @@ class CRFM(Guidance):
 
     def step_size_at(self, index: int, total: int) -> float:
         """The step size at step ``index`` of a run of ``total``."""
-        share = (index + 1) / (total if self.policy_over == 'run' or self.steps == 'all' else self.steps)
+        share = (index + 1) / total
         return self.step_size * {'constant': 1.0, 'increase': share, 'decrease': 1 - share}[self.policy]
 
     def correct(self, prediction: Tensor, step: SamplingStep, decode: Decode,
@@ -137,66 +188,31 @@ class CRFM(Guidance):
             (misclassified shares), relative_change (‖dv‖ / ‖v‖) and skipped (1 if a gradient or the prediction that
             it led to was not finite, so that the sample was left uncorrected at this step).
         """
+        def judge(velocity: Tensor) -> CriticOutput:
+            return self.judge(step.clean_estimate(velocity), decode, masks)
+
         with self.critic.frozen_eval():
-            return self._correct(prediction, step, decode, masks)
-
-    def _correct(self, prediction: Tensor, step: SamplingStep, decode: Decode,
-                 masks: Tensor) -> tuple[Tensor, list[Record]]:
-        size = self.step_size_at(step.index, step.total)
+            corrected, skipped, before = rectify(
+                prediction, judge, self.step_size_at(step.index, step.total), norm=self.norm,
+                num_rectified=self.num_rectified, trust_region=self.trust_region, pixels=self.pixels,
+                attenuate=self.attenuate, legacy=self.legacy)
+            with torch.no_grad():
+                after = judge(corrected)
         start = prediction.float()
-        current, skipped, before = start, torch.zeros(len(start), dtype=torch.bool, device=start.device), None
-        for _ in range(self.num_rectified):
-            output, gradient = self._gradient(current, step, decode, masks)
-            before = output if before is None else before
-            updated = self._update(current, gradient, size, start)
-            skipped |= ~(gradient.isfinite() & updated.isfinite()).flatten(1).all(1)
-            current = torch.where(skipped[:, None, None, None], start, updated)
-        with torch.no_grad():
-            after = self.judge(step.clean_estimate(current), decode, masks)
-        records = _records(step, before, after, start, current, skipped)
-        return current.to(prediction.dtype), records
-
-    def _gradient(self, current: Tensor, step: SamplingStep, decode: Decode, masks: Tensor) -> tuple[CriticOutput, Tensor]:
-        with torch.enable_grad():
-            variable = current.detach().requires_grad_(True)
-            output = self.judge(step.clean_estimate(variable), decode, masks)
-            loss = output.wrong_loss if self.pixels == 'wrong' else output.mean_loss
-            total = loss.mean() if self.legacy else loss.sum()
-            gradient = torch.autograd.grad(total, variable)[0]
-        return replace(output, loss=output.loss.detach()), gradient
-
-    def _update(self, current: Tensor, gradient: Tensor, size: float, start: Tensor) -> Tensor:
-        if self.norm in ('l2', 'relative'):
-            gradient = gradient / _norm(gradient).clamp_min(1e-12)
-        if self.norm == 'relative':
-            gradient = gradient * _norm(start)
-        scaled = current * (1 - size) if self.attenuate else current
-        updated = scaled - size * gradient
-        if self.legacy:
-            return updated.clamp(-1, 1)
-        if self.trust_region is not None:
-            change = updated - start
-            limit = self.trust_region * _norm(start)
-            return start + change * (limit / _norm(change).clamp_min(1e-12)).clamp(max=1)
-        return updated
+        columns = dict(
+            loss_before=before.mean_loss,
+            loss_after=after.mean_loss,
+            wrong_before=before.wrong_share,
+            wrong_after=after.wrong_share,
+            relative_change=(_norm(corrected - start) / _norm(start).clamp_min(1e-12)).flatten(),
+            skipped=skipped)
+        records = [dict(step=step.index, sigma=step.sigma) | {key: float(value[row]) for key, value in columns.items()}
+                   for row in range(len(start))]
+        return corrected.to(prediction.dtype), records
 
 
 def _norm(values: Tensor) -> Tensor:
     return values.flatten(1).norm(dim=1)[:, None, None, None]
-
-
-def _records(step: SamplingStep, before: CriticOutput, after: CriticOutput, start: Tensor, current: Tensor,
-             skipped: Tensor) -> list[Record]:
-    change = (_norm(current - start) / _norm(start).clamp_min(1e-12)).flatten()
-    columns = dict(
-        loss_before=before.mean_loss,
-        loss_after=after.mean_loss,
-        wrong_before=before.wrong_share,
-        wrong_after=after.wrong_share,
-        relative_change=change,
-        skipped=skipped)
-    return [{'step': step.index, 'sigma': step.sigma, **{key: float(value[row]) for key, value in columns.items()}}
-            for row in range(len(start))]
 
 
 def _check_choice(option: str, value: str, choices: Sequence[str]) -> None:

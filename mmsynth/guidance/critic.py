@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
@@ -90,6 +91,11 @@ class SegmentorCritic(Critic):
                     module.with_cp = with_cp
             for parameter, requires_grad in zip(parameters, wanted):
                 parameter.requires_grad = requires_grad
+
+    @property
+    def device(self) -> torch.device:
+        """Where the segmentor is."""
+        return next(self.segmentor.parameters()).device
 
     def predict_logits(self, images: Tensor) -> Tensor:
         """Logits (B, K, H, W) for images (B, 3, H, W), float, [0, 1], RGB, by the segmentor's own inference mode."""

@@ -1,9 +1,10 @@
-"""Sampling loops over diffusers' schedulers."""
-from mmsynth.sampling.denoise import SAMPLERS, build_sampler, complete_schedule, noise_of_velocity, sample_denoising
-from mmsynth.sampling.flow_match import Guide, build_flow_scheduler, sample_flow_match
-from mmsynth.sampling.step import SamplingStep
+"""Sampling over diffusers' schedulers. Pure functions."""
+from mmsynth.sampling.classifier_free import classifier_free
+from mmsynth.sampling.loop import Guide, sample
+from mmsynth.sampling.schedulers import SAMPLERS, build_flow_scheduler, build_sampler, complete_schedule
+from mmsynth.sampling.step import SamplingStep, noise_of_velocity
 
 __all__ = [
-    'SAMPLERS', 'Guide', 'SamplingStep', 'build_flow_scheduler', 'build_sampler', 'complete_schedule', 'noise_of_velocity',
-    'sample_denoising', 'sample_flow_match'
+    'SAMPLERS', 'Guide', 'SamplingStep', 'build_flow_scheduler', 'build_sampler', 'classifier_free',
+    'complete_schedule', 'noise_of_velocity', 'sample'
 ]

@@ -8,6 +8,7 @@ With ``z = alpha * z0 + sigma * eps``:
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 PredictionType = Literal['velocity', 'noise']
@@ -43,3 +44,23 @@ class SamplingStep:
         if self.prediction_type == 'velocity':
             return self.latents - self.sigma * prediction
         return (self.latents - self.sigma * prediction) / self.alpha
+
+
+def noise_of_velocity(velocity: Tensor, latents: Tensor, timestep: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """The noise that a predicted velocity ``v = alpha * eps - sigma * z0`` stands for (arXiv 2202.00512, appendix D).
+
+        eps = alpha * v + sigma * z
+
+    Args:
+        velocity: Of the network, (B, C, h, w).
+        latents: z, what the network was given, (B, C, h, w).
+        timestep: (B,), in [0, 1000); between two of them ``sigma / alpha`` is interpolated, as
+            diffusers' samplers do.
+        alphas_cumprod: alpha² of the training schedule (1000,).
+    """
+    ratios = (1 / alphas_cumprod.double() - 1).sqrt().to(timestep.device)
+    below = timestep.long()
+    above = (below + 1).clamp_max(len(ratios) - 1)
+    ratio = torch.lerp(ratios[below], ratios[above], timestep.double() - below)
+    alpha = (1 / (1 + ratio.square()).sqrt()).to(velocity)[:, None, None, None]
+    return alpha * velocity + (1 - alpha.square()).sqrt() * latents

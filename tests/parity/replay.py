@@ -24,7 +24,7 @@ from mmsynth.models.checkpoints import load_released_todsynth
 from mmsynth.models.encoders.latent_codecs import VAECodec
 from mmsynth.models.ldm_checkpoints import read_ldm
 from mmsynth.models.networks import ControlledUNet, MMDiT
-from mmsynth.sampling import build_sampler, sample_denoising, sample_flow_match
+from mmsynth.sampling import build_sampler, sample
 from mmsynth.utils.checkpoint import load_state_dict
 
 Tensors = dict[str, Tensor]
@@ -78,7 +78,7 @@ def replay_crfm_trajectory(file: ParityFile) -> Tensors:
 
     def run(guide: Callable | None) -> Tensor:
         scheduler = FlowMatchEulerDiscreteScheduler(**settings['scheduler_config'])
-        return sample_flow_match(predict, io['initial_latents'], scheduler, settings['num_inference_steps'], guide)[0]
+        return sample(predict, io['initial_latents'], scheduler, settings['num_inference_steps'], guide)[0]
 
     corrected = run(crfm.bind(codec.decode, io['label']))
     image = (codec.decode(corrected) / 2 + 0.5).clamp(0, 1)
@@ -111,7 +111,7 @@ def tisynth_ddim(file: ParityFile, network: ControlledUNet, dtype: torch.dtype) 
         negative = network(latents, timestep, io['negative_prompt_embeds'], *hints)
         return negative + file.settings['guidance_scale'] * (noise - negative)
 
-    return sample_denoising(predict, io['latents'], build_sampler(), file.settings['ddim_steps'])[0]
+    return sample(predict, io['latents'], build_sampler(), file.settings['ddim_steps'])[0]
 
 
 def replay_filter_resample(file: ParityFile) -> Tensors:

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_generator import segmentor
+from toy_critic import LatentReader, ToyCritic
 
 from mmsynth.filtering import ClassLosses, ClassLossFilter, label_hash, segmentor_identity
 from mmsynth.guidance import SegmentorCritic
@@ -81,3 +82,23 @@ def test_a_misspelt_option_fails_with_its_name() -> None:
     from mmsynth.registry import MODELS
     with pytest.raises(TypeError, match='margni'):
         MODELS.build(dict(type='mmsynth.ClassLossFilter', segmentor=critic(), class_losses=LOSSES, margni=2))
+
+
+def test_any_critic_of_images_filters() -> None:
+    """It need not be a segmentor of mmseg."""
+    images, masks = samples()
+    filters = [ClassLossFilter(ToyCritic(seed=seed), LOSSES, margin=2.0) for seed in (3, 3, 4)]
+    first = filters[0](images, masks)
+    assert any((found.label != mask).any() for found, mask in zip(first, masks))
+    assert filters[0].identity == filters[1].identity != filters[2].identity
+    with pytest.raises(ValueError, match='`segmentor` must predict on images'):
+        ClassLossFilter(LatentReader(), LOSSES)
+
+
+def test_soft_and_hard_rules_keep_the_same_samples() -> None:
+    """The mean of soft weights alone would hardly ever fall below `min_valid`."""
+    images, masks = samples(8)
+    filters = [ClassLossFilter(critic(), LOSSES, margin=1.0, mode=mode, min_valid=0.68) for mode in ('hard', 'soft')]
+    hard, soft = ([found.entry for found in own(images, masks)] for own in filters)
+    assert [entry['keep'] for entry in hard] == [entry['keep'] for entry in soft]
+    assert {entry['keep'] for entry in soft} == {True, False} and all(entry['valid'] > 0.68 for entry in soft)

@@ -11,7 +11,7 @@ from toy_critic import CELLS, CHANNELS, PIXELS, ToyCritic, batch, decode, step_a
 from mmsynth.guidance import CRFM
 from mmsynth.guidance.base import Record
 from mmsynth.registry import MODELS
-from mmsynth.sampling import sample_flow_match
+from mmsynth.sampling import sample
 
 
 def crfm(*, kernel: int = 3, broken: tuple[int, ...] = (), **settings) -> CRFM:
@@ -223,7 +223,7 @@ class TestRun:
     def run(guide: Callable | None, num_steps: int = 5) -> tuple[Tensor, list[list[Record]]]:
         noise = torch.randn(2, CHANNELS, CELLS, CELLS, generator=torch.Generator().manual_seed(2))
         scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-        return sample_flow_match(lambda z, t: torch.tanh(z), noise, scheduler, num_steps, guide)
+        return sample(lambda z, t: torch.tanh(z), noise, scheduler, num_steps, guide)
 
     def test_no_steps_are_bit_equal_to_no_guidance(self) -> None:
         latents, traces = self.run(crfm(steps=0, legacy=True, norm='raw').bind(decode, batch()[2]))
@@ -255,8 +255,6 @@ class TestRun:
     (dict(num_rectified=0), '`num_rectified` at least 1'),
     (dict(trust_region=0.0), '`trust_region` positive or None, got 0.1, 1 and 0.0'),
     (dict(policy='linear'), "`policy` must be one of constant, increase, decrease, got 'linear'"),
-    (dict(policy_over='all'), "`policy_over` must be one of run, guided, got 'all'"),
-    (dict(policy_over='guided'), "`policy_over='guided'` has no effect with `policy='constant'`; leave it out"),
     (dict(norm='l1'), "`norm` must be one of relative, raw, l2, got 'l1'"),
     (dict(pixels='right'), "`pixels` must be one of wrong, all, got 'right'"),
     (dict(legacy=True), "`legacy=True` is the released rule, which knows `norm='raw'` and 'l2' only, got 'relative'"),

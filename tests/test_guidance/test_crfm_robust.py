@@ -163,25 +163,18 @@ class TestIgnoredPixels:
 
 class TestPolicyOverTheGuidedSteps:
 
-    @pytest.mark.parametrize('policy, over, expected', [
-        ('increase', 'guided', [0.05, 0.1, 0.15, 0.2]),
-        ('decrease', 'guided', [0.15, 0.1, 0.05, 0.0]),
-        ('increase', 'run', [0.025, 0.05, 0.075, 0.1]),
-        ('decrease', 'run', [0.175, 0.15, 0.125, 0.1]),
+    @pytest.mark.parametrize('policy, expected', [
+        ('increase', [0.025, 0.05, 0.075, 0.1]),
+        ('decrease', [0.175, 0.15, 0.125, 0.1]),
     ])
-    def test_it_counts_what_it_says(self, policy: str, over: str, expected: list[float]) -> None:
+    def test_it_counts_the_steps_of_the_run(self, policy: str, expected: list[float]) -> None:
         """Four guided of eight steps."""
-        guidance, (prediction, latents, masks) = CRFM(ToyCritic(), 4, 0.2, policy, policy_over=over), batch()
+        guidance, (prediction, latents, masks) = CRFM(ToyCritic(), 4, 0.2, policy), batch()
         steps = [step_at(latents, index, 8) for index in range(8)]
         assert [guidance.step_size_at(step.index, 8) for step in steps[:4]] == pytest.approx(expected)
         traces = [guidance.bind(decode, masks)(prediction, step)[1] for step in steps]
         assert [records[0]['relative_change'] for records in traces[:4]] == pytest.approx(expected, rel=1e-4, abs=1e-7)
         assert traces[4:] == [None] * 4
-
-    def test_of_a_run_guided_throughout_both_are_the_same(self) -> None:
-        sizes = [[CRFM(ToyCritic(), 'all', policy='decrease', policy_over=over).step_size_at(index, 5)
-                  for index in range(5)] for over in ('run', 'guided')]
-        assert sizes[0] == sizes[1]
 
 
 class TestPartsOfTheReleasedRule:

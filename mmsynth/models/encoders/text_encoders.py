@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmsynth.datasets.transforms.prompts import TEMPLATE, build_prompt
 from mmsynth.registry import MODELS
+from mmsynth.utils.prompts import TEMPLATE, build_prompt
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusion3Pipeline

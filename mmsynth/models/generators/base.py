@@ -220,7 +220,8 @@ class BaseGenerator(BaseModel):
 
     def _encode_prompts(self, prompts: Sequence[str]) -> TextEmbeds:
         embeds, weight = self.text_encoder.encode(prompts), next(self.network.parameters())
-        return TextEmbeds(*(embed.to(weight) for embed in embeds))  # an encoder may have another dtype and device
+        # an encoder may have another dtype and device
+        return TextEmbeds(*(getattr(embeds, name).to(weight) for name in TextEmbeds._fields))
 
     def _drop_prompts(self, data_samples: Sequence[SynthDataSample], rng: torch.Generator) -> list[str]:
         """The prompts, a share of them replaced by the empty one, for classifier-free guidance."""

@@ -3,7 +3,7 @@
 Legend: B batch, C latent channels, h w latent cells, H W pixels, T tokens of a prompt.
 """
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +17,7 @@ from mmsynth.models.encoders import LatentCodec
 from mmsynth.models.generators.base import BaseGenerator, prompt_of, stack_masks, training_rng
 from mmsynth.models.label_codecs import IdCodec, LabelCodec
 from mmsynth.registry import MODELS
-from mmsynth.sampling import build_sampler, complete_schedule, noise_of_velocity, sample_denoising
+from mmsynth.sampling import build_sampler, classifier_free, complete_schedule, noise_of_velocity, sample
 from mmsynth.structures import SynthDataSample
 from mmsynth.utils import seeded_noise
 
@@ -37,14 +37,6 @@ class Condition:
     prompt_embeds: Tensor
     mask_hint: Tensor
     reference_hint: Tensor
-
-    def with_negative(self, prompt_embeds: Tensor) -> 'Condition':
-        """The condition of 2 B samples: first those of a negative prompt (1, T, D), mask and reference kept."""
-        negative = prompt_embeds.expand_as(self.prompt_embeds)
-        return Condition(
-            prompt_embeds=torch.cat([negative, self.prompt_embeds]),
-            mask_hint=torch.cat([self.mask_hint, self.mask_hint]),
-            reference_hint=torch.cat([self.reference_hint, self.reference_hint]))
 
 
 @MODELS.register_module()
@@ -160,19 +152,14 @@ class TISynth(BaseGenerator):
         shape = self.latent_codec.latent_shape(*masks.shape[-2:])
         prompts = [prompt_of(sample) for sample in data_samples]
         condition = self.encode_condition(prompts, masks, self._references(data_samples))
-        guided = None
+        negative = None
         if self.guidance_scale > 1:
-            guided = condition.with_negative(self._encode_prompts(['']).prompt_embeds)
-
-        def predict(latents: Tensor, timestep: Tensor) -> Tensor:
-            if guided is None:
-                return self._noise(latents, timestep, condition)
-            negative, positive = self._noise(latents.repeat(2, 1, 1, 1), timestep.repeat(2), guided).chunk(2)
-            return negative + self.guidance_scale * (positive - negative)
-
+            empty = self._encode_prompts(['']).prompt_embeds.expand_as(condition.prompt_embeds)
+            negative = replace(condition, prompt_embeds=empty)
+        predict = classifier_free(self._noise, condition, negative, self.guidance_scale)
         guide = None if guidance is None else guidance.bind(self.latent_codec.decode, masks)
         noise = seeded_noise(seeds, shape, device=masks.device)
-        return sample_denoising(predict, noise, self.sampler, self.num_steps, guide)
+        return sample(predict, noise, self.sampler, self.num_steps, guide)
 
     def encode_condition(self, prompts: Sequence[str], masks: Tensor, references: Tensor) -> Condition:
         """Encode prompts, masks (B, H, W) and references (B, 3, H, W), float, [-1, 1], RGB, for the network.

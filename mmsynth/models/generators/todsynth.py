@@ -17,7 +17,7 @@ from mmsynth.models.generators.base import BaseGenerator, prompt_of, stack_masks
 from mmsynth.models.label_codecs import LabelCodec
 from mmsynth.models.networks.mmdit import MMDiT
 from mmsynth.registry import MODELS
-from mmsynth.sampling import build_flow_scheduler, sample_flow_match
+from mmsynth.sampling import build_flow_scheduler, classifier_free, sample
 from mmsynth.structures import SynthDataSample
 from mmsynth.utils import seeded_noise
 
@@ -121,17 +121,10 @@ class TODSynth(BaseGenerator):
         negative = None
         if self.guidance_scale > 1:
             negative = replace(condition, **self._encode_prompts([''] * len(masks))._asdict())
-
-        def predict(latents: Tensor, timestep: Tensor) -> Tensor:
-            velocity = self._velocity(latents, timestep, condition)
-            if negative is None:
-                return velocity
-            unconditional = self._velocity(latents, timestep, negative)
-            return unconditional + self.guidance_scale * (velocity - unconditional)
-
+        predict = classifier_free(self._velocity, condition, negative, self.guidance_scale)
         noise = seeded_noise(seeds, self.latent_codec.latent_shape(*masks.shape[-2:]), device=masks.device)
         guide = None if guidance is None else guidance.bind(self.latent_codec.decode, masks)
-        return sample_flow_match(predict, noise, self.scheduler, self.num_steps, guide)
+        return sample(predict, noise, self.scheduler, self.num_steps, guide)
 
     def encode_condition(self, prompts: Sequence[str], masks: Tensor) -> Condition:
         """Encode prompts and masks (B, H, W) for the network."""

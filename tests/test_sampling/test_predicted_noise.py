@@ -13,9 +13,9 @@ from mmsynth.sampling import (
     build_sampler,
     complete_schedule,
     noise_of_velocity,
-    sample_denoising,
+    sample,
 )
-from mmsynth.sampling.denoise import STABLE_DIFFUSION_SCHEDULE
+from mmsynth.sampling.schedulers import STABLE_DIFFUSION_SCHEDULE
 
 SHAPE = (2, 3, 4, 4)
 # those of them that end without noise
@@ -78,7 +78,7 @@ class TestReleasedDDIM:
             seen.append(int(timestep[0]))
             return latents
 
-        sample_denoising(predict, torch.randn(SHAPE), build_sampler(), 50)
+        sample(predict, torch.randn(SHAPE), build_sampler(), 50)
         assert seen == list(range(981, 0, -20))
 
     @pytest.mark.parametrize('num_steps', [4, 50])
@@ -92,14 +92,14 @@ class TestReleasedDDIM:
             predicted = bent(latents, times[index].expand(2))
             clean = (latents - (1 - here).sqrt() * predicted) / here.sqrt()
             latents = (there.sqrt() * clean + (1 - there).sqrt() * predicted).float()
-        ours, _ = sample_denoising(bent, noise, build_sampler(), num_steps)
+        ours, _ = sample(bent, noise, build_sampler(), num_steps)
         torch.testing.assert_close(ours, latents, atol=1e-3, rtol=1e-4)  # 50 steps of float32
 
     def test_true_noise_ends_at_the_noise_level_of_timestep_0(self) -> None:
         clean, noise = torch.randn(SHAPE), torch.randn(SHAPE)
         start, last = signal(torch.tensor(981)), signal(torch.tensor(0))
         begin = (start.sqrt() * clean + (1 - start).sqrt() * noise).float()
-        latents, _ = sample_denoising(knows(clean), begin, build_sampler(), 50)
+        latents, _ = sample(knows(clean), begin, build_sampler(), 50)
         expected = (last.sqrt() * clean + (1 - last).sqrt() * noise).float()
         torch.testing.assert_close(latents, expected, atol=1e-3, rtol=0)
 
@@ -108,7 +108,7 @@ class TestReleasedDDIM:
 @pytest.mark.parametrize('num_steps', [1, 2, 7, 20])
 def test_a_perfect_prediction_arrives_at_the_clean_latent(sampler: dict, num_steps: int) -> None:
     clean = torch.randn(SHAPE)
-    latents, _ = sample_denoising(knows(clean), torch.randn(SHAPE), build_sampler(sampler), num_steps)
+    latents, _ = sample(knows(clean), torch.randn(SHAPE), build_sampler(sampler), num_steps)
     torch.testing.assert_close(latents, clean, atol=5e-3, rtol=0)  # their tables of noise levels are float32
 
 
@@ -119,36 +119,36 @@ class TestEverySampler:
         """Multistep samplers keep earlier predictions: a second run must not see those of the first."""
         own, noise = build_sampler(dict(type=name)), torch.randn(SHAPE)
         before = {key: value.clone() if isinstance(value, Tensor) else value for key, value in vars(own).items()}
-        first, _ = sample_denoising(bent, noise, own, 5)
+        first, _ = sample(bent, noise, own, 5)
         assert before.keys() == vars(own).keys()
         for key, value in before.items():
             after = vars(own)[key]
             assert torch.equal(value, after) if isinstance(value, Tensor) else value == after, key
-        sample_denoising(bent, torch.randn(SHAPE), own, 9)
-        assert torch.equal(sample_denoising(bent, noise, own, 5)[0], first)
+        sample(bent, torch.randn(SHAPE), own, 9)
+        assert torch.equal(sample(bent, noise, own, 5)[0], first)
 
     def test_two_samples_are_twice_one_sample(self, name: str) -> None:
         noise, own = torch.randn(SHAPE), build_sampler(dict(type=name))
-        together, _ = sample_denoising(bent, noise, own, 6)
-        alone = torch.cat([sample_denoising(bent, noise[row:row + 1], own, 6)[0] for row in range(2)])
+        together, _ = sample(bent, noise, own, 6)
+        alone = torch.cat([sample(bent, noise[row:row + 1], own, 6)[0] for row in range(2)])
         torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
     def test_it_draws_no_noise_of_its_own(self, name: str) -> None:
         noise, own = torch.randn(SHAPE), build_sampler(dict(type=name))
-        first, _ = sample_denoising(bent, noise, own, 6)
+        first, _ = sample(bent, noise, own, 6)
         torch.manual_seed(99)
-        assert torch.equal(sample_denoising(bent, noise, own, 6)[0], first)
+        assert torch.equal(sample(bent, noise, own, 6)[0], first)
 
     def test_the_noise_given_is_not_written_to_and_gradients_are_off(self, name: str) -> None:
         noise = torch.randn(SHAPE, requires_grad=True)
         before = noise.detach().clone()
-        latents, _ = sample_denoising(bent, noise, build_sampler(dict(type=name)), 3)
+        latents, _ = sample(bent, noise, build_sampler(dict(type=name)), 3)
         assert torch.equal(noise, before) and not latents.requires_grad
 
     def test_the_guide_is_told_levels_that_belong_to_the_latent(self, name: str) -> None:
         """Of a perfect prediction the clean estimate is the clean latent at every step."""
         guide, clean = Recorder(), torch.randn(SHAPE)
-        sample_denoising(knows(clean), torch.randn(SHAPE), build_sampler(dict(type=name)), 6, guide)
+        sample(knows(clean), torch.randn(SHAPE), build_sampler(dict(type=name)), 6, guide)
         assert [(step.index, step.total, step.prediction_type) for step in guide.steps] == [
             (index, 6, 'noise') for index in range(6)]
         sigmas = [step.sigma for step in guide.steps]
@@ -159,21 +159,21 @@ class TestEverySampler:
 
     def test_a_guide_that_changes_nothing_is_bit_equal_to_none(self, name: str) -> None:
         noise, own = torch.randn(SHAPE), build_sampler(dict(type=name))
-        guided, _ = sample_denoising(bent, noise, own, 6, Recorder())
-        assert torch.equal(guided, sample_denoising(bent, noise, own, 6)[0])
+        guided, _ = sample(bent, noise, own, 6, Recorder())
+        assert torch.equal(guided, sample(bent, noise, own, 6)[0])
 
     def test_a_correction_is_what_the_step_uses(self, name: str) -> None:
         noise, own = torch.randn(SHAPE), build_sampler(dict(type=name))
-        guided, _ = sample_denoising(bent, noise, own, 6, Recorder(change=0.25))
-        shifted, _ = sample_denoising(lambda z, t: bent(z, t) + 0.25, noise, own, 6)
-        assert torch.equal(guided, shifted) and not torch.equal(guided, sample_denoising(bent, noise, own, 6)[0])
+        guided, _ = sample(bent, noise, own, 6, Recorder(change=0.25))
+        shifted, _ = sample(lambda z, t: bent(z, t) + 0.25, noise, own, 6)
+        assert torch.equal(guided, shifted) and not torch.equal(guided, sample(bent, noise, own, 6)[0])
 
 
 def test_records_are_kept_per_sample() -> None:
     guide = Recorder(records=[{'loss': 1.0}, {'loss': 2.0}])
-    _, traces = sample_denoising(bent, torch.randn(SHAPE), build_sampler(), 3, guide)
+    _, traces = sample(bent, torch.randn(SHAPE), build_sampler(), 3, guide)
     assert traces == [[{'loss': 1.0}] * 3, [{'loss': 2.0}] * 3]
-    assert sample_denoising(bent, torch.randn(SHAPE), build_sampler(), 3, Recorder())[1] == [[], []]
+    assert sample(bent, torch.randn(SHAPE), build_sampler(), 3, Recorder())[1] == [[], []]
 
 
 class TestSettings:
@@ -214,7 +214,7 @@ class TestSettings:
     @pytest.mark.parametrize('num_steps', [0, 1000])
     def test_step_counts_that_cannot_be(self, num_steps: int) -> None:
         with pytest.raises(ValueError, match=f'at least 1 and below the 1000 timesteps .*, got {num_steps}'):
-            sample_denoising(bent, torch.randn(SHAPE), build_sampler(), num_steps)
+            sample(bent, torch.randn(SHAPE), build_sampler(), num_steps)
 
 
 class TestVelocity:
