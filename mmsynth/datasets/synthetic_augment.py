@@ -12,6 +12,7 @@ from mmengine.dataset import Compose
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS as HOST_DATASETS
 
+from mmsynth.datasets.pool_dataset import pool_pipeline
 from mmsynth.datasets.samplers.draws import Draw
 from mmsynth.datasets.validation_guard import check_validation
 from mmsynth.pool import PoolRecord
@@ -72,7 +73,7 @@ class SyntheticAugmentDataset:
             raise TypeError(f'`dataset` must be the config of a data set, got {type(dataset).__name__}.')
         if ratio is not None and (isinstance(ratio, bool) or not isinstance(ratio, Real) or not 0 <= ratio <= 1):
             raise ValueError(f'`ratio` must be a probability in [0, 1], None with a RatioBatchSampler, got {ratio!r}.')
-        transforms = _pool_pipeline(dataset) if synthetic_pipeline is None else synthetic_pipeline
+        transforms = pool_pipeline(_real_pipeline(dataset) if synthetic_pipeline is None else synthetic_pipeline)
         self.dataset = HOST_DATASETS.build(copy.deepcopy(dict(dataset)))
         if test_mode or any(_is_testing(self.dataset)):
             raise ValueError('`test_mode` of SyntheticAugmentDataset and of what it wraps must be False: validation '
@@ -84,7 +85,7 @@ class SyntheticAugmentDataset:
         self._classes = _class_names(self.dataset.metainfo, dataset)
         self._files = FileCheck(self.pool, len(self._classes))
         self._is_checked = False
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         self._check_pool()
 
     @property
@@ -150,7 +151,7 @@ class SyntheticAugmentDataset:
         record = self._reader.record(number)
         self._check_pool()
         if record is None:
-            self._tell(str(number), f'{self.pool} has no record of sample number {number}')
+            self._warn_once(str(number), f'{self.pool} has no record of sample number {number}')
             return None, None
         try:
             fault = self._files.fault(record)
@@ -160,20 +161,20 @@ class SyntheticAugmentDataset:
             if fault is None:  # the files are whole: the pipeline is to blame
                 raise
         if fault is not None:
-            self._tell(record.id, fault)
+            self._warn_once(record.id, fault)
             return record, None
         return record, sample
 
     def _real_or_synthetic(self, index: int) -> int:
         """The real index, or by chance that of a synthetic sample picked among those live."""
         if self.ratio is None:
-            self._tell('', 'it is not drawn from: the data loader has no RatioBatchSampler and `ratio` is not set')
+            self._warn_once('', 'it is not drawn from: the data loader has no RatioBatchSampler and `ratio` is not set')
         if self.ratio is None or np.random.random() >= self.ratio:
             return index
         self._reader.update()
         live = self._reader.live()
         if not live:
-            self._tell('', 'it has no usable samples yet; real ones are drawn until it has some')
+            self._warn_once('', 'it has no usable samples yet; real ones are drawn until it has some')
             return index
         return len(self) + live[np.random.randint(len(live))]
 
@@ -184,9 +185,9 @@ class SyntheticAugmentDataset:
                     label_map=None, reduce_zero_label=False, seg_fields=[], num_classes=len(self._classes),
                     classes=self._classes, ignore_index=IGNORE_INDEX, prompt=record.prompt)
 
-    def _tell(self, key: str, fault: str) -> None:
-        if key not in self._told:
-            self._told.add(key)
+    def _warn_once(self, key: str, fault: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
             what = f'sample {key!r} is replaced by another: ' if key else ''
             print_log(f'pool {self.pool}: {what}{fault}', logger='current', level=logging.WARNING)
 
@@ -208,21 +209,14 @@ def _marked(sample: Any, **marks: Any) -> Any:
     return sample
 
 
-def _pool_pipeline(dataset: Mapping[str, Any]) -> list[Any]:
-    """The real set's pipeline for the pool's files: what it says of the coding of labels holds for its own only."""
+def _real_pipeline(dataset: Mapping[str, Any]) -> Sequence[Any]:
+    """The pipeline of the real set, below wrappers; of several sets the first one's."""
     while 'pipeline' not in dataset and ('dataset' in dataset or dataset.get('datasets')):
         dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
     if 'dataset' in dataset:
         raise ValueError(f'`synthetic_pipeline` must be given where `dataset` is a {dataset.get("type")}, whose '
                          'pipeline is for several images.')
-    coding = ('reduce_zero_label', 'num_classes', 'ignore_index')
-    return [{key: value for key, value in transform.items() if key not in coding}
-            if isinstance(transform, Mapping) and _loads_labels(transform) else transform
-            for transform in dataset.get('pipeline') or ()]
-
-
-def _loads_labels(transform: Mapping[str, Any]) -> bool:
-    return str(transform.get('type')).split('.')[-1] in ('LoadAnnotations', 'LoadSegMap')
+    return dataset.get('pipeline') or ()
 
 
 def _is_testing(dataset: Any) -> Iterator[bool]:

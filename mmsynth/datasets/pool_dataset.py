@@ -1,0 +1,126 @@
+"""PoolDataset: a finished pool as an ordinary mmseg data set, to be mixed with the real one."""
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from mmseg.datasets import BaseSegDataset
+
+from mmsynth.pool import PoolRecord, read_records
+from mmsynth.pool.header import HEADER_FILE, PoolHeader
+from mmsynth.registry import DATASETS
+
+
+@DATASETS.register_module()
+class PoolDataset(BaseSegDataset):
+    """The samples of a pool, under the real set's own pipeline::
+
+        train_dataloader = dict(dataset=dict(type='ConcatDataset', datasets=[
+            dict(type='LoveDADataset', data_root=..., pipeline=train_pipeline),
+            dict(type='mmsynth.PoolDataset', data_root='data/loveda_pool', pipeline=train_pipeline)]))
+
+    The labels of a pool are class indices with 255, whatever the real set's files hold. So what the pipeline says of the
+    coding of label files (``reduce_zero_label`` of LoadAnnotations) is left out here: with a plain BaseSegDataset mmseg
+    would reduce them a second time. Class names and colours come from the pool.
+
+    Args:
+        data_root: The pool's folder.
+        pipeline: Transforms, those of the real set.
+        labels: 'filtered' takes the filter's labels of samples that it has seen, and leaves out those that it dropped;
+            'generated' takes every sample with the mask that it was generated for.
+        ann_file: A list of file names in the pool, such as ``selected.txt``, instead of all; one that stands there
+            twice is drawn twice.
+        reduce_zero_label: What the metainfo says, which ConcatDataset compares with the real set's; by default what
+            the pipeline says.
+        metainfo: Takes the place of the pool's classes and palette.
+        test_mode: Must be False: validation and test see real data only.
+        lazy_init, indices, max_refetch: See :class:`mmengine.dataset.BaseDataset`.
+
+    Raises:
+        ValueError: If the folder is no pool, an option is out of range, a listed sample is not there, or nothing is left.
+    """
+
+    def __init__(self,
+                 data_root: str,
+                 pipeline: Sequence[dict | Callable],
+                 *,
+                 labels: Literal['filtered', 'generated'] = 'filtered',
+                 ann_file: str | None = None,
+                 reduce_zero_label: bool | None = None,
+                 metainfo: Mapping[str, Any] | None = None,
+                 test_mode: bool = False,
+                 lazy_init: bool = False,
+                 indices: int | Sequence[int] | None = None,
+                 max_refetch: int = 1000) -> None:
+        if labels not in ('filtered', 'generated'):
+            raise ValueError(f"`labels` must be 'filtered' or 'generated', got {labels!r}.")
+        if test_mode:
+            raise ValueError('`test_mode` of PoolDataset must be False: validation and test see real data only.')
+        if not (Path(data_root) / HEADER_FILE).is_file():
+            raise ValueError(f'`data_root` {data_root} is not a pool (it has no {HEADER_FILE}); give the folder of a '
+                             'synthesis run.')
+        header = PoolHeader.read(Path(data_root) / HEADER_FILE)
+        self.labels, self._listed = labels, ann_file
+        if reduce_zero_label is None:
+            reduce_zero_label = any(transform.get('reduce_zero_label') for transform in pipeline
+                                    if isinstance(transform, Mapping) and loads_labels(transform))
+        own = dict(classes=header.classes, palette=[list(colour) for colour in header.palette])
+        super().__init__(
+            data_root=data_root,
+            data_prefix=dict(img_path='img_dir', seg_map_path='ann_dir'),
+            img_suffix='.png',
+            metainfo=own | dict(metainfo or {}),
+            pipeline=pool_pipeline(pipeline),
+            reduce_zero_label=reduce_zero_label,
+            lazy_init=lazy_init,
+            indices=indices,
+            max_refetch=max_refetch)
+
+    def load_data_list(self) -> list[dict]:
+        """Load what the pipeline starts from, in the manifest's order or that of ``ann_file``."""
+        records = {Path(record.image).stem: record for record in read_records(self.data_root)}
+        names = list(records)
+        if self._listed is not None:
+            names = (Path(self.data_root) / self._listed).read_text(encoding='utf-8').split()
+            unknown = [name for name in names if name not in records]
+            if unknown:
+                raise ValueError(f'`ann_file` {self._listed} names {unknown[0]!r}, which the pool {self.data_root} does '
+                                 f'not hold ({len(unknown)} such names); make the list again.')
+        chosen = [records[name] for name in names]
+        if self.labels == 'filtered' and self._listed is None:
+            chosen = [record for record in chosen if record.filter is None or record.filter.get('keep', True)]
+        if not chosen:
+            raise ValueError(f'pool {self.data_root} has no samples to train on, of {len(records)}; generate more, or '
+                             "filter less (`labels='generated'` takes all).")
+        counts = Counter(record.filter is not None for record in chosen)
+        if self.labels == 'filtered' and len(counts) > 1:
+            raise ValueError(f'pool {self.data_root}: {counts[False]} of {len(chosen)} samples are not filtered yet; run '
+                             "tools/filter_pool.py, or take `labels='generated'`.")
+        return [self._info(record) for record in chosen]
+
+    def _info(self, record: PoolRecord) -> dict[str, Any]:
+        label = (record.filter or {}).get('label') if self.labels == 'filtered' else None
+        root = Path(self.data_root)
+        return dict(img_path=str(root / record.image), seg_map_path=str(root / (label or record.mask)),
+                    sample_id=record.id, label_map=None, reduce_zero_label=False, seg_fields=[])
+
+
+def pool_pipeline(transforms: Sequence[Any]) -> list[Any]:
+    """Make a real set's pipeline fit a pool's files: what it says of the coding of labels holds for its own only.
+
+    Raises:
+        ValueError: If weights of pixels are loaded that the last transform would leave out.
+    """
+    names = [str(transform.get('type')).split('.')[-1] if isinstance(transform, Mapping) else type(transform).__name__
+             for transform in transforms]
+    if 'LoadPixelWeights' in names and 'PackSegInputs' in names:
+        raise ValueError('`pipeline`: mmseg\'s PackSegInputs leaves out the weights that LoadPixelWeights loads, so they '
+                         "would have no effect; end it with dict(type='mmsynth.PackWeightedSegInputs').")
+    coding = ('reduce_zero_label', 'num_classes', 'ignore_index')
+    return [{key: value for key, value in transform.items() if key not in coding}
+            if isinstance(transform, Mapping) and loads_labels(transform) else transform for transform in transforms]
+
+
+def loads_labels(transform: Mapping[str, Any]) -> bool:
+    """Whether a transform's config is one that loads label files."""
+    return str(transform.get('type')).split('.')[-1] in ('LoadAnnotations', 'LoadSegMap')
