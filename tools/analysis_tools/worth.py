@@ -8,9 +8,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__ + ' Per seed and labelled share it trains a generator and a critic once, makes every pool of '
-        'the config once, and trains a segmentor for every row. A run that was killed continues; a row added to the '
-        'config later costs only itself. Writes worth.md and report.html.',
+        description=__doc__ + ' Per seed and labelled share it trains a generator and a critic once, makes every pool '
+        'of the config once, and trains a segmentor for every row. A run that was killed continues; a row added to '
+        'the config later costs only itself. Writes worth.md and report.html.',
         epilog='Example: python tools/analysis_tools/worth.py projects/demo/configs/worth.py --data DATA --out-dir '
         'work_dirs/worth --seeds 0 1 2 3 4')
     parser.add_argument('config', type=Path, help='config with `worth`: generator, critic, segmentors, pools, rows')

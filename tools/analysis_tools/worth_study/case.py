@@ -94,9 +94,8 @@ class Case:
         folder, done = self.root / f'pool_{name}', self.root / f'pool_{name}.done'
         if done.is_file():
             return folder
-        cfg = load_config(self.root / 'configs' / 'generator.py') if self._is_done('generator') else None
         checkpoint = self.checkpoint('generator', self.study.generator, self.study.generator_iters)
-        cfg = cfg or load_config(self.root / 'configs' / 'generator.py')
+        cfg = load_config(self.root / 'configs' / 'generator.py')
         critic = None
         if plan.guidance is not None or plan.filter is not None:
             weights = self.checkpoint('critic', self.study.critic, self.study.segmentor_iters)

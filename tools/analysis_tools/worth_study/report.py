@@ -1,5 +1,6 @@
 """The tables, plot and pictures of a study."""
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -93,7 +94,6 @@ def write_report(study: Study, out_dir: Path, seeds: Sequence[int]) -> str:
 
 
 def _classes(out_dir: Path, share: float, seed: int) -> list[str]:
-    import json
     return json.loads((case_folder(out_dir, share, seed) / 'data' / 'meta.json').read_text())['classes']
 
 
