@@ -1,0 +1,1 @@
+"""What synthetic images are worth: a study of segmentors trained with and without them."""
