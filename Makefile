@@ -1,5 +1,6 @@
-# make demo   train a tiny generator, synthesize under guidance, write a report
-# make test   run the tests
+# make demo        train a tiny generator, synthesize under guidance, write a report
+# make test        run all tests, as many at once as there are cores
+# make test-fast   those that a developer waits for: not the slow ones, no training processes, no browser
 # Both first create .venv with the exact versions of requirements/pins.txt; later calls start at once.
 
 PYTHON ?= python3
@@ -18,7 +19,7 @@ INSTALLED := $(VENV)/.installed-$(shell { cat requirements/pins.txt setup.py pyp
 demo_options := $(if $(GENERATOR),--generator '$(GENERATOR)') $(if $(DATA),--data '$(DATA)') $(if $(filter-out 0,$(SMOKE)),--smoke) \
 	$(if $(SEED),--seeds $(SEED)) $(if $(OUT),--out-dir '$(OUT)')
 
-.PHONY: help demo test clean
+.PHONY: help demo test test-fast clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,8 +28,12 @@ help:
 demo: $(INSTALLED)
 	@$(VENV_PYTHON) projects/demo $(strip $(demo_options) $(DEMO_ARGS))
 
+# One file is one worker's, so that what its tests share is made once; PYTEST_ARGS='-n 0' runs in one process.
 test: $(INSTALLED)
-	@$(VENV_PYTHON) -m pytest tests -q $(PYTEST_ARGS)
+	@$(VENV_PYTHON) -m pytest tests -q -n auto --dist loadfile $(PYTEST_ARGS)
+
+test-fast: $(INSTALLED)
+	@$(VENV_PYTHON) -m pytest tests -q -n auto --dist loadfile -m 'not slow and not process and not browser' $(PYTEST_ARGS)
 
 clean:
 	rm -rf $(VENV) build mmsynth.egg-info

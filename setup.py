@@ -33,7 +33,7 @@ EXTRAS_REQUIRE = {
     'onedl': ['onedl-mmengine>=0.10.8', 'onedl-mmcv>=2.3', 'onedl-mmsegmentation>=1.4'],
     # mmsegmentation imports ftfy, and mmengine pkg_resources, which setuptools 80 no longer has, without requiring them
     'openmmlab': ['mmengine>=0.10.4', 'mmcv>=2.0.0,<2.2.0', 'mmsegmentation>=1.0.0', 'ftfy', 'setuptools<80'],
-    'dev': ['hypothesis>=6.100', 'pytest>=8.0', 'pytest-xdist>=3.5', 'ruff>=0.6'],
+    'dev': ['hypothesis>=6.100', 'import-linter>=2.0', 'pytest>=8.0', 'pytest-xdist>=3.5', 'ruff>=0.6'],
 }
 
 

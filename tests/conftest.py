@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def host_registries() -> None:
     """mmseg's classes by name, as its tools do; few threads, because the tests' tensors are small."""
     from mmseg.utils import register_all_modules
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+    torch.set_num_threads(1)
     register_all_modules(init_default_scope=True)
 
 

@@ -140,7 +140,7 @@ def test_a_segmentor_trains_on_real_and_synthetic_without_mmsynth(small_run: Sma
 
 
 def test_training_by_lora(small_run: SmallRun, train_script: Path, tmp_path: Path) -> None:
-    """A trained generator is adapted for two iterations, by a config that inherits its own; the checkpoint generates."""
+    """A trained generator is adapted for two iterations, by a config that inherits its own."""
     config = tmp_path / 'lora.py'
     config.write_text(f"_base_ = '{small_run.config_file.as_posix()}'\nload_from = '{small_run.generator.as_posix()}'\n"
                       "model = dict(trainable=dict(image='lora', mask='lora', text='frozen'), lora=dict(rank=2))\n")

@@ -27,8 +27,10 @@ train_dataloader = dict(
                  data_prefix=dict(img_path='img', seg_map_path='ann')))
 model = dict(
     type='EncoderDecoder',
-    data_preprocessor=dict(type='SegDataPreProcessor', mean=[120.0] * 3, std=[60.0] * 3, seg_pad_val=255, size=(16, 16)),
-    backbone=dict(type='ResNetV1c', depth=18, base_channels=4, stem_channels=4, strides=(1, 1, 1, 1), norm_cfg=norm_cfg),
+    data_preprocessor=dict(
+        type='SegDataPreProcessor', mean=[120.0] * 3, std=[60.0] * 3, seg_pad_val=255, size=(16, 16)),
+    backbone=dict(
+        type='ResNetV1c', depth=18, base_channels=4, stem_channels=4, strides=(1, 1, 1, 1), norm_cfg=norm_cfg),
     decode_head=dict(type='FCNHead', in_channels=32, in_index=3, channels=8, num_convs=1, num_classes=7,
                      norm_cfg=norm_cfg, align_corners=False, loss_decode=dict(type='CrossEntropyLoss')),
     train_cfg=dict(), test_cfg=dict(mode='whole'))
@@ -41,7 +43,7 @@ log_level = 'WARNING'
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real images whose files say 1 … 7, and a pool of the same masks, whose files say 0 … 6; a corner is unlabelled."""
+    """A real image whose file says 1 … 7, and a pool of the same mask that says 0 … 6; a corner is unlabelled."""
     root = tmp_path_factory.mktemp('readme')
     mask = np.arange(256, dtype=np.uint8).reshape(16, 16) % 7
     mask[:2, :2] = 255

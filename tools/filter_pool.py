@@ -10,8 +10,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__ + " The generated labels stay; filtered/ (with soft weights also weights/) and kept.txt, an "
-        'ann_file for mmseg, come beside them. A run that was killed continues where it was when called again.',
+        description=__doc__ + " The generated labels stay; filtered/ (with soft weights also weights/) and kept.txt, "
+        'an ann_file for mmseg, come beside them. A run that was killed continues where it was when called again.',
         epilog='The config names the filter: synthesis = dict(filter=dict(type=\'mmsynth.ClassLossFilter\', '
         "segmentor=dict(type='mmsynth.SegmentorCritic', config=..., checkpoint=...), class_losses='FILE.json')). "
         'Example: python tools/filter_pool.py work_dirs/pool projects/demo/configs/todsynth.py --cfg-options '

@@ -17,8 +17,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help="the generator's weights: a file, or a release's folder")
     parser.add_argument('--out-dir', required=True, help='folder of the pool: img_dir/, ann_dir/, manifest.jsonl')
     parser.add_argument('--guidance', choices=['crfm', 'best-of-n', 'none'],
-                        help="correct each step by the critic in the config, generate several and keep the critic's best, "
-                        'or neither; default: what the config has')
+                        help="correct each step by the critic in the config, generate several and keep the critic's "
+                        'best, or neither; default: what the config has')
     parser.add_argument('--candidates', type=int, help="images generated per sample by best-of-n; default: the "
                         "config's, or 4")
     parser.add_argument('--num-per-mask', type=int, help="images per mask; default: the config's, or 1")

@@ -102,8 +102,8 @@ def filter_pool(pool_dir: str | Path, pixel_filter: ClassLossFilter, *, generato
                 overwrite: bool = False, batch_size: int = 8) -> FilterReport:
     """Filter a whole pool. A run that was killed continues where it was.
 
-    A sample is done if its record holds a result of this filter for its label as it is now. The generated labels stay as
-    they are; ``filtered/``, with soft weights ``weights/``, and at the end ``kept.txt`` come beside them.
+    A sample is done if its record holds a result of this filter for its label as it is now. The generated labels stay
+    as they are; ``filtered/``, with soft weights ``weights/``, and at the end ``kept.txt`` come beside them.
 
     Args:
         pool_dir: The pool.

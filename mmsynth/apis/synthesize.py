@@ -103,8 +103,8 @@ def synthesize(cfg: Config,
         draw_preview(pool, pool.root / PREVIEW_FILE)
         if len(pool):
             pool_report(pool, pool.root / REPORT_FILE, class_counts_before=None)
-    print_log(f'{len(missing) - len(broken)} images generated, {len(requests) - len(missing)} were there; pool {out_dir}',
-              logger='current')
+    print_log(f'{len(missing) - len(broken)} images generated, {len(requests) - len(missing)} were there; pool '
+              f'{out_dir}', logger='current')
     if broken:
         raise NotFiniteError(
             f'{len(broken)} of {len(missing)} images were not finite and are left out of {out_dir} (the first is '

@@ -11,6 +11,7 @@ from mmsynth.datasets.seeded import LoveDADataset
 from mmsynth.datasets.synthetic_augment import SyntheticAugmentDataset
 
 __all__ = [
-    'ChosenMasks', 'DubaiDataset', 'FUSUDataset', 'GIDDataset', 'LoveDADataset', 'ManifestDataset', 'PastedMasks', 'PoolDataset',
-    'RatioBatchSampler', 'SeededInfiniteSampler', 'SyntheticAugmentDataset', 'TransformedMasks', 'UncertainMasks', 'mask_uncertainty'
+    'ChosenMasks', 'DubaiDataset', 'FUSUDataset', 'GIDDataset', 'LoveDADataset', 'ManifestDataset', 'PastedMasks',
+    'PoolDataset', 'RatioBatchSampler', 'SeededInfiniteSampler', 'SyntheticAugmentDataset', 'TransformedMasks',
+    'UncertainMasks', 'mask_uncertainty'
 ]

@@ -19,9 +19,9 @@ class PoolDataset(BaseSegDataset):
             dict(type='LoveDADataset', data_root=..., pipeline=train_pipeline),
             dict(type='mmsynth.PoolDataset', data_root='data/loveda_pool', pipeline=train_pipeline)]))
 
-    The labels of a pool are class indices with 255, whatever the real set's files hold. So what the pipeline says of the
-    coding of label files (``reduce_zero_label`` of LoadAnnotations) is left out here: with a plain BaseSegDataset mmseg
-    would reduce them a second time. Class names and colours come from the pool.
+    The labels of a pool are class indices with 255, whatever the real set's files hold. So what the pipeline says of
+    the coding of label files (``reduce_zero_label`` of LoadAnnotations) is left out here: with a plain BaseSegDataset
+    mmseg would reduce them a second time. Class names and colours come from the pool.
 
     Args:
         data_root: The pool's folder.
@@ -37,7 +37,8 @@ class PoolDataset(BaseSegDataset):
         lazy_init, indices, max_refetch: See :class:`mmengine.dataset.BaseDataset`.
 
     Raises:
-        ValueError: If the folder is no pool, an option is out of range, a listed sample is not there, or nothing is left.
+        ValueError: If the folder is no pool, an option is out of range, a listed sample is not there, or nothing is
+            left.
     """
 
     def __init__(self,
@@ -84,8 +85,8 @@ class PoolDataset(BaseSegDataset):
             names = (Path(self.data_root) / self._listed).read_text(encoding='utf-8').split()
             unknown = [name for name in names if name not in records]
             if unknown:
-                raise ValueError(f'`ann_file` {self._listed} names {unknown[0]!r}, which the pool {self.data_root} does '
-                                 f'not hold ({len(unknown)} such names); make the list again.')
+                raise ValueError(f'`ann_file` {self._listed} names {unknown[0]!r}, which the pool {self.data_root} '
+                                 f'does not hold ({len(unknown)} such names); make the list again.')
         chosen = [records[name] for name in names]
         if self.labels == 'filtered' and self._listed is None:
             chosen = [record for record in chosen if record.filter is None or record.filter.get('keep', True)]
@@ -94,8 +95,8 @@ class PoolDataset(BaseSegDataset):
                              "filter less (`labels='generated'` takes all).")
         counts = Counter(record.filter is not None for record in chosen)
         if self.labels == 'filtered' and len(counts) > 1:
-            raise ValueError(f'pool {self.data_root}: {counts[False]} of {len(chosen)} samples are not filtered yet; run '
-                             "tools/filter_pool.py, or take `labels='generated'`.")
+            raise ValueError(f'pool {self.data_root}: {counts[False]} of {len(chosen)} samples are not filtered yet; '
+                             "run tools/filter_pool.py, or take `labels='generated'`.")
         return [self._info(record) for record in chosen]
 
     def _info(self, record: PoolRecord) -> dict[str, Any]:
@@ -114,8 +115,8 @@ def pool_pipeline(transforms: Sequence[Any]) -> list[Any]:
     names = [str(transform.get('type')).split('.')[-1] if isinstance(transform, Mapping) else type(transform).__name__
              for transform in transforms]
     if 'LoadPixelWeights' in names and 'PackSegInputs' in names:
-        raise ValueError('`pipeline`: mmseg\'s PackSegInputs leaves out the weights that LoadPixelWeights loads, so they '
-                         "would have no effect; end it with dict(type='mmsynth.PackWeightedSegInputs').")
+        raise ValueError('`pipeline`: mmseg\'s PackSegInputs leaves out the weights that LoadPixelWeights loads, so '
+                         "they would have no effect; end it with dict(type='mmsynth.PackWeightedSegInputs').")
     coding = ('reduce_zero_label', 'num_classes', 'ignore_index')
     return [{key: value for key, value in transform.items() if key not in coding}
             if isinstance(transform, Mapping) and loads_labels(transform) else transform for transform in transforms]

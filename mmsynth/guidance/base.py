@@ -118,7 +118,7 @@ class Critic(nn.Module):
     ignore_index: int
 
     def predict_logits(self, inputs: Tensor) -> Tensor:
-        """Logits (B, K, H, W), at the size of the mask, for inputs of the kind that ``input_type`` says; differentiable."""
+        """Logits (B, K, H, W), at the size of the mask, for inputs of the ``input_type``; differentiable."""
         raise TypeError(f'{type(self).__name__} does not read')
 
     def forward(self, inputs: Tensor, masks: Tensor) -> 'CriticOutput':

@@ -18,7 +18,7 @@ from mmsynth.utils.seeds import derive_seed
 class BestOfN(Guidance):
     """Keeps, per sample, the candidate of lowest loss (mean over the pixels that count); on a tie the first.
 
-    Candidate 0 is generated under the sample's own seed, so that ``num_candidates=1`` generates what no guidance generates.
+    Candidate 0 is generated under the sample's own seed, so that ``num_candidates=1`` is the same as no guidance.
     The choice for one sample does not depend on the others of its batch.
 
     Args:
@@ -45,8 +45,8 @@ class BestOfN(Guidance):
 
         Returns:
             The latents of the candidates kept, and per sample a trace of one entry: step (the last), candidate (the
-            number of the one kept), seed (that generates it without guidance), loss_before and wrong_before of candidate
-            0, loss_after and wrong_after of the one kept.
+            number of the one kept), seed (that generates it without guidance), loss_before and wrong_before of
+            candidate 0, loss_after and wrong_after of the one kept.
         """
         rows = torch.arange(len(seeds), device=masks.device)
         candidates, losses, wrong = [], [], []

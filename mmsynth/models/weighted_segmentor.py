@@ -126,8 +126,8 @@ def _weighted(weights: Tensor, heads: Sequence[nn.Module]) -> Iterator[None]:
         for sampler in (sampler for group in samplers for sampler in group):
             sampler.weights = None
     if unweighted:
-        raise ValueError(f'{", ".join(unweighted)} has a loss of its own that leaves weights per pixel out; use a head with '
-                         "mmseg's `BaseDecodeHead.loss_by_feat`, or EncoderDecoder and hard filtered labels.")
+        raise ValueError(f'{", ".join(unweighted)} has a loss of its own that leaves weights per pixel out; use a head '
+                         "with mmseg's `BaseDecodeHead.loss_by_feat`, or EncoderDecoder and hard filtered labels.")
 
 
 def _heads(heads: nn.Module | None) -> list[nn.Module]:

@@ -1,8 +1,8 @@
 """Sampling over a diffusers scheduler: one loop for flow matching and for predicted noise.
 
-Guidance enters between a prediction and the scheduler's step. A scheduler keeps its latent in a scale of its own: DDIM's
-is ``z = alpha * z0 + sigma * eps`` with ``alpha² + sigma² = 1``, flow matching's the same with ``alpha = 1 - sigma``,
-that of Euler is ``z / alpha``. Network and guidance are always shown z.
+Guidance enters between a prediction and the scheduler's step. A scheduler keeps its latent in a scale of its own:
+DDIM's is ``z = alpha * z0 + sigma * eps`` with ``alpha² + sigma² = 1``, flow matching's the same with
+``alpha = 1 - sigma``, that of Euler is ``z / alpha``. Network and guidance are always shown z.
 """
 import copy
 import math
@@ -52,8 +52,8 @@ def sample(predict: Predict,
     is_flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
     limit = scheduler.config.num_train_timesteps
     if num_steps < 1 or num_steps >= limit and not is_flow:
-        raise ValueError(f'`num_steps` must be at least 1{"" if is_flow else f" and below the {limit} timesteps of the "}'
-                         f'{"" if is_flow else "training schedule"}, got {num_steps}.')
+        most = '' if is_flow else f' and below the {limit} timesteps of the training schedule'
+        raise ValueError(f'`num_steps` must be at least 1{most}, got {num_steps}.')
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(num_steps, device=noise.device)
     latents = noise if is_flow else noise * scheduler.init_noise_sigma

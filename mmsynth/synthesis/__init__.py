@@ -2,5 +2,5 @@
 from mmsynth.synthesis.build import build_dataset, build_generator, load_config
 from mmsynth.synthesis.generate import GeneratedSample, Request, generate_batch, load_batches, load_sample
 
-__all__ = ['GeneratedSample', 'Request', 'build_dataset', 'build_generator', 'load_batches', 'load_config', 'load_sample',
-           'generate_batch']
+__all__ = ['GeneratedSample', 'Request', 'build_dataset', 'build_generator', 'load_batches', 'load_config',
+           'load_sample', 'generate_batch']

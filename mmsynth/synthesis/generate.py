@@ -66,8 +66,8 @@ def load_sample(dataset: BaseDataset, request: Request) -> SynthDataSample:
     return pipeline(dataset.get_data_info(request.index) | dict(repeat=request.repeat))['data_samples']
 
 
-def generate_batch(generator: BaseGenerator, batch: Sequence[tuple[Request, SynthDataSample]], *, guide: Guidance | None,
-                entry: Mapping[str, str | None]) -> list[GeneratedSample]:
+def generate_batch(generator: BaseGenerator, batch: Sequence[tuple[Request, SynthDataSample]], *,
+                   guide: Guidance | None, entry: Mapping[str, str | None]) -> list[GeneratedSample]:
     """Generate a batch of one mask size.
 
     Args:

@@ -20,5 +20,5 @@ def find_config(path: str | Path) -> Path:
     for place in places:
         if place.is_file():
             return place
-    raise FileNotFoundError(f'config {path} does not exist; looked for {", ".join(map(str, places))}. Give the path of a '
-                            'config file.')
+    raise FileNotFoundError(f'config {path} does not exist; looked for {", ".join(map(str, places))}. Give the '
+                            'path of a config file.')

@@ -137,8 +137,8 @@ class FolderLock:
             holder = self._file.read(20).decode('ascii', 'replace')
             self._file.close()
             own = ', which is this one: close what holds it' if holder == str(os.getpid()) else ''
-            raise RuntimeError(f'{folder} is being written by process {holder or "(unknown)"}{own}. Wait until that has '
-                               'ended, or choose another --out-dir.') from error
+            raise RuntimeError(f'{folder} is being written by process {holder or "(unknown)"}{own}. Wait until that '
+                               'has ended, or choose another --out-dir.') from error
         except BaseException:
             self._file.close()
             raise

@@ -43,8 +43,8 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))  # for this project; and for mmsynth, in a checkout that is not installed
     from projects.demo.demo import Demo
     from projects.demo.report import report_demo
-    demo = Demo(ROOT / 'projects/demo/configs', args.out_dir or default_out_dir(args), data=args.data, preset=args.preset,
-                generator=args.generator, control=args.control)
+    demo = Demo(ROOT / 'projects/demo/configs', args.out_dir or default_out_dir(args), data=args.data,
+                preset=args.preset, generator=args.generator, control=args.control)
     report_demo(demo, [demo.run(seed) for seed in args.seeds])
 
 

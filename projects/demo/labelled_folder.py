@@ -51,8 +51,8 @@ def _read_meta(file: Path) -> dict[str, Any]:
         raise ValueError(f'{file} is not valid JSON: {error}') from None
     classes = meta.get('classes') if isinstance(meta, dict) else None
     if not isinstance(classes, list) or not 1 < len(classes) <= IGNORE_INDEX:
-        raise ValueError(f'{file}: "classes" must list the names of 2 to {IGNORE_INDEX} classes in the order of their index, '
-                         f'got {classes!r}')
+        raise ValueError(f'{file}: "classes" must list the names of 2 to {IGNORE_INDEX} classes in the order of their '
+                         f'index, got {classes!r}')
     palette = meta.get('palette') or [[37 * k % 256, 101 * k % 256, 173 * k % 256] for k in range(1, len(classes) + 1)]
     if np.shape(palette) != (len(classes), 3):
         raise ValueError(f'{file}: "palette" must hold [r, g, b] for each of the {len(classes)} classes, '

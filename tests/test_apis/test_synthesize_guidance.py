@@ -1,4 +1,4 @@
-"""Which guidance a pool is generated with, what its records then say, and what is reported when guidance cannot work."""
+"""Which guidance a pool is generated with, what its records then say, and what is said when it cannot work."""
 import logging
 from pathlib import Path
 

@@ -165,7 +165,8 @@ def test_synchronised_batch_norm_reads_on_the_cpu() -> None:
     assert any(isinstance(module, nn.SyncBatchNorm) for module in critic.segmentor.modules())
     critic.segmentor.load_state_dict(plain.state_dict())
     pixels = (image().float() / 255).requires_grad_()
-    torch.testing.assert_close(critic.predict_logits(pixels), SegmentorCritic(segmentor=plain.eval()).predict_logits(pixels))
+    expected = SegmentorCritic(segmentor=plain.eval()).predict_logits(pixels)
+    torch.testing.assert_close(critic.predict_logits(pixels), expected)
     assert torch.autograd.grad(critic(pixels, masks()).loss.sum(), pixels)[0].norm() > 0
 
 

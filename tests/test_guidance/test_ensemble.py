@@ -23,7 +23,8 @@ def test_loss_and_reading_are_weighted_means(weights: list[float] | None, shares
     masks[0, :2] = 255
     images = decode(latents) / 2 + 0.5
     output = CriticEnsemble(critics, weights)(images, masks)
-    outputs, readings = [critic(images, masks) for critic in critics], [critic.predict_logits(images) for critic in critics]
+    outputs = [critic(images, masks) for critic in critics]
+    readings = [critic.predict_logits(images) for critic in critics]
     torch.testing.assert_close(output.loss, sum(share * v.loss for share, v in zip(shares, outputs)))
     mean = sum(share * logits.softmax(1) for share, logits in zip(shares, readings))
     assert torch.equal(output.wrong, (mean.argmax(1) != masks) & (masks != 255))

@@ -155,7 +155,8 @@ class TestVAE:
             deviation = codec.vae.encode(images).latent_dist.std * 1.5
         assert torch.equal(codec.encode(images), codec.encode(images))
         torch.manual_seed(0)
-        draws = torch.cat([codec.encode(images.expand(64, -1, -1, -1), generator=torch.Generator().manual_seed(seed)) for seed in range(4)])
+        draws = torch.cat([codec.encode(images.expand(64, -1, -1, -1), generator=torch.Generator().manual_seed(seed))
+                           for seed in range(4)])
         standard = (draws - codec.encode(images)) / deviation
         assert standard.mean() == pytest.approx(0, abs=0.02) and standard.std() == pytest.approx(1, abs=0.02)
 

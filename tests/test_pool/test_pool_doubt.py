@@ -1,4 +1,4 @@
-"""Opening a pool never deletes an image: what has no line is set aside, left alone, or stops the run, with a message."""
+"""Opening a pool never deletes an image: what has no line is set aside, left alone, or stops the run."""
 import os
 import shutil
 from pathlib import Path
@@ -35,7 +35,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def images(root: Path) -> int:
     """Images anywhere below a folder."""
-    return len([path for path in root.rglob('img_dir/*.png')])
+    return len(list(root.rglob('img_dir/*.png')))
 
 
 def test_an_emptied_manifest_stops_the_run(root: Path) -> None:

@@ -28,6 +28,7 @@ def test_it_is_two_passes_and_their_difference() -> None:
 
 
 def test_off_is_one_pass_bit_equal() -> None:
-    latents, timestep, condition = torch.randn(3, 4, 2, 2), torch.rand(3), Condition(torch.randn(3, 4, 1, 1), torch.randn(3, 4, 1, 1))
+    latents, timestep = torch.randn(3, 4, 2, 2), torch.rand(3)
+    condition = Condition(torch.randn(3, 4, 1, 1), torch.randn(3, 4, 1, 1))
     plain = classifier_free(network, condition, None, 7.0)(latents, timestep)
     assert torch.equal(plain, network(latents, timestep, condition))

@@ -96,7 +96,7 @@ def released(small_run: SmallRun, out_dir: Path) -> Pool:
         out_dir, small_run.config(synthesis__guidance__steps=1, synthesis__guidance__step_size=0.1)))])
 def test_figures_are_those_of_a_pool(name: str, generate: Callable[[SmallRun, Path], Pool], workshop: Workshop,
                                      measurements: dict[str, Measurement], tmp_path: Path) -> None:
-    """The same images as ``synthesize`` generates under the same settings, and read as ``mask_consistency`` reads them."""
+    """The same images as ``synthesize`` generates under the same settings, read as ``mask_consistency`` does."""
     pool, own, judge = generate(workshop.run, tmp_path / 'pool'), measurements[name], workshop.judge_network()
     critic = SegmentorCritic(str(workshop.run.critic_config_file), str(workshop.run.critic))
     assert own.judge_miou == pytest.approx(100 * mask_consistency(pool, judge).mean_iou)

@@ -63,9 +63,9 @@ def main() -> None:
                 reader.record(number)
         end = time.perf_counter()
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f'{args.records:,} records, manifest of {size / 2**30:.2f} GiB: opened in {opened - start:.2f} s, first batch '
-          f'of {len(first)} after {drawn - opened:.2f} s more, then {(end - drawn) / 4000 * 1e6:.0f} µs per record '
-          f'drawn; peak memory {memory / 1024:.0f} MiB, of it {before / 1024:.0f} before')
+    print(f'{args.records:,} records, manifest of {size / 2**30:.2f} GiB: opened in {opened - start:.2f} s, first '
+          f'batch of {len(first)} after {drawn - opened:.2f} s more, then {(end - drawn) / 4000 * 1e6:.0f} µs per '
+          f'record drawn; peak memory {memory / 1024:.0f} MiB, of it {before / 1024:.0f} before')
 
 
 if __name__ == '__main__':

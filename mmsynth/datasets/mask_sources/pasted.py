@@ -148,7 +148,7 @@ class PastedMasks(VariantSource):
         num_objects: Objects per mask: a number, or the lowest and the highest one.
         min_pixels: Smaller objects are not used.
         max_pixels: Larger objects are not used; None sets no limit.
-        min_visible: Share of an object's pixels that must come to lie on ``onto``, in (0, 1]; the rest is not generated.
+        min_visible: Share of an object's pixels that must come to lie on ``onto``, in (0, 1]; the rest is left out.
             Less than 1 lets roads and rivers in, which seldom fit in full.
         margin: Pixels kept between an object and what it may not cover, other objects included.
         turn: Flip objects and turn them by quarters.

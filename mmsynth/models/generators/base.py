@@ -110,8 +110,8 @@ class BaseGenerator(BaseModel):
     def predict(self, inputs: Tensor | None, data_samples: list[SynthDataSample]) -> list[SynthDataSample]:
         """Generate an image for every sample without task guidance; as in the host's validation loop.
 
-        The seed is the metainfo ``seed``, or else a function of the sample's id, so that a validation generates the same
-        images every time, whatever the batches, and no two of them from one noise.
+        The seed is the metainfo ``seed``, or else a function of the sample's id, so that a validation generates the
+        same images every time, whatever the batches, and no two of them from one noise.
         """
         del inputs
         return self.synthesize(data_samples, [_own_seed(sample) for sample in data_samples])

@@ -104,8 +104,8 @@ def describe(measurements: Sequence[Measurement]) -> list[str]:
     seeds = list(dict.fromkeys(own.seed for own in measurements))
     one = measurements[0]
     notes = ['released: the raw gradient times 0.1, decreasing over the run, and v clamped to [-1, 1]; clamp only and '
-             'gradient only are its halves. relative: 0.1 of ‖v‖ along the gradient. best of 4: of four images generated '
-             'without guidance the one that the critic reads best.',
+             'gradient only are its halves. relative: 0.1 of ‖v‖ along the gradient. best of 4: of four images '
+             'generated without guidance the one that the critic reads best.',
              f'{one.images} synthetic and {one.real_images} real images per seed; seeds {", ".join(map(str, seeds))}; '
              'mean ± standard deviation over the seeds; differences are taken within a seed.',
              'The Fréchet distance is between synthetic images and training images, in the features that the judge\'s '
@@ -152,7 +152,7 @@ def draw_plot(grouped: ByVariant) -> bytes:
 
 
 def draw_samples(store: AblationStore, measurements: Sequence[Measurement]) -> np.ndarray:
-    """Masks of the first seed, and what each rule generated for them: guided over the fewest and over the most steps."""
+    """Masks of the first seed, and what each rule generated for them: guided over the fewest and the most steps."""
     seed = measurements[0].seed
     variants = [own.variant for own in measurements if own.seed == seed]
     chosen = [variant for rule in RULES for variant in _ends([one for one in variants if one.rule == rule])]

@@ -219,4 +219,5 @@ def _check(setting: LoadingSetting, **counts: int) -> None:
     dataset = (setting.cfg.get('train_dataloader') or {}).get('dataset') or {}
     if dataset.get('type') != _WRAPPER:
         raise ValueError(f'{setting.cfg.filename}: `train_dataloader.dataset` is {dataset.get("type")}, so nothing is '
-                         f'mixed; give a config whose data set is a {_WRAPPER}, as projects/demo/configs/segmentor_online.py.')
+                         f'mixed; give a config whose data set is a {_WRAPPER}, as '
+                         'projects/demo/configs/segmentor_online.py.')
