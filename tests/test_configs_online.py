@@ -16,7 +16,7 @@ from mmsynth.registry import HOOKS
 
 def without_synthesis(name: str) -> Config:
     """The config that an online one inherits."""
-    return load('demo/segmentor_real.py' if name.startswith('demo/') else f'{name.split("_online")[0]}_512.py')
+    return load('demo/segmentor_real.py' if name.startswith('demo/') else f'{name.split("_online")[0]}.py')
 
 
 @pytest.mark.parametrize('name', ONLINE)
@@ -37,8 +37,8 @@ def test_online_configs_add_synthesis_and_change_nothing_else(name: str) -> None
 def test_online_configs_name_a_shipped_generator(name: str) -> None:
     cfg = load(name)
     (hook, ) = cfg.custom_hooks
-    path = (ROOT / hook.generator.config).relative_to(CONFIG_DIR).as_posix()
-    assert path in GENERATORS and Path(name).stem.removeprefix('segmentor_online').split('online_')[-1] in path
+    path = hook.generator.config.removeprefix('configs/').replace('projects/demo/configs/', 'demo/')
+    assert path in GENERATORS and (name.startswith('demo/') or Path(name).stem.split('_online-')[-1] in path)
     generator = load(path)
     assert generator.model.label_codec.num_classes == cfg.model.decode_head.num_classes
     folder = f'work_dirs/demo/{Path(path).stem}' if path.startswith('demo/') else f'work_dirs/{Path(path).stem}'
@@ -80,7 +80,7 @@ def test_online_configs_read_real_and_synthetic(name: str, tmp_path: Path) -> No
 def test_the_documented_lines_add_synthesis_to_a_config(tmp_path: Path) -> None:
     """The diff of docs/en/online.md, under a config of somebody's who has a hook already."""
     diff = (ROOT / 'docs' / 'en' / 'online.md').read_text().split('```diff\n')[1].split('```')[0]
-    base = CONFIG_DIR / 'segmentation' / 'pspnet_r50_dubai_512.py'
+    base = CONFIG_DIR / 'segmentation' / 'pspnet_r50_1xb8-40k_dubai-512x512.py'
     (tmp_path / 'my_segmentor.py').write_text(f"_base_ = '{base.as_posix()}'\ncustom_hooks = [dict(type='EMAHook')]\n")
     (tmp_path / 'mine.py').write_text(''.join(line[1:] for line in diff.splitlines(keepends=True)))
     cfg, plain = load_config(tmp_path / 'mine.py'), load_config(base)

@@ -1,5 +1,6 @@
 """Run the whole loop on a small set and compare segmentors trained with and without synthetic images."""
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -27,6 +28,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
                         'triple')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0],
                         help='run everything once per seed and give mean and spread; default: 0')
+    parser.add_argument('--workers', type=int, help='trainings at once, one thread each; default: the processors that '
+                        'there are')
     parser.add_argument('--smoke', action='store_const', const='smoke', dest='preset', help='same as --preset smoke')
     return parser.parse_args(arguments)
 
@@ -40,11 +43,12 @@ def default_out_dir(args: argparse.Namespace) -> Path:
 
 def main() -> None:
     args = parse_args()
+    os.environ['OMP_NUM_THREADS'] = '1'  # before torch is imported: small networks, see stages.py
     sys.path.insert(0, str(ROOT))  # for this project; and for mmsynth, in a checkout that is not installed
     from projects.demo.demo import Demo
     from projects.demo.report import report_demo
     demo = Demo(ROOT / 'projects/demo/configs', args.out_dir or default_out_dir(args), data=args.data,
-                preset=args.preset, generator=args.generator, control=args.control)
+                preset=args.preset, generator=args.generator, control=args.control, workers=args.workers)
     report_demo(demo, [demo.run(seed) for seed in args.seeds])
 
 

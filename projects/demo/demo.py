@@ -14,7 +14,6 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
-from mmengine.runner import Runner
 
 from mmsynth.apis.synthesize import synthesize
 from mmsynth.evaluation import mask_consistency
@@ -27,6 +26,7 @@ from projects.demo.plan import GENERATORS, ONLINE, ONLINE_ROUNDS, PRESETS, REAL,
 from projects.demo.prepare import split_folder, write_landcover
 from projects.demo.result import SeedResult
 from projects.demo.retarget import retarget
+from projects.demo.stages import train_stages
 
 RESULT_FILE = 'result.json'
 _SHORTEST_SCHEDULE = 30  # iterations; a one-cycle schedule needs a few for each of its phases
@@ -41,6 +41,7 @@ class Demo:
         data: A folder with images/, masks/ and meta.json; None draws the embedded land-cover set.
         preset: One of :data:`~projects.demo.plan.PRESETS`.
         generator: One of :data:`~projects.demo.plan.GENERATORS`.
+        workers: Trainings at once; None for the processors that there are.
         control: How masks steer TODSynth, one of its network's :data:`~mmsynth.models.networks.CONTROLS`; 'triple' if
             None.
 
@@ -55,11 +56,13 @@ class Demo:
                  data: Path | None = None,
                  preset: str = 'standard',
                  generator: str = 'todsynth',
-                 control: str | None = None) -> None:
+                 control: str | None = None,
+                 workers: int | None = None) -> None:
         _check_choices(preset, generator, control)
         self.config_dir = config_dir
         self.out_dir = out_dir
         self.preset = PRESETS[preset]
+        self.workers = workers
         self.generator = generator
         self.control = (control or next(iter(CONTROLS))) if generator == 'todsynth' else None
         self.data_root = out_dir / 'data'
@@ -92,18 +95,19 @@ class Demo:
 
     def _run_stages(self, seed: int) -> SeedResult:
         result = SeedResult(seed)
-        for stage in ('critic', 'judge'):
-            result.reference_miou[stage] = self._train_segmentor(stage, self._reader_config(stage, seed), result)
-        generator = self._train_generator(seed, result)
+        trained = self._train(result, critic=self._reader_config('critic', seed),
+                              judge=self._reader_config('judge', seed), generator=self._generator_config(seed))
+        result.reference_miou |= {stage: trained[stage] for stage in ('critic', 'judge')}
+        generator = _last_checkpoint(self._folder(seed, 'generator'))
         for name, row in self.plan.rows.items():
             pool = self._synthesize(name, row, generator, seed, result)
             result.pools[name] = pool.root
             result.consistency[name] = {reader: mask_consistency(pool, self.reader(reader, seed))
                                         for reader in ('judge', 'critic')}
         result.swap = self._compare_references(result)
-        for name in self.plan.titles:
-            cfg = self._online_config(generator, seed) if name == ONLINE else self._row_config(name, seed)
-            result.miou[name] = self._train_segmentor(name, cfg, result)
+        result.miou = self._train(result, **{
+            name: self._online_config(generator, seed) if name == ONLINE else self._row_config(name, seed)
+            for name in self.plan.titles})
         return result
 
     def _reader_config(self, stage: str, seed: int) -> Config:
@@ -148,10 +152,6 @@ class Demo:
         for loader in (cfg.val_dataloader, cfg.test_dataloader):
             loader.dataset = _with_part(loader.dataset, self.plan.validated)
 
-    def _train_segmentor(self, stage: str, cfg: Config, result: SeedResult) -> float:
-        hub = self._train(stage, cfg, result).message_hub
-        return float(hub.get_scalar('val/mIoU').current())
-
     @property
     def generator_file(self) -> str:
         """The generator's config under ``configs/demo``."""
@@ -163,20 +163,16 @@ class Demo:
             cfg.model.network.control = self.control
         self._set_references(cfg, self.plan.rows['plain'])
         _set_iterations(cfg, self.preset.generator_iters)
+        critic_cfg = self._reader_config('critic', seed)
+        cfg.synthesis.guidance.critic.config = str(self._folder(seed, 'configs') / 'critic.py')
+        cfg.synthesis.guidance.critic.checkpoint = str(
+            self._folder(seed, 'critic') / f'iter_{critic_cfg.train_cfg.max_iters}.pth')
         return cfg
 
     def _set_references(self, cfg: Config, row: Row) -> None:
         for transform in cfg.synthesis.dataset.pipeline:
             if transform.type == 'mmsynth.PickReference':
                 transform.folder = str(self.data_root / 'img_dir' / row.references)
-
-    def _train_generator(self, seed: int, result: SeedResult) -> Path:
-        cfg = self._generator_config(seed)
-        critic = cfg.synthesis.guidance.critic
-        critic.config = str(self._folder(seed, 'configs') / 'critic.py')
-        critic.checkpoint = str(_last_checkpoint(self._folder(seed, 'critic')))
-        self._train('generator', cfg, result)
-        return _last_checkpoint(self._folder(seed, 'generator'))
 
     def _synthesize(self, name: str, row: Row, checkpoint: Path, seed: int, result: SeedResult) -> Pool:
         start = time.perf_counter()
@@ -202,19 +198,22 @@ class Demo:
         return SegmentorCritic(
             str(self._folder(seed, 'configs') / f'{stage}.py'), str(_last_checkpoint(self._folder(seed, stage))))
 
-    def _train(self, stage: str, cfg: Config, result: SeedResult) -> Runner:
-        """What mmseg's tools/train.py does, with the stage's config written where a user can run it again."""
-        start = time.perf_counter()
-        cfg.work_dir = str(self._folder(result.seed, stage))
-        cfg.experiment_name = f'{stage}_{result.seed}_{time.time_ns()}'
-        path = self._folder(result.seed, 'configs') / f'{stage}.py'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cfg.dump(path)
-        print_log(f'[{stage}] training; config {path}', logger='current')
-        runner = Runner.from_cfg(Config.fromfile(path))
-        runner.train()
-        result.seconds[f'train {stage}'] = time.perf_counter() - start
-        return runner
+    def _train(self, result: SeedResult, **configs: Config) -> dict[str, float | None]:
+        """Train stages that do not depend on each other; the mIoU of each.
+
+        Their configs are written where a user can run them again.
+        """
+        paths = {}
+        for stage, cfg in configs.items():
+            cfg.work_dir = str(self._folder(result.seed, stage))
+            cfg.experiment_name = f'{stage}_{result.seed}_{time.time_ns()}'
+            paths[stage] = self._folder(result.seed, 'configs') / f'{stage}.py'
+            paths[stage].parent.mkdir(parents=True, exist_ok=True)
+            cfg.dump(paths[stage])
+            print_log(f'[{stage}] training; config {paths[stage]}', logger='current')
+        trained = train_stages(paths, self.workers)
+        result.seconds |= {f'train {stage}': found.seconds for stage, found in trained.items()}
+        return {stage: found.miou for stage, found in trained.items()}
 
     def _config(self, name: str, seed: int) -> Config:
         cfg = load_config(self.config_dir / name)

@@ -12,7 +12,7 @@ from mmsynth.models.generators import BaseGenerator
 from mmsynth.registry import MODELS
 from projects.demo.retarget import retarget
 
-CONFIGS = sorted((ROOT / 'projects' / 'demo' / 'configs').glob('*.py'))
+CONFIGS = sorted(path for path in (ROOT / 'projects' / 'demo' / 'configs').glob('*.py') if path.name != 'worth.py')
 
 
 def load(path: Path) -> Config:

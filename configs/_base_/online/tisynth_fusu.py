@@ -1,5 +1,0 @@
-_base_ = './tisynth.py'
-online = dict(
-    generator=dict(
-        config='configs/tisynth/tisynth_sd15_fusu_512.py',
-        checkpoint='work_dirs/tisynth_sd15_fusu_512/iter_100000.pth'))

@@ -1,5 +1,0 @@
-_base_ = './todsynth.py'
-online = dict(
-    generator=dict(
-        config='configs/todsynth/todsynth_sd35m_fusu_512.py',
-        checkpoint='work_dirs/todsynth_sd35m_fusu_512/iter_40000.pth'))
