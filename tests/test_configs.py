@@ -21,6 +21,8 @@ from mmsynth.registry import DATASETS, MODELS
 from mmsynth.sampling import SAMPLERS
 from projects.demo.landcover import CLASSES as LANDCOVER
 
+pytestmark = pytest.mark.slow
+
 CONFIG_DIR = ROOT / 'configs'
 CONFIGS = {path.relative_to(CONFIG_DIR).as_posix(): path for path in sorted(CONFIG_DIR.rglob('*.py'))
            if '_base_' not in path.parts}

@@ -13,6 +13,8 @@ from mmsynth.datasets.samplers import RatioSchedule
 from mmsynth.pool import Pool
 from mmsynth.registry import HOOKS
 
+pytestmark = pytest.mark.slow
+
 
 def without_synthesis(name: str) -> Config:
     """The config that an online one inherits."""

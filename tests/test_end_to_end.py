@@ -19,6 +19,8 @@ from mmsynth.host import host_script
 from mmsynth.pool import Pool
 from mmsynth.utils import read_checkpoint
 
+pytestmark = pytest.mark.process
+
 INTERVAL = 30  # iterations between checkpoints of the training that is killed
 
 MIXED = """

@@ -7,6 +7,8 @@ import pytest
 from mmengine.config import Config
 from small_run import ROOT, SmallRun, train
 
+pytestmark = pytest.mark.process
+
 SCHEDULE = ROOT / 'configs' / '_base_' / 'schedules' / 'todsynth_20k.py'
 
 

@@ -8,6 +8,8 @@ from small_run import NAMES, ROOT, SmallRun, run
 from mmsynth.pool import Pool
 from mmsynth.utils import read_checkpoint
 
+pytestmark = pytest.mark.process
+
 CONFIG = """
 _base_ = '{base}'
 prompt_encoder = dict(type='mmsynth.CLIPTextEncoder', pretrained='{sd15}')

@@ -20,6 +20,8 @@ from torch import nn
 
 from mmsynth.host import host_script, normalisation_of
 
+pytestmark = pytest.mark.process
+
 UNPICKLE = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
 
 

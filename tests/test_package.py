@@ -18,6 +18,8 @@ from packaging.requirements import Requirement
 import mmsynth
 from mmsynth import gate
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 GOOD = {'torch': '2.13.0', 'onedl-mmengine': '0.10.12', 'onedl-mmcv': '2.3.6', 'onedl-mmsegmentation': '1.4.2',
         'diffusers': '0.42.1'}  # yapf: disable
@@ -236,4 +238,4 @@ def test_make_demo_passes_on_what_is_set(arguments: tuple[str, ...], options: st
 
 @MAKE
 def test_make_test_runs_pytest() -> None:
-    assert dry_run('test', 'PYTEST_ARGS=-x') == '.venv/bin/python -m pytest tests -q -x'
+    assert dry_run('test', 'PYTEST_ARGS=-x') == '.venv/bin/python -m pytest tests -q -n auto --dist loadfile -x'

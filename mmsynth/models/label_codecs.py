@@ -1,6 +1,6 @@
 """Label codecs: class map → control image, the form in which a generator is given its mask.
 
-Class ids stay integers until here (DESIGN, "one place each"). An 'image' codec makes an RGB picture that goes through
+Class ids stay integers until here. An 'image' codec makes an RGB picture that goes through
 the latent codec like any image; a 'grid' codec makes maps that are area-pooled onto the latent grid.
 
 Legend: B batch, K classes, H W pixels.

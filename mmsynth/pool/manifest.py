@@ -1,4 +1,4 @@
-"""The pool's manifest: one JSON object per line, one line per synthetic sample (DESIGN 10).
+"""The pool's manifest: one JSON object per line, one line per synthetic sample.
 
 A manifest is a file from outside: every line is checked in full, and a record cannot name a file outside its pool.
 """

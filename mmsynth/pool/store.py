@@ -1,4 +1,4 @@
-"""The pool: a folder of synthetic samples in MMSegmentation's own layout (DESIGN 10).
+"""The pool: a folder of synthetic samples in MMSegmentation's own layout.
 
 ::
 

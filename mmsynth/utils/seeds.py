@@ -1,4 +1,4 @@
-"""Seeds: the one place where a sample's randomness comes from (DESIGN 9).
+"""Seeds: the one place where a sample's randomness comes from.
 
 A sample's seed is a function of the run seed and of what the sample is, never of its place in a batch, so results do
 not depend on batch size, number of workers or ranks, or on a resume.

@@ -28,6 +28,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
                         'triple')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0],
                         help='run everything once per seed and give mean and spread; default: 0')
+    parser.add_argument('--val-pattern', help="images of --data for validation, such as 'tile2_*': name a place where "
+                        'images are neighbours; default: a sixth of them, chosen by seed')
     parser.add_argument('--workers', type=int, help='trainings at once, one thread each; default: the processors that '
                         'there are')
     parser.add_argument('--smoke', action='store_const', const='smoke', dest='preset', help='same as --preset smoke')
@@ -48,7 +50,8 @@ def main() -> None:
     from projects.demo.demo import Demo
     from projects.demo.report import report_demo
     demo = Demo(ROOT / 'projects/demo/configs', args.out_dir or default_out_dir(args), data=args.data,
-                preset=args.preset, generator=args.generator, control=args.control, workers=args.workers)
+                preset=args.preset, generator=args.generator, control=args.control, workers=args.workers,
+                val_pattern=args.val_pattern)
     report_demo(demo, [demo.run(seed) for seed in args.seeds])
 
 

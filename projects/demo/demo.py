@@ -41,6 +41,7 @@ class Demo:
         data: A folder with images/, masks/ and meta.json; None draws the embedded land-cover set.
         preset: One of :data:`~projects.demo.plan.PRESETS`.
         generator: One of :data:`~projects.demo.plan.GENERATORS`.
+        val_pattern: Which images of ``data`` are for validation, see :func:`~projects.demo.prepare.split_folder`.
         workers: Trainings at once; None for the processors that there are.
         control: How masks steer TODSynth, one of its network's :data:`~mmsynth.models.networks.CONTROLS`; 'triple' if
             None.
@@ -57,7 +58,8 @@ class Demo:
                  preset: str = 'standard',
                  generator: str = 'todsynth',
                  control: str | None = None,
-                 workers: int | None = None) -> None:
+                 workers: int | None = None,
+                 val_pattern: str | None = None) -> None:
         _check_choices(preset, generator, control)
         self.config_dir = config_dir
         self.out_dir = out_dir
@@ -71,7 +73,7 @@ class Demo:
             write_landcover(self.data_root, **({} if count is None else dict(
                 num_labelled=count, num_val=count, num_judge=count, num_target=count, num_synthesis=count)))
         else:
-            split_folder(data, self.data_root)
+            split_folder(data, self.data_root, val_pattern=val_pattern)
         self.plan = make_plan(generator, self.data_root)
         self.meta = json.loads((self.data_root / 'meta.json').read_text())
         self.settings = json.loads(json.dumps(dict(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmsynth.utils.labels import IGNORE_INDEX
+from mmsynth.utils.labels import IGNORE_INDEX, check_labels
 
 _IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp')
 _MASK_SUFFIXES = ('.png', '.tif', '.tiff', '.bmp')
@@ -95,11 +95,7 @@ def _read_mask(file: Path, num_classes: int) -> NDArray[np.integer]:
     if mask.ndim != 2 or mask.dtype.kind not in 'uib':
         raise ValueError(f'{file} must hold one class index per pixel, got {mask.dtype} of shape {mask.shape}; convert '
                          'colours to indices first')
-    values = np.unique(mask)
-    wrong = values[((values < 0) | (values >= num_classes)) & (values != IGNORE_INDEX)]
-    if wrong.size:
-        raise ValueError(f'{file} has the value {wrong[0]} (in all {wrong.size} such), but meta.json has {num_classes} '
-                         f'classes: use 0 to {num_classes - 1}, or {IGNORE_INDEX} for pixels to ignore')
+    check_labels(mask, num_classes, file)
     return mask
 
 

@@ -77,7 +77,7 @@ def write_landcover(out: str | Path, *, num_labelled: int = 12, num_val: int = 4
     return publish(Path(out), dict(name='landcover', classes=CLASSES, palette=PALETTE, seed=seed), settings, fill)
 
 
-def split_folder(data_dir: str | Path, out: str | Path, *, val_pattern: str = 'tile2_*',
+def split_folder(data_dir: str | Path, out: str | Path, *, val_pattern: str | None = None,
                  labelled_fraction: float = 0.5, downscale: int = 4, tile_size: int = 48, piece_size: int = 96,
                  num_synthesis: int = 160, seed: int = 0) -> dict[str, Any]:
     """Split a folder of labelled images into labelled, validation, judge and synthesis parts.
@@ -89,7 +89,8 @@ def split_folder(data_dir: str | Path, out: str | Path, *, val_pattern: str = 't
         data_dir: Folder with ``images/``, ``masks/`` (class index 0..K-1, 255 = ignore, 8 or 16 bit, same stems) and
             ``meta.json`` ("classes", and if wanted "name" and "palette").
         out: Folder to write. An earlier one of ours is reused or replaced; any other is refused.
-        val_pattern: Images whose stem matches are for validation; if none does, a sixth of all, chosen by ``seed``.
+        val_pattern: Images whose stem matches are for validation, such as 'tile2_*'; None for a sixth of all, chosen by
+            ``seed``. Where images are neighbours, name a place, so that no neighbour of one is trained on.
         labelled_fraction: Part of the training images that counts as labelled, between 0 and 1.
         downscale: Images shrink by this whole factor, by area; masks by majority vote (``shrink_mask``).
         tile_size: Side of a mask for synthesis, in pixels after shrinking.
@@ -128,7 +129,7 @@ def split_folder(data_dir: str | Path, out: str | Path, *, val_pattern: str = 't
     return publish(Path(out), dict(**about, seed=seed), settings, fill)
 
 
-def _assign(sources: list[Source], data_dir: Path, val_pattern: str, labelled_fraction: float,
+def _assign(sources: list[Source], data_dir: Path, val_pattern: str | None, labelled_fraction: float,
             seed: int) -> tuple[list[str], list[str], list[str]]:
     """Choose the stems for train, for val, and those held back."""
     stems = [stem for stem, _, _ in sources]
@@ -136,10 +137,15 @@ def _assign(sources: list[Source], data_dir: Path, val_pattern: str, labelled_fr
         raise ValueError(f'{data_dir} has {len(stems)} labelled image(s); at least 3 are needed: one to train on, '
                          'one to validate on, one held back for the masks to synthesize for; cut large images up')
     rng = np.random.default_rng(derive_seed(seed, 'split'))
-    val = fnmatch.filter(stems, val_pattern)
-    if not val:
+    if val_pattern is None:
         val = sorted(rng.permutation(stems)[:max(1, round(len(stems) / 6))].tolist())
-        print_log(f'no image matches `val_pattern` = {val_pattern!r}; {len(val)} chosen by seed', logger='current')
+        print_log(f'{len(val)} images chosen for validation by seed; if images are neighbours, name a place by '
+                  '`val_pattern`', logger='current')
+    else:
+        val = fnmatch.filter(stems, val_pattern)
+        if not val:
+            raise ValueError(f'no image of {data_dir} matches `val_pattern` = {val_pattern!r}; the first is '
+                             f'{stems[0]!r}')
     rest = [stem for stem in stems if stem not in val]
     if len(rest) < 2:
         raise ValueError(f'`val_pattern` = {val_pattern!r} takes {len(val)} of the {len(stems)} images of {data_dir}; '

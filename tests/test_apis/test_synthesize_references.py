@@ -15,6 +15,8 @@ from mmsynth.pool import Pool
 from mmsynth.registry import MODELS
 from mmsynth.synthesis.encode_prompts import encode_prompts
 
+pytestmark = pytest.mark.slow
+
 MODEL = dict(
     type='mmsynth.TISynth',
     network=NETWORK | dict(unet=UNET | dict(in_channels=4, out_channels=4)),

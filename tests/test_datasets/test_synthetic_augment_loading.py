@@ -12,6 +12,8 @@ from pool_samples import write_pool
 
 from mmsynth.datasets.samplers import align_with_runner
 
+pytestmark = pytest.mark.process
+
 REAL, SYNTHETIC = 10, 6
 
 

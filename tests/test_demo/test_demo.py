@@ -19,6 +19,8 @@ from projects.demo.plan import PRESETS, make_plan
 from projects.demo.report import consistency_rows, segmentation_rows, swap_rows
 from projects.demo.result import SeedResult
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 TITLES = make_plan('todsynth', Path()).titles
 

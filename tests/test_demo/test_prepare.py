@@ -44,7 +44,7 @@ def data(tmp_path):
 
 
 def split(data, out, **options):
-    return split_folder(data, out, **{**dict(downscale=2, tile_size=8, num_synthesis=20), **options})
+    return split_folder(data, out, **dict(downscale=2, tile_size=8, num_synthesis=20, val_pattern='tile2_*') | options)
 
 
 # ---------------------------------------------------------------------------------------------------------- land cover
@@ -229,15 +229,19 @@ def test_split_does_not_depend_on_the_call_but_on_the_seed(data, tmp_path):
     assert files(tmp_path / 'a') == files(tmp_path / 'b') != files(tmp_path / 'c')
 
 
-def test_without_a_matching_name_a_sixth_is_for_validation(tmp_path):
+def test_without_a_pattern_a_sixth_is_for_validation(tmp_path):
     data = write_data(tmp_path / 'data', count=12, stem='x{}')
-    meta = split(data, tmp_path / 'out', labelled_fraction=0.01)
+    meta = split(data, tmp_path / 'out', labelled_fraction=0.01, val_pattern=None)
     assert meta['counts']['val'] == 2 and meta['counts']['train'] == 1 and meta['counts']['judge'] == 10
-    meta = split(data, tmp_path / 'out', labelled_fraction=0.99)
+    meta = split(data, tmp_path / 'out', labelled_fraction=0.99, val_pattern=None)
     assert meta['counts']['train'] == 9, 'one is always held back'
 
 
 # ------------------------------------------------------------------------------------------------- mistakes in a folder
+def test_a_pattern_without_an_image_is_refused(data, tmp_path):
+    refused(data, tmp_path, '`val_pattern`', val_pattern='x*')
+
+
 def refused(data, tmp_path, message, **options):
     with pytest.raises(ValueError, match=f'(?s){message}'):
         split(data, tmp_path / 'out', **options)
@@ -275,7 +279,7 @@ def test_broken_files_are_listed_together_with_name_and_value(data, tmp_path):
     (data / 'masks/tile3_part.png').write_bytes((data / 'masks/tile3_part.png').read_bytes()[:60])
     Image.new('RGB', (64, 64)).save(data / 'masks/tile4_part.png')
     (data / 'images/tile5_part.png').write_bytes(b'')
-    refused(data, tmp_path, 'masks/tile0_part.png has the value 300 .*use 0 to 2, or 255.*'
+    refused(data, tmp_path, 'masks/tile0_part.png: labels must be class ids below 3, or 255.*got 300.*'
             'masks/tile1_part.png is 60 x 64 pixels, its image tile1_part.png is 64 x 64.*'
             'images/tile2_part.png cannot be read as an image.*'
             'masks/tile3_part.png cannot be read as a mask.*'

@@ -30,6 +30,8 @@ from mmsynth.online.synthesizer import RoundSynthesizer
 from mmsynth.pool import Pool, store
 from mmsynth.pool.rounds import Round, read_rounds
 
+pytestmark = pytest.mark.process
+
 FILTER = dict(num_images=3, margin=1.5, min_valid=0.05)
 
 

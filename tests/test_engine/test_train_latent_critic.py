@@ -24,6 +24,8 @@ from mmsynth.models.generators import BaseGenerator
 from mmsynth.pool import Pool
 from mmsynth.registry import MODELS
 
+pytestmark = pytest.mark.slow
+
 
 class Brightness(Critic):
     """A segmentor of three classes that reads the three colours."""

@@ -13,6 +13,8 @@ from torch import Tensor
 from mmsynth.evaluation import FrechetDistance, Gaussian, frechet_distance
 from mmsynth.evaluation.inception import Inception, resize_as_tensorflow
 
+pytestmark = pytest.mark.slow
+
 # what FeatureExtractorInceptionV3 of torch-fidelity 0.4.0 gives for image() with weights(): every 256th feature, the
 # mean, and the mean square
 EXPECTED = [0.7692, 0.01481, 0.03022, 1.14533, 0.17879, 0.18197, 0.49657, 0.66304]

@@ -3,7 +3,10 @@ import json
 import subprocess
 from pathlib import Path
 
+import pytest
 from small_run import ROOT, command
+
+pytestmark = pytest.mark.process
 
 SCRIPT = """
 import json, sys

@@ -16,6 +16,8 @@ from small_run import ROOT, SmallRun, train
 from mmsynth.guidance import SegmentorCritic
 from mmsynth.utils import read_checkpoint
 
+pytestmark = pytest.mark.slow
+
 # what a LoveDA config has, over the small run's: another class count
 LOVEDA = """
 classes = ('background', 'building', 'road', 'water', 'barren', 'forest', 'agricultural')

@@ -43,7 +43,7 @@ def training() -> Iterator[MessageHub]:
 
 
 def draw() -> torch.Tensor:
-    return torch.randn(4, generator=base.training_rng())
+    return torch.randn(4, generator=base.TrainingRandomness()())
 
 
 def test_in_training_it_follows_from_seed_iteration_and_rank(
@@ -56,6 +56,13 @@ def test_in_training_it_follows_from_seed_iteration_and_rank(
     training.update_info('iter', 7)
     monkeypatch.setattr(base, 'get_rank', lambda: 1)
     assert not torch.equal(other_iteration, first) and not torch.equal(draw(), first)
+
+
+def test_a_second_draw_in_one_iteration_is_another(training: MessageHub) -> None:
+    """Such as after a training that was broken off, which leaves its stage and iteration standing."""
+    rng = base.TrainingRandomness()
+    first, second, third = (torch.randn(4, generator=rng()) for _ in range(3))
+    assert not torch.equal(first, second) and not torch.equal(second, third)
 
 
 def test_outside_of_a_training_it_follows_the_global_state_and_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:

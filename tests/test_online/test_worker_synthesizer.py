@@ -22,6 +22,8 @@ from mmsynth.online.synthesizer import (
 from mmsynth.online.worker import WorkerProcess
 from mmsynth.pool.manifest import plain_json
 
+pytestmark = pytest.mark.process
+
 if TYPE_CHECKING:
     from small_run import SmallRun
 

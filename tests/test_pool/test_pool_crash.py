@@ -14,6 +14,8 @@ import pytest
 from mmsynth.pool import Pool, read_records, store
 from mmsynth.utils import files
 
+pytestmark = pytest.mark.slow
+
 CLASSES, PALETTE = ('a', 'b'), ((0, 0, 0), (255, 255, 255))
 GENERATOR = {'type': 'x', 'config_sha256': 'ab', 'weights_sha256': None}
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)

@@ -5,21 +5,30 @@ import pytest
 import torch
 from ablation.plan import RULES, AblationOptions, Variant, demo_parts
 
-from mmsynth.guidance import CRFM
+from mmsynth.guidance import CriticOutput
+from mmsynth.guidance.crfm import CRFM, rectify
 
 
 def test_halves_of_the_released_rule() -> None:
     """Step size 0 leaves the clamp; without `legacy` and trust region the gradient is left."""
-    modules = {rule: CRFM(torch.nn.Identity(), **{key: value for key, value in RULES[rule].items() if key != 'type'})
-               for rule in ('clamp', 'gradient', 'released', 'relative')}
-    velocity, gradient = 3 * torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
-    updated = {rule: module._update(velocity, gradient, module.step_size_at(0, 10), velocity)
-               for rule, module in modules.items()}
+    velocity, gradient = 3 * torch.randn(1, 3, 4, 4), torch.randn(1, 3, 4, 4)
+
+    def judge(prediction: torch.Tensor) -> CriticOutput:
+        """Of one pixel, whose loss has the gradient that is wanted."""
+        wrong = torch.ones(1, 1, 1, dtype=torch.bool)
+        return CriticOutput((prediction * gradient).sum().view(1, 1, 1), wrong, wrong)
+
+    updated = {}
+    for rule in ('clamp', 'gradient', 'released', 'relative'):
+        module = CRFM(torch.nn.Identity(), **{key: value for key, value in RULES[rule].items() if key != 'type'})
+        updated[rule] = rectify(
+            velocity, judge, module.step_size_at(0, 10), norm=module.norm, trust_region=module.trust_region,
+            attenuate=module.attenuate, legacy=module.legacy).prediction
     assert torch.equal(updated['clamp'], velocity.clamp(-1, 1))
     torch.testing.assert_close(updated['gradient'], velocity - 0.09 * gradient)
     assert torch.equal(updated['released'], updated['gradient'].clamp(-1, 1))
     change = (updated['relative'] - velocity).flatten(1).norm(dim=1) / velocity.flatten(1).norm(dim=1)
-    torch.testing.assert_close(change, torch.full((2, ), 0.1))
+    torch.testing.assert_close(change, torch.full((1, ), 0.1))
 
 
 @pytest.mark.parametrize('options, message', [

@@ -14,6 +14,8 @@ from small_run import ROOT, SmallRun
 from mmsynth.guidance import SegmentorCritic
 from mmsynth.models import VAECodec
 
+pytestmark = pytest.mark.slow
+
 MEBIBYTE = 2**20
 LINUX = pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='the kernel keeps no high-water mark')
 

@@ -26,6 +26,8 @@ from torch.utils.data import DataLoader
 from mmsynth.apis import load_config
 from mmsynth.pool import Pool
 
+pytestmark = pytest.mark.slow
+
 ONLINE = """
 _base_ = '{critic}'
 custom_imports = dict(imports=['mmsynth'], allow_failed_imports=False)

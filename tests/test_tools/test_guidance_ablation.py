@@ -25,6 +25,8 @@ from mmsynth.guidance import SegmentorCritic
 from mmsynth.pool import Pool
 from mmsynth.utils import read_checkpoint
 
+pytestmark = pytest.mark.slow
+
 TOOL = ROOT / 'tools' / 'analysis_tools' / 'guidance_ablation.py'
 FEW = AblationOptions(rules=('released', 'relative'), steps=(0, 1, 'all'))
 FEW_NAMES = ['none', 'released-1', 'released-all', 'relative-1', 'relative-all']

@@ -8,12 +8,15 @@ from small_run import ROOT, SmallRun, run
 
 from mmsynth.pool import Pool
 
+pytestmark = pytest.mark.slow
+
 TOOLS = ROOT / 'tools'
 OPTIONS = dict(
     benchmark=['config', 'checkpoint', '--size', '--batch-size', '--rounds', '--device', '--cfg-options'],
     benchmark_online=['config', '--pool', '--pool-size', '--pairs', '--iterations', '--num-workers', '--batch-size',
                       '--device', '--cfg-options'],
     convert_checkpoint=['config', 'checkpoint', '--out', '--merge-lora', '--to {mmsynth,diffusers}', '--cfg-options'],
+    benchmark_pool=['--records', '--steps', '--dir'],
     demo=['--generator {todsynth,tisynth}', '--data', '--out-dir', '--preset', '--control {triple,siamese,adapter}',
           '--seed'],
     encode_prompts=['config', '--cache-dir', '--pretrained', '--batch-size', '--device', '--cfg-options'],
@@ -31,10 +34,13 @@ OPTIONS = dict(
                 '--num-per-mask', '--limit', '--seed', '--batch-size', '--filter', '--device', '--cfg-options'],
     train_latent_critic=['config', 'checkpoint', '--out', '--iters', '--batch-size', '--lr', '--width', '--seed',
                          '--device', '--cfg-options'],
-    train=['config', '--work-dir', '--resume', '--cfg-options'])
+    test=['config', 'checkpoint'],
+    train=['config', '--work-dir', '--resume', '--cfg-options'],
+    worth=['config', '--data', '--out-dir', '--seeds', '--places', '--jobs', '--report-only'])
 
 
-@pytest.mark.parametrize('tool', [pytest.param(path, id=path.stem) for path in sorted(TOOLS.glob('**/*.py'))])
+@pytest.mark.parametrize('tool', [pytest.param(path, id=path.stem) for path in
+    sorted([*TOOLS.glob('*.py'), *TOOLS.glob('analysis_tools/*.py'), ROOT / 'projects' / 'demo'])])
 def test_help_names_the_options(tool: Path, tmp_path: Path) -> None:
     """Wherever it is called from, and without mmsynth being installed."""
     text = run(tool, '--help', cwd=tmp_path)

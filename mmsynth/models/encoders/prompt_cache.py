@@ -1,4 +1,4 @@
-"""The prompt cache: each distinct prompt's embeddings, encoded once and read from a folder while training (DESIGN 5).
+"""The prompt cache: each distinct prompt's embeddings, encoded once and read from a folder while training.
 
 One safetensors file per prompt, named by the SHA-256 of prompt and encoder identity; both stand in the file's header,
 so a folder explains itself. Files appear complete or not at all: a killed run continues where it was.

@@ -1,4 +1,4 @@
-"""Text encoders: prompts → embeddings, behind one interface (DESIGN 5).
+"""Text encoders: prompts → embeddings, behind one interface.
 
 ``ClassNameEmbedding`` is learned with the generator and needs no weights; ``SD3TextEncoder`` holds Stable Diffusion
 3's own three encoders and is run once per distinct prompt, as is ``CLIPTextEncoder`` (:mod:`.clip_text_encoder`), that

@@ -70,6 +70,7 @@ class BaseGenerator(BaseModel):
         self.prompt_dropout = prompt_dropout
         self.num_steps = num_steps
         self.guidance_scale = guidance_scale
+        self._training_rng = TrainingRandomness()
         self._check_channels()
         self._set_trainable(lora_settings)
         leave_out_backbone(self)
@@ -234,18 +235,24 @@ def build(module: object) -> object:
     return MODELS.build(module) if isinstance(module, dict) else module
 
 
-def training_rng() -> torch.Generator:
-    """Make the random generator of one training step: noise, sigmas, dropped prompts, posterior samples.
+class TrainingRandomness:
+    """Makes the random generator of each training step: noise, sigmas, dropped prompts, posterior samples.
 
     In a runner's training it is a function of the run's seed, the iteration and the rank. So ranks, which the host
     seeds alike, see noise of their own, and a resumed training draws what an unbroken one would have, although the
     host's checkpoints hold no random state. Outside of a runner it follows torch's global generator, and the rank.
     """
-    info = MessageHub.get_current_instance().runtime_info
-    if info.get('loop_stage') == 'train':
-        return torch.Generator().manual_seed(derive_seed(info['seed'], 'train', info['iter'], get_rank()))
-    drawn = int(torch.randint(2**62, ()))
-    return torch.Generator().manual_seed(derive_seed(drawn, 'train', get_rank()))
+
+    def __init__(self) -> None:
+        self._last: tuple[int, int] | None = None
+
+    def __call__(self) -> torch.Generator:
+        info = MessageHub.get_current_instance().runtime_info
+        step = (info.get('seed'), info.get('iter')) if info.get('loop_stage') == 'train' else None
+        if step is None or step == self._last:  # a training that was broken off leaves its last step standing there
+            return torch.Generator().manual_seed(derive_seed(int(torch.randint(2**62, ())), 'train', get_rank()))
+        self._last = step
+        return torch.Generator().manual_seed(derive_seed(step[0], 'train', step[1], get_rank()))
 
 
 def stack_masks(data_samples: Sequence[SynthDataSample], device: torch.device) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmsynth.guidance.base import Guidance
 from mmsynth.models.encoders import LatentCodec
-from mmsynth.models.generators.base import BaseGenerator, prompt_of, stack_masks, training_rng
+from mmsynth.models.generators.base import BaseGenerator, prompt_of, stack_masks
 from mmsynth.models.label_codecs import IdCodec, LabelCodec
 from mmsynth.registry import MODELS
 from mmsynth.sampling import build_sampler, classifier_free, complete_schedule, noise_of_velocity, sample
@@ -134,7 +134,7 @@ class TISynth(BaseGenerator):
             inputs: Images (B, 3, H, W), float, [-1, 1], RGB.
             data_samples: With masks, prompts and references.
         """
-        rng = training_rng()
+        rng = self._training_rng()
         clean = self.latent_codec.encode(inputs, generator=rng).float()
         masks = stack_masks(data_samples, inputs.device)
         prompts = self._drop_prompts(data_samples, rng)

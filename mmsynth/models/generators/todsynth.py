@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmsynth.guidance.base import Guidance
 from mmsynth.models.encoders import LatentCodec
-from mmsynth.models.generators.base import BaseGenerator, prompt_of, stack_masks, training_rng
+from mmsynth.models.generators.base import BaseGenerator, prompt_of, stack_masks
 from mmsynth.models.label_codecs import LabelCodec
 from mmsynth.models.networks.mmdit import MMDiT
 from mmsynth.registry import MODELS
@@ -103,7 +103,7 @@ class TODSynth(BaseGenerator):
             inputs: Images (B, 3, H, W), float, [-1, 1], RGB.
             data_samples: With masks and prompts.
         """
-        rng = training_rng()
+        rng = self._training_rng()
         clean = self.latent_codec.encode(inputs, generator=rng).float()
         masks = stack_masks(data_samples, inputs.device)
         condition = self.encode_condition(self._drop_prompts(data_samples, rng), masks)
