@@ -24,7 +24,6 @@ INSTALL_REQUIRES = [
     'pillow>=9.1',
     'rich>=12.0',
     'safetensors>=0.4.3',
-    'scipy>=1.9',
     'torch>=2.6',
     'tqdm>=4.60',
     'transformers>=4.46',

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from mmsynth.utils.labels import check_labels
+
 Pair = tuple[np.ndarray, np.ndarray]
 
 
@@ -64,8 +66,7 @@ def _checked(results: dict[str, Any], num_classes: int) -> Pair:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f'{source}: the image must be (H, W, 3) uint8, got {image.shape} {image.dtype}.')
     label = label.astype(np.int64)
-    wrong = label[(label != 255) & ((label < 0) | (label >= num_classes))]
-    if wrong.size or label.shape != image.shape[:2]:
-        raise ValueError(f'{source}: the label must be {image.shape[:2]}, of class indices below {num_classes} or 255, '
-                         f'got {label.shape}' + (f' with {wrong[0]} in it' if wrong.size else '') + '.')
+    check_labels(label, num_classes, source)
+    if label.shape != image.shape[:2]:
+        raise ValueError(f'{source}: the label must have the size of its image, {image.shape[:2]}, got {label.shape}.')
     return np.ascontiguousarray(image[..., ::-1]), label  # loaded as BGR

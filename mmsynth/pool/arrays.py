@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmsynth.utils.labels import IGNORE_INDEX
+from mmsynth.utils.labels import check_labels
 
 
 def check_sample(id: str, image: np.ndarray, mask: np.ndarray, num_classes: int) -> None:
@@ -23,10 +23,7 @@ def check_mask(source: str | Path, mask: np.ndarray, num_classes: int) -> None:
     """Raise ValueError unless a mask is (H, W), uint8, with class indices or 255."""
     if mask.ndim != 2 or mask.dtype != np.uint8:
         raise ValueError(f'{source}: `mask` must be (H, W) uint8, got {mask.shape} {mask.dtype}')
-    wrong = mask[(mask >= num_classes) & (mask != IGNORE_INDEX)]
-    if wrong.size:
-        raise ValueError(f'{source}: `mask` must hold class indices below {num_classes} or {IGNORE_INDEX}, '
-                         f'got {int(wrong[0])} ({wrong.size} such pixels)')
+    check_labels(mask, num_classes, source)
 
 
 def check_filtered(id: str, label: np.ndarray, weight: np.ndarray | None, num_classes: int) -> None:

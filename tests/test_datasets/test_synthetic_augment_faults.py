@@ -61,7 +61,7 @@ DAMAGES = {
     'label in colours': (lambda root, k: swap(file_of(root, k, 'ann_dir'), np.zeros((16, 24, 3), np.uint8)),
                          'must be a single band'),
     'label with a foreign class': (lambda root, k: swap(file_of(root, k, 'ann_dir'), np.full((16, 24), 7, np.uint8)),
-                                   'class indices below 3'),
+                                   'class ids below 3'),
     'label of 16 bits': (lambda root, k: swap(file_of(root, k, 'ann_dir'), np.full((16, 24), 700, np.uint16)),
                          'must have 8 bits'),
 }

@@ -165,7 +165,7 @@ def test_readers_never_see_half_a_record(tmp_path):
 
 
 @pytest.mark.parametrize('changes, message', [
-    ({'mask': np.full((6, 9), 3, np.uint8)}, 'below 3 or 255, got 3'),
+    ({'mask': np.full((6, 9), 3, np.uint8)}, 'below 3, or 255 .*got 3'),
     ({'mask': np.zeros((6, 9), np.int64)}, r'`mask` must be \(H, W\) uint8, got \(6, 9\) int64'),
     ({'mask': np.zeros((6, 8), np.uint8)}, r'one size, not empty, got \(6, 9\) and \(6, 8\)'),
     ({'image': np.zeros((6, 9, 3), np.float32)}, r'`image` must be \(H, W, 3\) uint8'),
