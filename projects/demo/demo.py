@@ -36,7 +36,7 @@ class Demo:
     """One demo: its data, configs and stages. Every stage's config is written to ``OUT/configs`` and runs alone there.
 
     Args:
-        config_dir: The folder ``configs/demo``.
+        config_dir: The folder ``projects/demo/configs``.
         out_dir: Where everything goes.
         data: A folder with images/, masks/ and meta.json; None draws the embedded land-cover set.
         preset: One of :data:`~projects.demo.plan.PRESETS`.
@@ -156,7 +156,7 @@ class Demo:
 
     @property
     def generator_file(self) -> str:
-        """The generator's config under ``configs/demo``."""
+        """The generator's config under ``projects/demo/configs``."""
         return f'{self.generator}{self.preset.suffix}.py'
 
     def _generator_config(self, seed: int) -> Config:
