@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
 from mmengine.utils import import_modules_from_strings
 
@@ -15,17 +15,20 @@ from mmsynth.utils.configs import find_config
 from mmsynth.utils.hashes import file_hash
 
 
-def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+def load_config(config: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Config:
     """Read a config file, apply ``--cfg-options``, and import what it asks for.
 
     Args:
-        path: The file, see :func:`~mmsynth.utils.configs.find_config`.
+        config: The file, see :func:`~mmsynth.utils.configs.find_config`, or its content as a dict.
         overrides: Values by dotted key.
 
     Raises:
         FileNotFoundError: If there is no such file.
     """
-    cfg = Config.fromfile(str(find_config(path)))
+    if isinstance(config, Mapping):
+        cfg = Config(ConfigDict(config).to_dict())
+    else:
+        cfg = Config.fromfile(str(find_config(config)))
     if overrides:
         cfg.merge_from_dict(dict(overrides))
     if cfg.get('custom_imports'):
