@@ -21,7 +21,6 @@ Record = dict[str, float]
 Sample = Callable[[Sequence[int]], tuple[Tensor, list[list[Record]]]]
 
 
-
 class Guidance(nn.Module):
     """Base of everything that steers a sampler by a critic; holds settings, no progress.
 
@@ -29,22 +28,17 @@ class Guidance(nn.Module):
         critic: A :class:`Critic`, or its config.
         decoder: What the critic looks through instead of the generator's own full decode; None for that decode.
 
-    Attributes:
-        num_candidates: Images sampled per sample, of which one is kept.
-
     Raises:
-        ValueError: If a decoder is given to a critic that reads latents.
+        ValueError: If a decoder is given to a critic of latents.
     """
-
-    num_candidates: int = 1
 
     def __init__(self, critic: 'Critic | dict', decoder: 'GuidanceDecoder | dict | None' = None) -> None:
         super().__init__()
         self.critic: Critic = MODELS.build(critic) if isinstance(critic, dict) else critic
         self.decoder: GuidanceDecoder | None = MODELS.build(decoder) if isinstance(decoder, dict) else decoder
         if self.decoder is not None and self.critic.input_type == 'latents':
-            raise ValueError(f'`decoder` has no effect: the critic {type(self.critic).__name__} reads latents, nothing '
-                             'is decoded for it. Remove the decoder, or use a critic that reads images.')
+            raise ValueError(f'`decoder` has no effect: the critic {type(self.critic).__name__} takes latents, nothing '
+                             'is decoded for it. Remove the decoder, or use a critic of images.')
 
     def check_run(self, num_steps: int) -> None:
         """Raise ValueError if the guidance does not fit a run of ``num_steps`` sampling steps; by default any fits."""
@@ -73,7 +67,7 @@ class Guidance(nn.Module):
 
     def run(self, sample: Sample, seeds: Sequence[int], decode: Decode, masks: Tensor, *,
             num_steps: int) -> tuple[Tensor, list[list[Record]]]:
-        """A whole run of one batch: by default each sample is generated once, under its own seed.
+        """Sample one batch from start to end: by default each sample is generated once, under its own seed.
 
         Args:
             sample: Generates the batch: one seed per sample → clean latents (B, C, h, w), and a trace per sample. It is
@@ -89,11 +83,11 @@ class Guidance(nn.Module):
         return sample(seeds)
 
     def judge(self, clean_latents: Tensor, decode: Decode, masks: Tensor) -> 'CriticOutput':
-        """What the critic says of clean latents (B, C, h, w), decoded as the settings say; differentiable.
+        """Run the critic on clean latents (B, C, h, w), decoded as the settings say; differentiable.
 
         Args:
             clean_latents: Clean latents, or clean estimates.
-            decode: The codec's, as in :meth:`bind`. What it gives is clamped to [-1, 1].
+            decode: The codec's, as in :meth:`bind`. Its images are clamped to [-1, 1].
             masks: (B, H, W), integer class ids.
         """
         if self.critic.input_type == 'latents':
@@ -103,7 +97,7 @@ class Guidance(nn.Module):
 
 
 class Critic(nn.Module):
-    """Interface of a critic: a frozen segmentor that says how well an image shows its mask.
+    """Interface of a critic: a frozen segmentor that measures how well an image shows its mask.
 
     Subclasses give :meth:`predict_logits`, and set ``num_classes`` and ``ignore_index``.
 
@@ -119,7 +113,7 @@ class Critic(nn.Module):
 
     def predict_logits(self, inputs: Tensor) -> Tensor:
         """Logits (B, K, H, W), at the size of the mask, for inputs of the ``input_type``; differentiable."""
-        raise TypeError(f'{type(self).__name__} does not read')
+        raise TypeError(f'{type(self).__name__} does not predict')
 
     def forward(self, inputs: Tensor, masks: Tensor) -> 'CriticOutput':
         """Judge inputs against their masks.
@@ -148,7 +142,7 @@ class Critic(nn.Module):
         return F.cross_entropy(logits, targets, ignore_index=self.ignore_index, reduction='none')
 
     def frozen_eval(self) -> AbstractContextManager[None]:
-        """A context to read and differentiate in, for critics whose model has to be made ready and put back."""
+        """Open a context to predict and differentiate in, for critics whose model has to be made ready and put back."""
         return nullcontext()
 
     def check_num_classes(self, num_classes: int | None) -> None:
@@ -158,9 +152,9 @@ class Critic(nn.Module):
                              'Use a segmentor trained on the same classes.')
 
     def check_latents(self, channels: int, factor: int) -> None:
-        """Raise ValueError if the critic cannot read latents of so many channels and pixels per cell.
+        """Raise ValueError if the critic cannot take latents of so many channels and pixels per cell.
 
-        One that reads images takes any.
+        A critic of images takes any.
         """
 
     def train(self, mode: bool = True) -> 'Critic':
@@ -188,7 +182,7 @@ class GuidanceDecoder(nn.Module):
 
 @dataclass(frozen=True)
 class CriticOutput:
-    """What a critic says of a batch.
+    """What a critic finds in a batch.
 
     Attributes:
         loss: Cross entropy per pixel (B, H, W), float32; 0 where ignored.

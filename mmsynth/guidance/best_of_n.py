@@ -1,4 +1,4 @@
-"""Best of n: generate several candidates without correction, keep the one that the critic reads best.
+"""Best of n: generate several candidates without correction, keep the one of lowest loss.
 
 The gradient-free counterpart of CRFM. It needs n sampling runs and n looks of the critic, and no backward pass, so
 any segmentor and any decoder can choose.

@@ -31,7 +31,7 @@ class Rectified(NamedTuple):
     Attributes:
         prediction: Corrected (B, C, h, w), float32.
         skipped: Samples that were left as they were, since a gradient or its result was not finite (B,), bool.
-        before: What the critic says of the estimate before the first correction.
+        before: The critic's output before the first correction.
     """
 
     prediction: Tensor
@@ -55,7 +55,7 @@ def rectify(prediction: Tensor,
 
     Args:
         prediction: v, velocity or noise (B, C, h, w).
-        judge: Prediction → what the critic says of the clean estimate that it stands for; differentiable.
+        judge: Prediction → the critic's output for the clean estimate that it stands for; differentiable.
         step_size: See ``norm``.
         norm, num_rectified, trust_region, pixels, attenuate, legacy: See :class:`CRFM`.
     """

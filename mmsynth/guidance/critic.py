@@ -21,7 +21,7 @@ from mmsynth.utils.configs import find_config
 
 @MODELS.register_module()
 class SegmentorCritic(Critic):
-    """A segmentor that reads images exactly as mmseg's own test loop would.
+    """A segmentor that predicts exactly as in mmseg's own test loop.
 
     Masks must hold the class ids that the segmentor was trained on, which for a data set with ``reduce_zero_label`` are
     those after the reduction; mmsynth's and mmseg's data sets give them so.
@@ -32,7 +32,7 @@ class SegmentorCritic(Critic):
         checkpoint: The segmentor's weights, loaded without running code from the file.
         num_classes: The class count that the critic must have, usually the data set's; None checks nothing.
         segmentor: A built segmentor in the place of ``config``. It is borrowed: not frozen, moved or saved with the
-            critic. Even if it is in training it reads in eval mode, and is left as found (modes, ``requires_grad``,
+            critic. Even if it is in training it predicts in eval mode, and is left as found (modes, ``requires_grad``,
             buffers).
 
     Raises:
@@ -148,7 +148,7 @@ def _build_segmentor(config: str | dict) -> nn.Module:
 
 
 def _check_segmentor(model: nn.Module) -> None:
-    """Raise ValueError for a model that cannot be read as mmseg reads its segmentors, or has no channel per class."""
+    """Raise ValueError for a model that does not predict as mmseg's segmentors do, or has no channel per class."""
     from mmseg.models import EncoderDecoder, SegDataPreProcessor
     if not isinstance(model, EncoderDecoder):
         raise ValueError(f'critic: the model is {type(model).__name__}; it must be an EncoderDecoder of mmseg or a '

@@ -54,20 +54,25 @@ class CriticEnsemble(Critic):
                 stack.enter_context(critic.frozen_eval())
             yield
 
+    @property
+    def device(self) -> torch.device:
+        """Where its critics are."""
+        return self.critics[0].device
+
     def predict_logits(self, inputs: Tensor) -> Tensor:
         """The log of the weighted mean probability (B, K, H, W)."""
         return self._mean_log_probability([critic.predict_logits(inputs) for critic in self.critics])
 
     def forward(self, inputs: Tensor, masks: Tensor) -> CriticOutput:
         """As in :class:`Critic`."""
-        readings = [critic.predict_logits(inputs).float() for critic in self.critics]
-        loss = sum(weight * self.pixel_loss(logits, masks) for weight, logits in zip(self.weights, readings))
+        predictions = [critic.predict_logits(inputs).float() for critic in self.critics]
+        loss = sum(weight * self.pixel_loss(logits, masks) for weight, logits in zip(self.weights, predictions))
         valid = self.counts(masks)
-        return CriticOutput(loss, valid & (self._mean_log_probability(readings).argmax(1) != masks), valid)
+        return CriticOutput(loss, valid & (self._mean_log_probability(predictions).argmax(1) != masks), valid)
 
-    def _mean_log_probability(self, readings: Sequence[Tensor]) -> Tensor:
+    def _mean_log_probability(self, predictions: Sequence[Tensor]) -> Tensor:
         weighted = [logits.float().log_softmax(1) + math.log(weight)
-                    for weight, logits in zip(self.weights, readings)]
+                    for weight, logits in zip(self.weights, predictions)]
         return torch.stack(weighted).logsumexp(0)
 
 

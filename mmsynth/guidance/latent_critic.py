@@ -1,4 +1,4 @@
-"""A critic that reads the clean latent itself, so that guidance decodes nothing.
+"""A critic of the clean latent itself, so that guidance decodes nothing.
 
 Legend: B batch, C latent channels, h w latent cells, H W pixels (H = f h), K classes, D width.
 """
@@ -26,7 +26,7 @@ class LatentCritic(Critic):
     """A small convolutional head from clean latents to per-pixel logits.
 
     Residual blocks on the latent grid, then one convolution to K f² channels, which are shuffled to pixels.
-    ``tools/train_latent_critic.py`` trains it to say what a segmentor says of the decoded latent; the file that it
+    ``tools/train_latent_critic.py`` distils it from a segmentor that sees the decoded latent; the file that it
     writes holds the settings too, so that ``dict(type='mmsynth.LatentCritic', checkpoint=FILE)`` is all a config needs.
 
     Args:
@@ -87,9 +87,9 @@ class LatentCritic(Critic):
         return super().forward(latents, masks)
 
     def check_latents(self, channels: int, factor: int) -> None:
-        """Raise ValueError unless the codec has the latent channels and pixels per cell that the head reads."""
+        """Raise ValueError unless the codec has the latent channels and pixels per cell of the head."""
         if (channels, factor) != (self.channels, self.factor):
-            raise ValueError(f'LatentCritic: it reads latents of {self.channels} channels and {self.factor} pixels per '
+            raise ValueError(f'LatentCritic: it takes latents of {self.channels} channels and {self.factor} pixels per '
                              f'cell, the generator\'s codec has {channels} and {factor}; train one for this codec with '
                              'tools/train_latent_critic.py.')
 

@@ -1,7 +1,7 @@
 """Label codecs: class map → control image, the form in which a generator is given its mask.
 
-Class ids stay integers until here. An 'image' codec makes an RGB picture that goes through
-the latent codec like any image; a 'grid' codec makes maps that are area-pooled onto the latent grid.
+Class ids stay integers until here. An 'image' codec makes an RGB picture that goes through the latent codec like any
+image; a 'grid' codec makes maps that are area-pooled onto the latent grid.
 
 Legend: B batch, K classes, H W pixels.
 """
@@ -56,7 +56,7 @@ class LabelCodec(nn.Module):
         return self._control_image(masks.masked_fill(ignored, 0).long(), ignored)
 
     def _control_image(self, ids: Tensor, ignored: Tensor) -> Tensor:
-        raise TypeError(f'{type(self).__name__} does not generate')
+        raise TypeError(f'{type(self).__name__} does not encode')
 
 
 @MODELS.register_module()

@@ -18,15 +18,15 @@ def member(**settings) -> ToyCritic:
 
 
 @pytest.mark.parametrize('weights, shares', [(None, [0.5, 0.5]), ([1, 3], [0.25, 0.75]), ([0.2, 0.2], [0.5, 0.5])])
-def test_loss_and_reading_are_weighted_means(weights: list[float] | None, shares: list[float]) -> None:
+def test_loss_and_prediction_are_weighted_means(weights: list[float] | None, shares: list[float]) -> None:
     critics, (_, latents, masks) = [ToyCritic(seed=1), ToyCritic(seed=2)], batch()
     masks[0, :2] = 255
     images = decode(latents) / 2 + 0.5
     output = CriticEnsemble(critics, weights)(images, masks)
     outputs = [critic(images, masks) for critic in critics]
-    readings = [critic.predict_logits(images) for critic in critics]
+    predictions = [critic.predict_logits(images) for critic in critics]
     torch.testing.assert_close(output.loss, sum(share * v.loss for share, v in zip(shares, outputs)))
-    mean = sum(share * logits.softmax(1) for share, logits in zip(shares, readings))
+    mean = sum(share * logits.softmax(1) for share, logits in zip(shares, predictions))
     assert torch.equal(output.wrong, (mean.argmax(1) != masks) & (masks != 255))
     assert torch.equal(output.valid, masks != 255) and output.loss[0, :2].eq(0).all()
     torch.testing.assert_close(CriticEnsemble(critics, weights).predict_logits(images).exp(), mean)
@@ -41,6 +41,12 @@ def test_one_critic_and_twice_the_same_are_that_critic() -> None:
         output = ensemble(images, masks)
         torch.testing.assert_close(output.loss, alone.loss)
         assert torch.equal(output.wrong, alone.wrong)
+
+
+def test_it_is_where_its_critics_are() -> None:
+    """Also if they borrow their segmentor, whose tensors are not theirs."""
+    borrowed = SegmentorCritic(segmentor=MODELS.build(segmentor()).to('meta'))
+    assert CriticEnsemble([borrowed]).device == torch.device('meta')
 
 
 def test_it_guides_by_the_mean_of_the_gradients() -> None:

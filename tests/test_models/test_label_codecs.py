@@ -133,5 +133,5 @@ def test_no_classes_are_refused() -> None:
 
 
 def test_the_interface_alone_does_not_encode() -> None:
-    with pytest.raises(TypeError, match='LabelCodec does not generate'):
+    with pytest.raises(TypeError, match='LabelCodec does not encode'):
         LabelCodec(3).encode(MASK)

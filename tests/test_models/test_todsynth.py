@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_generator import PROMPTS, SIZE, images, oracle, samples, todsynth
+from tiny_generator import PROMPTS, SIZE, TRUNK, images, oracle, samples, todsynth
 
 from mmsynth.models import GreyLevelCodec, TODSynth
 from mmsynth.models.generators.todsynth import WEIGHTING_SCHEMES
@@ -67,6 +67,11 @@ class TestScheduler:
 def test_a_mask_larger_than_the_position_table_is_refused() -> None:
     with pytest.raises(ValueError, match='`pos_embed_max_size` 4'):
         todsynth().synthesize(samples(1, size=2 * SIZE), [0])
+
+
+def test_positions_without_a_table_have_no_limit() -> None:
+    network = dict(type='mmsynth.MMDiT', trunk=TRUNK | dict(pos_embed_max_size=None), mask_channels=3)
+    assert todsynth(network=network).synthesize(samples(1, size=2 * SIZE), [0])[0].finite
 
 
 class TestFreezing:

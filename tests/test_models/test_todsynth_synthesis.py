@@ -165,7 +165,7 @@ class TestTaskGuidance:
 
     @pytest.mark.parametrize('parts, message', [
         (lambda critic: dict(critic=LatentCritic(CHANNELS, 8, 3)),
-         "it reads latents of 6 channels and 8 pixels per cell, the generator's codec has 6 and 4"),
+         "it takes latents of 6 channels and 8 pixels per cell, the generator's codec has 6 and 4"),
         (lambda critic: dict(critic=critic, decoder=TinyDecoder(config=TINY)), 'TinyDecoder'),
     ], ids=['critic', 'decoder'])
     @pytest.mark.parametrize('kind', [CRFM, BestOfN])
