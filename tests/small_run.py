@@ -19,8 +19,9 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from PIL import Image
 
-from mmsynth.apis import load_config, synthesize
+from mmsynth.apis import synthesize
 from mmsynth.pool import Pool
+from mmsynth.synthesis.build import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ('field', 'road', 'water')

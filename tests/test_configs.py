@@ -15,10 +15,10 @@ from mmseg.models import BaseSegmentor
 from PIL import Image
 from small_run import ROOT
 
-from mmsynth.apis import build_dataset, load_config
 from mmsynth.models.generators import BaseGenerator, TISynth, TODSynth
 from mmsynth.registry import DATASETS, MODELS
 from mmsynth.sampling import SAMPLERS
+from mmsynth.synthesis.build import build_dataset, load_config
 from projects.demo.landcover import CLASSES as LANDCOVER
 
 pytestmark = pytest.mark.slow

@@ -8,10 +8,10 @@ from mmengine.config import Config
 from small_run import ROOT
 from test_configs import CONFIG_DIR, GENERATORS, ONLINE, lay_out, load, tile_size
 
-from mmsynth.apis import build_dataset, load_config
 from mmsynth.datasets.samplers import RatioSchedule
 from mmsynth.pool import Pool
 from mmsynth.registry import HOOKS
+from mmsynth.synthesis.build import build_dataset, load_config
 
 pytestmark = pytest.mark.slow
 

@@ -14,9 +14,10 @@ from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.runner import Runner
 from small_run import NAMES, ROOT, SmallRun, command, run, train
 
-from mmsynth.apis import build_dataset, load_config, synthesize
+from mmsynth.apis import synthesize
 from mmsynth.host import host_script
 from mmsynth.pool import Pool
+from mmsynth.synthesis.build import build_dataset, load_config
 from mmsynth.utils import read_checkpoint
 
 pytestmark = pytest.mark.process

@@ -36,9 +36,9 @@ def main() -> None:
     import torch
     from rich.console import Console
 
-    from mmsynth.apis import load_config
     from mmsynth.apis.filter_pool import build_filter, filter_pool, generator_of
     from mmsynth.filtering.summary import class_table, sample_table
+    from mmsynth.synthesis.build import load_config
     cfg = load_config(args.config, args.cfg_options)
     report = filter_pool(
         args.pool,

@@ -34,9 +34,9 @@ def main() -> None:
     import torch
     from rich.console import Console
 
-    from mmsynth.apis import load_config
     from mmsynth.apis.fit_class_loss import fit_class_loss
     from mmsynth.filtering.summary import losses_table
+    from mmsynth.synthesis.build import load_config
     losses = fit_class_loss(
         load_config(args.config, args.cfg_options),
         args.checkpoint,

@@ -1,4 +1,4 @@
-"""Draw docs/en/images/mask_sources.png, the picture of docs/en/masks.md: ``python docs/draw_mask_sources.py``."""
+"""Draw docs/en/images/mask_sources.png, the picture of docs/en/masks.md: ``python docs/en/draw_mask_sources.py``."""
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -55,7 +55,7 @@ def main() -> None:
         columns |= {title: masks_of(source, folder) for title, source in SOURCES.items()}
     tiles = {title: [colorize(mask, PALETTE) for mask in masks] for title, masks in columns.items()}
     legend = [*zip(CLASSES, PALETTE), ('unlabelled', (0, 0, 0))]
-    save_png(draw_grid(tiles, tile_size=160, legend=legend), ROOT / 'docs' / 'images' / 'mask_sources.png')
+    save_png(draw_grid(tiles, tile_size=160, legend=legend), ROOT / 'docs' / 'en' / 'images' / 'mask_sources.png')
 
 
 if __name__ == '__main__':

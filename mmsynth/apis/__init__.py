@@ -1,14 +1,13 @@
 """What a user calls from Python or a notebook, and the tools from the shell."""
 from mmsynth.apis.evaluate_pool import evaluate_pool
-from mmsynth.apis.filter_pool import build_filter, filter_pool
+from mmsynth.apis.filter_pool import filter_pool
 from mmsynth.apis.fit_class_loss import fit_class_loss
 from mmsynth.apis.inference import init_critic, init_generator
 from mmsynth.apis.report import write_report as report
 from mmsynth.apis.select_samples import select_samples
 from mmsynth.apis.synthesize import synthesize
-from mmsynth.synthesis.build import build_dataset, load_config
 
 __all__ = [
-    'build_dataset', 'build_filter', 'evaluate_pool', 'filter_pool', 'fit_class_loss', 'init_critic', 'init_generator',
-    'load_config', 'report', 'select_samples', 'synthesize'
+    'evaluate_pool', 'filter_pool', 'fit_class_loss', 'init_critic', 'init_generator', 'report', 'select_samples',
+    'synthesize'
 ]

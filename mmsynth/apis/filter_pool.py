@@ -12,7 +12,6 @@ from mmengine.logging import print_log
 
 from mmsynth.evaluation.judge_role import CRITIC, check_judge
 from mmsynth.filtering import ClassLossFilter, FilteredSample, label_hash
-from mmsynth.models.generators import BaseGenerator
 from mmsynth.pool import Pool, PoolRecord
 from mmsynth.registry import MODELS
 from mmsynth.utils import progress_bar
@@ -64,7 +63,7 @@ def generator_of(cfg: Config) -> Mapping[str, Any] | None:
     """The config's ``model`` if that is a generator, and not, say, a segmentor that the pool is meant for."""
     model = cfg.get('model')
     kind = None if model is None else MODELS.get(str(model.get('type')))
-    return model if isinstance(kind, type) and issubclass(kind, BaseGenerator) else None
+    return model if hasattr(kind, 'synthesize') else None
 
 
 def filter_pool(pool_dir: str | Path, pixel_filter: ClassLossFilter, *, generator: Mapping[str, Any] | None = None,

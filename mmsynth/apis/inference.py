@@ -7,12 +7,11 @@ import torch
 from mmengine.config import Config
 
 from mmsynth.guidance import Critic, SegmentorCritic
-from mmsynth.models.generators import BaseGenerator
-from mmsynth.synthesis.build import build_generator, load_config
+from mmsynth.synthesis import Generator, build_generator, load_config
 
 
 def init_generator(config: str | Path | Config, checkpoint: str | Path,
-                   device: torch.device | str = 'cpu') -> BaseGenerator:
+                   device: torch.device | str = 'cpu') -> Generator:
     """Build a generator and load its weights.
 
     Args:

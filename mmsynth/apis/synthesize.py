@@ -12,9 +12,8 @@ from mmengine.logging import print_log
 from mmsynth.apis.filter_pool import build_filter, check_results, filter_open_pool
 from mmsynth.filtering import ClassLossFilter
 from mmsynth.guidance import Guidance
-from mmsynth.models.generators import BaseGenerator
 from mmsynth.pool import Pool, PoolRecord
-from mmsynth.synthesis import Request, generate_batch, load_batches
+from mmsynth.synthesis import Generator, Request, generate_batch, load_batches
 from mmsynth.synthesis.build import build_dataset, build_generator
 from mmsynth.synthesis.guidance import build_guidance, critic_hashes, guidance_settings
 from mmsynth.utils import derive_seed, progress_bar
@@ -173,7 +172,7 @@ def _synthesis_settings(cfg: Config) -> Any:
     return settings
 
 
-def _check_fit(dataset: BaseDataset, generator: BaseGenerator, guide: Guidance | None,
+def _check_fit(dataset: BaseDataset, generator: Generator, guide: Guidance | None,
                pixel_filter: ClassLossFilter | None) -> None:
     count = len(dataset.metainfo['classes'])
     if count != generator.num_classes:
@@ -185,7 +184,7 @@ def _check_fit(dataset: BaseDataset, generator: BaseGenerator, guide: Guidance |
         pixel_filter.check_classes(dataset.metainfo['classes'], 'the data set of `synthesis.dataset`')
 
 
-def _describe(cfg: Config, checkpoint: str | Path, seed: int, generator: BaseGenerator,
+def _describe(cfg: Config, checkpoint: str | Path, seed: int, generator: Generator,
               guidance: dict[str, Any] | None) -> dict[str, Any]:
     """Everything that decides what a sample looks like."""
     return dict(

@@ -1,10 +1,9 @@
 """Datasets; their transforms are in :mod:`mmsynth.datasets.transforms`."""
-from mmsynth.datasets.chosen_masks import ChosenMasks
 from mmsynth.datasets.dubai import DubaiDataset
 from mmsynth.datasets.fusu import FUSUDataset
 from mmsynth.datasets.gid import GIDDataset
 from mmsynth.datasets.manifest import ManifestDataset
-from mmsynth.datasets.mask_sources import PastedMasks, TransformedMasks, UncertainMasks, mask_uncertainty
+from mmsynth.datasets.mask_sources import ChosenMasks, PastedMasks, TransformedMasks, UncertainMasks, mask_uncertainty
 from mmsynth.datasets.pool_dataset import PoolDataset
 from mmsynth.datasets.samplers import RatioBatchSampler, SeededInfiniteSampler
 from mmsynth.datasets.seeded import LoveDADataset

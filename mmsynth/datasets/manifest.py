@@ -215,15 +215,15 @@ def _check_source(ann_file: str, prefix: Mapping[str, str], data_root: str | Non
     elif ann_file and not ann_file.endswith('.txt'):
         raise ValueError(f'`ann_file` must end in .jsonl or .json (manifest) or .txt (names), got {ann_file!r}.')
     elif not (data_root or prefix['seg_map_path']):
-        raise ValueError('nothing says where the masks are: give `data_root`, `data_prefix.seg_map_path`, or a '
+        raise ValueError('it is not known where the masks are: give `data_root`, `data_prefix.seg_map_path`, or a '
                          'manifest as `ann_file`.')
 
 
 def _add_meta_file(declared: Mapping, metainfo: Mapping | None, path: str, backend_args: dict | None) -> dict:
-    """METAINFO's replacement with what the file says.
+    """Return METAINFO's replacement, with the entries of the file.
 
     Raises:
-        ValueError: If the class or the option says otherwise.
+        ValueError: If the class or the option has other values.
     """
     merged = dict(metainfo or {})
     for key, value in read_meta_file(path, backend_args).items():

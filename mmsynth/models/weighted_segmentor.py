@@ -56,11 +56,11 @@ class PixelWeightMixin:
 
     def _init_decode_head(self, decode_head: Any) -> None:
         super()._init_decode_head(decode_head)
-        check_ignore_index(self.decode_head)
         _install(self.decode_head)
 
     def _init_auxiliary_head(self, auxiliary_head: Any) -> None:
         super()._init_auxiliary_head(auxiliary_head)
+        check_ignore_index(self)  # the host builds these heads last
         if self.with_auxiliary_head:
             _install(self.auxiliary_head)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.config import Config, ConfigDict
+from mmengine.config import ConfigDict
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -56,7 +56,7 @@ class RoundSettings:
                  num_per_round: int = 64,
                  seed: int = 0) -> None:
         _check_options(generator, guidance, critic, filter, num_per_round)
-        self.cfg = _load(generator['config'])
+        self.cfg = load_config(generator['config'])
         self.checkpoint: str = str(generator['checkpoint'])
         if not Path(self.checkpoint).exists():
             raise FileNotFoundError(f'`generator.checkpoint` {self.checkpoint} does not exist; train the generator '
@@ -187,9 +187,3 @@ def _check_options(generator: Mapping[str, Any], guidance: Mapping[str, Any] | N
         wrong += filter_problems(filter)
     if wrong:
         raise ValueError(f'online synthesis: {"; ".join(wrong)}.')
-
-
-def _load(config: str | Mapping[str, Any]) -> Config:
-    if isinstance(config, Mapping):
-        return Config(ConfigDict(config).to_dict())
-    return load_config(config)

@@ -4,28 +4,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
 from mmengine.utils import import_modules_from_strings
 
 from mmsynth.models.checkpoints import load_generator
-from mmsynth.models.generators import BaseGenerator
 from mmsynth.registry import DATASETS, MODELS
+from mmsynth.synthesis.generate import GENERATOR_MEMBERS, Generator
 from mmsynth.utils.configs import find_config
 from mmsynth.utils.hashes import file_hash
 
 
-def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+def load_config(config: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Config:
     """Read a config file, apply ``--cfg-options``, and import what it asks for.
 
     Args:
-        path: The file, see :func:`~mmsynth.utils.configs.find_config`.
+        config: The file, see :func:`~mmsynth.utils.configs.find_config`, or its content as a dict.
         overrides: Values by dotted key.
 
     Raises:
         FileNotFoundError: If there is no such file.
     """
-    cfg = Config.fromfile(str(find_config(path)))
+    if isinstance(config, Mapping):
+        cfg = Config(ConfigDict(config).to_dict())
+    else:
+        cfg = Config.fromfile(str(find_config(config)))
     if overrides:
         cfg.merge_from_dict(dict(overrides))
     if cfg.get('custom_imports'):
@@ -39,17 +42,21 @@ def build_dataset(cfg: Mapping[str, Any]) -> Any:
         return DATASETS.build(cfg)
 
 
-def build_generator(cfg: Config, checkpoint: str | Path, device: torch.device | str = 'cpu') -> BaseGenerator:
+def build_generator(cfg: Config, checkpoint: str | Path, device: torch.device | str = 'cpu') -> Generator:
     """Build the config's generator with a checkpoint's weights, in eval mode.
+
+    It need not be one of mmsynth's, see :class:`~mmsynth.synthesis.generate.Generator`.
 
     Raises:
         ValueError: If the config's model is no generator, or the checkpoint does not fit.
     """
     with DefaultScope.overwrite_default_scope('mmseg'):
         generator = MODELS.build(cfg.model)
-    if not isinstance(generator, BaseGenerator):
-        raise ValueError(f'{cfg.filename}: `model` is {type(generator).__name__}, not a generator; use a config whose '
-                         "model is one, type='mmsynth.TODSynth' or 'mmsynth.TISynth'.")
+    lacking = [name for name in GENERATOR_MEMBERS if not hasattr(generator, name)]
+    if lacking:
+        raise ValueError(f'{cfg.filename}: `model` is {type(generator).__name__}, not a generator (it has no '
+                         f"{', '.join(lacking)}); use a config whose model is one, such as type='mmsynth.TODSynth' or "
+                         "'mmsynth.TISynth'.")
     load_generator(generator, checkpoint)
     return generator.to(device).eval()
 

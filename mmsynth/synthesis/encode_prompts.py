@@ -54,7 +54,7 @@ def encode_prompts(config: Config | str | Path,
 
     Args:
         config: The config, or its file. Its ``prompt_encoder`` is the encoder, ``model.text_encoder.cache_dir`` the
-            cache.
+            cache. Of a segmentation config with OnlineSynthesisHook both are those of the hook's generator.
         cache_dir: Another folder for the cache.
         pretrained: Another folder or hub id for the encoder.
         batch_size: Prompts encoded together.
@@ -65,13 +65,14 @@ def encode_prompts(config: Config | str | Path,
             config reads another identity than the encoder's.
     """
     config = config if isinstance(config, Config) else load_config(config)
-    folder = _cache_folder(config, cache_dir)
-    encoder_config = _encoder_config(config, pretrained)
+    reader = _cache_reader(config)
+    folder = _cache_folder(reader, cache_dir)
+    encoder_config = _encoder_config(reader, pretrained)
     if batch_size < 1:
         raise ValueError(f'`batch_size` must be at least 1, got {batch_size}.')
     prompts = collect_prompts(config)
     encoder = _build_encoder(encoder_config).to(device)
-    _check_identity(config, folder, encoder.identity)
+    _check_identity(reader, folder, encoder.identity)
     cache = PromptCache(folder, encoder.identity)
     with progress_bar(total=len(cache.missing(prompts)), unit='prompt', title='encode') as bar:
         encoded = cache.encode_missing(prompts, encoder, batch_size=batch_size, progress=bar.update)
@@ -118,15 +119,46 @@ def _dataset_configs(config: Config) -> Iterator[tuple[str, dict]]:
         dataset = (config.get(key) or {}).get('dataset')
         if dataset is not None:
             yield f'{key}.dataset', dataset
-    for number, hook in enumerate(config.get('custom_hooks') or ()):
-        if not str(hook.get('type')).endswith('OnlineSynthesisHook'):
-            continue
+    for place, hook in _online_hooks(config):
         if hook.get('masks') is not None:
-            yield f'custom_hooks[{number}].masks', without_live_critics(hook['masks'])
-        elif isinstance(hook['generator'].get('config'), (str, Path)):
-            masks = (load_config(hook['generator']['config']).get('synthesis') or {}).get('dataset')
-            if masks is not None:
-                yield f'custom_hooks[{number}].generator.config, synthesis.dataset', masks
+            yield f'{place}.masks', without_live_critics(hook['masks'])
+            continue
+        generator = _generator_config(hook)
+        masks = generator and (generator.get('synthesis') or {}).get('dataset')
+        if masks:
+            yield f'{place}.generator.config, synthesis.dataset', masks
+        else:
+            print_log(f'{place} (OnlineSynthesisHook) names no masks, nor does the config of its generator: left out',
+                      'current')
+
+
+def _online_hooks(config: Config) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The config's OnlineSynthesisHooks, with the place where they stand."""
+    for number, hook in enumerate(config.get('custom_hooks') or ()):
+        if str(hook.get('type')).endswith('OnlineSynthesisHook'):
+            yield f'custom_hooks[{number}]', hook
+
+
+def _generator_config(hook: Mapping[str, Any]) -> Config | None:
+    """The config of an OnlineSynthesisHook's generator."""
+    config = (hook.get('generator') or {}).get('config')
+    return None if config is None else load_config(config)
+
+
+def _cache_reader(config: Config) -> Config:
+    """The config whose model reads the cache: the one given, or in a segmentor's training its online generator's.
+
+    Raises:
+        ValueError: If generators of several hooks read different caches.
+    """
+    if (config.get('model') or {}).get('text_encoder'):
+        return config
+    generators = [generator for _, hook in _online_hooks(config) if (generator := _generator_config(hook))]
+    readers = [generator for generator in generators if (generator.get('model') or {}).get('text_encoder')]
+    if any(other.model.text_encoder != readers[0].model.text_encoder for other in readers[1:]):
+        raise ValueError('`custom_hooks`: the generators of several OnlineSynthesisHooks read different prompt caches; '
+                         'encode with the config of each generator in turn.')
+    return readers[0] if readers else config
 
 
 def _may_have_prompts(cfg: Any) -> bool:

@@ -4,15 +4,42 @@ Legend: H W pixels.
 """
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from mmengine.dataset import BaseDataset
 
 from mmsynth.guidance import Guidance
-from mmsynth.models.generators import BaseGenerator
 from mmsynth.structures import SynthDataSample
 from mmsynth.utils.batches import batches_of_one_shape
+
+
+class Generator(Protocol):
+    """What synthesis asks of a generator: any torch module with these, such as TODSynth, TISynth, or one of your own.
+
+    Attributes:
+        num_classes: Number of classes K; masks hold 0 … K - 1, and 255 where unlabelled.
+    """
+
+    num_classes: int
+
+    def data_preprocessor(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Move a batch ``dict(data_samples=[...])`` to the generator's device, as mmengine's models do."""
+
+    def synthesize(self, data_samples: Sequence[SynthDataSample], seeds: Sequence[int], *,
+                   guidance: Guidance | None = None) -> Sequence[SynthDataSample]:
+        """Generate an image for every sample's ``gt_sem_seg``, which depends on its own seed, not on the batch.
+
+        Returns:
+            The samples, each with ``generated_img`` (3, H, W), uint8, RGB, on the CPU; under guidance with the metainfo
+            ``guidance_trace``; and optionally with ``finite``, False for an image that is to be left out.
+        """
+
+    def check_guidance(self, guidance: Guidance) -> None:
+        """Raise ValueError if a guidance does not fit the generator."""
+
+
+GENERATOR_MEMBERS = ('num_classes', 'data_preprocessor', 'synthesize', 'check_guidance')
 
 
 @dataclass(frozen=True)
@@ -56,9 +83,9 @@ def load_batches(dataset: BaseDataset, requests: Sequence[Request],
 
 
 def load_sample(dataset: BaseDataset, request: Request) -> SynthDataSample:
-    """The sample of a request. The pipeline is told the repeat's number: each may get a reference of its own.
+    """Load the sample of a request. The pipeline is given the repeat's number: each may get a reference of its own.
 
-    A wrapper such as ConcatDataset has no pipeline to tell; its repeats are generated with one reference.
+    A wrapper such as ConcatDataset has no pipeline; its repeats are generated with one reference.
     """
     pipeline = getattr(dataset, 'pipeline', None)
     if request.repeat == 0 or pipeline is None:
@@ -66,7 +93,7 @@ def load_sample(dataset: BaseDataset, request: Request) -> SynthDataSample:
     return pipeline(dataset.get_data_info(request.index) | dict(repeat=request.repeat))['data_samples']
 
 
-def generate_batch(generator: BaseGenerator, batch: Sequence[tuple[Request, SynthDataSample]], *,
+def generate_batch(generator: Generator, batch: Sequence[tuple[Request, SynthDataSample]], *,
                    guide: Guidance | None, entry: Mapping[str, str | None]) -> list[GeneratedSample]:
     """Generate a batch of one mask size.
 

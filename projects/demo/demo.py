@@ -64,7 +64,7 @@ class Demo:
         self.config_dir = config_dir
         self.out_dir = out_dir
         self.preset = PRESETS[preset]
-        self.workers = workers
+        self.workers = workers or (1 if preset == 'smoke' else None)  # a process takes longer to start than to train
         self.generator = generator
         self.control = (control or next(iter(CONTROLS))) if generator == 'todsynth' else None
         self.data_root = out_dir / 'data'

@@ -11,9 +11,11 @@ from mmseg.datasets import BaseSegDataset
 from PIL import Image
 from small_run import CLASSES, PALETTE, ROOT, SmallRun
 
-from mmsynth.apis import build_filter, filter_pool, fit_class_loss, load_config
+from mmsynth.apis import filter_pool, fit_class_loss
+from mmsynth.apis.filter_pool import build_filter
 from mmsynth.filtering import ClassLosses, ClassLossFilter
 from mmsynth.pool import Pool
+from mmsynth.synthesis.build import load_config
 
 PER_MASK = 3
 

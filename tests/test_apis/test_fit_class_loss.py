@@ -7,9 +7,10 @@ import torch
 from PIL import Image
 from small_run import CLASSES, NAMES, SmallRun
 
-from mmsynth.apis import fit_class_loss, load_config
+from mmsynth.apis import fit_class_loss
 from mmsynth.filtering import ClassLosses, segmentor_identity
 from mmsynth.guidance import SegmentorCritic
+from mmsynth.synthesis.build import load_config
 from mmsynth.utils.hashes import file_hash
 
 

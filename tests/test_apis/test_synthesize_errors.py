@@ -10,10 +10,11 @@ from mmengine.config import Config
 from PIL import Image
 from small_run import NAMES, ROOT, SmallRun, command
 
-from mmsynth.apis import load_config, synthesize
+from mmsynth.apis import synthesize
 from mmsynth.apis.synthesize import NotFiniteError
 from mmsynth.models import PatchPCACodec
 from mmsynth.pool import Pool
+from mmsynth.synthesis.build import load_config
 
 
 @pytest.fixture

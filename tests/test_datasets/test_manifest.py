@@ -202,7 +202,7 @@ def test_what_is_not_there_is_named(root, options, message):
     (dict(ann_file='index.jsonl', data_prefix=dict(img_path='images')), r'`data_prefix` .*no effect with the manifest'),
     (dict(ann_file='index.csv'), r'`ann_file` must end in \.jsonl or \.json .*got \'index\.csv\''),
     (dict(data_prefix=dict(image='images')), r'`data_prefix` has the keys img_path and seg_map_path, got image'),
-    (dict(data_root=None), r'nothing says where the masks are'),
+    (dict(data_root=None), r'data_prefix.seg_map_path'),
 ])
 def test_contradicting_options_are_refused(root, options, message):
     with pytest.raises(ValueError, match=message):

@@ -13,7 +13,7 @@ from tiny_masks import MemoryMasks, made
 from mmsynth.apis.synthesize import list_requests
 from mmsynth.datasets import PastedMasks, TransformedMasks
 from mmsynth.datasets.mask_sources import ApplyMaskRecipe
-from mmsynth.datasets.mask_sources.recipe import MaskRecipe
+from mmsynth.datasets.mask_sources.base import MaskRecipe
 from mmsynth.datasets.transforms import BuildPrompt, CropSegMap
 from mmsynth.pool import Pool
 from mmsynth.registry import TRANSFORMS

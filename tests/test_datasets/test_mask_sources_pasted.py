@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_masks import CLASSES, MemoryMasks, made, masks
 
-from mmsynth.datasets.mask_sources.objects import cut_out, find_objects, places_for
-from mmsynth.datasets.mask_sources.pasted import PastedMasks
+from mmsynth.datasets.mask_sources.pasted import PastedMasks, cut_out, find_objects, places_for
 
 FIELD, ROAD, WATER = range(3)
 EMPTY = np.zeros((8, 8), np.uint8)

@@ -7,9 +7,9 @@ import pytest
 from mmengine.config import Config
 from small_run import CLASSES, PALETTE, ROOT
 
-from mmsynth.apis import load_config
 from mmsynth.models.generators import BaseGenerator
 from mmsynth.registry import MODELS
+from mmsynth.synthesis.build import load_config
 from projects.demo.retarget import retarget
 
 CONFIGS = sorted(path for path in (ROOT / 'projects' / 'demo' / 'configs').glob('*.py') if path.name != 'worth.py')

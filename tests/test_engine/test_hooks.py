@@ -11,10 +11,10 @@ from PIL import Image
 from small_run import SmallRun, train
 from torch import Tensor
 
-from mmsynth.apis import build_dataset
 from mmsynth.engine.hooks import FitLatentCodecHook, PreviewHook, ProgressBarHook
 from mmsynth.models.generators import TODSynth
 from mmsynth.registry import MODELS
+from mmsynth.synthesis.build import build_dataset
 
 
 @pytest.fixture

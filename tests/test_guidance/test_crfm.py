@@ -140,7 +140,7 @@ class TestLoss:
         losses = [corrected(guide)[2][0]['loss_after'] for guide in guides]
         assert losses == sorted(losses, reverse=True)
 
-    def test_the_records_are_the_critic_s_verdicts(self) -> None:
+    def test_the_records_are_what_the_critic_says(self) -> None:
         prediction, latents, masks = batch()
         step = step_at(latents, index=2, total=9)
         result, records = crfm(step_size=0.3).correct(prediction, step, decode, masks)

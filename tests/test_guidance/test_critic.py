@@ -72,7 +72,7 @@ def test_colour_order_matters_to_the_comparison() -> None:
     assert not torch.allclose(as_it_is, swapped, atol=1e-2)
 
 
-class TestVerdict:
+class TestCriticOutput:
 
     def test_it_is_the_cross_entropy_of_those_logits(self) -> None:
         ours, labels = critic(), masks(2)

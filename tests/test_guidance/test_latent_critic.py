@@ -44,7 +44,7 @@ class TestReading:
         logits = critic().predict_logits(torch.randn(1, 4, 3, 5))
         assert not torch.allclose(logits, F.interpolate(logits[..., ::2, ::2], scale_factor=2), atol=1e-2)
 
-    def test_its_verdict_is_the_cross_entropy_where_labelled(self) -> None:
+    def test_its_loss_is_the_cross_entropy_where_labelled(self) -> None:
         ours, latents, masks = critic(), torch.randn(2, 4, 3, 3), torch.randint(3, (2, 6, 6))
         masks[:, :2] = 255
         output, logits = ours(latents, masks), ours.predict_logits(latents)

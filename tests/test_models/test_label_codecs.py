@@ -132,6 +132,6 @@ def test_no_classes_are_refused() -> None:
             build()
 
 
-def test_the_interface_alone_does_not_paint() -> None:
+def test_the_interface_alone_does_not_encode() -> None:
     with pytest.raises(TypeError, match='LabelCodec does not generate'):
         LabelCodec(3).encode(MASK)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny_backbone import CLIP_LENGTH, CLIP_WIDTHS, JOINT_DIM, POOLED_DIM, write_tiny_sd3, write_tiny_sd15
 from tiny_generator import TRUNK, images, samples, todsynth
+from tiny_tisynth import NETWORK, UNET, referenced, tisynth
 
 from mmsynth.datasets.transforms.prompts import build_prompt
 from mmsynth.models.encoders import ClassNameEmbedding, CLIPTextEncoder, PromptCache, SD3TextEncoder
@@ -234,6 +235,14 @@ class TestCLIPTextEncoder:
         assert CLIPTextEncoder(str(copied)).identity == clip.identity
         assert len({clip.identity, other.identity, half.identity}) == 3
         assert half.encode(PROMPTS).prompt_embeds.dtype == torch.bfloat16
+
+    def test_in_bfloat16_it_feeds_a_float32_generator(self, tiny_sd15):
+        encoder = CLIPTextEncoder(str(tiny_sd15), dtype='bfloat16')
+        width = encoder.encode(['']).prompt_embeds.shape[-1]
+        network = NETWORK | dict(unet=UNET | dict(cross_attention_dim=width))
+        model = tisynth(text_encoder=encoder, network=network)
+        assert model.loss(images(), referenced())['loss_noise'].isfinite()
+        assert model.synthesize(referenced(), [1, 2, 3, 4])[0].finite
 
     @pytest.mark.parametrize('remove, message', [
         ('tokenizer', 'lacks tokenizer. .*text encoder and tokenizer are needed: download'),

@@ -17,6 +17,7 @@ rank, tests, store = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 sys.path.insert(0, tests)
 import torch
 import torch.distributed as dist
+from mmengine.logging import MessageHub
 from mmseg.utils import register_all_modules
 register_all_modules()
 from tiny_generator import images, samples, todsynth
@@ -28,7 +29,16 @@ torch.manual_seed(0)  # the host seeds all ranks alike
 loss = wrapped(images(), samples(), mode='loss')['loss_velocity']
 loss.backward()
 gradient = sum(float(p.grad.abs().sum()) for p in model.parameters() if p.grad is not None)
-print('RESULT', json.dumps(dict(loss=float(loss), gradient=gradient)))
+
+def loss_of_training(seed):  # with a new object, as a process that resumes has
+    hub = MessageHub.get_current_instance()
+    for key, value in dict(loop_stage='train', seed=seed, iter=7).items():
+        hub.update_info(key, value)
+    return float(todsynth(prompt_dropout=0.5).loss(images(), samples())['loss_velocity'])
+
+# With diff_rank_seed the host's seed is seed + rank, and after a resume on all ranks that of rank 0's checkpoint.
+print('RESULT', json.dumps(dict(loss=float(loss), gradient=gradient, unbroken=loss_of_training(3 + rank),
+                                resumed=loss_of_training(3))))
 """
 
 
@@ -76,7 +86,7 @@ def test_outside_of_a_training_it_follows_the_global_state_and_the_rank(monkeypa
 
 
 @pytest.mark.process
-def test_two_ranks_draw_their_own_and_share_gradients(tmp_path: Path) -> None:
+def test_two_ranks_draw_their_own_share_gradients_and_resume_alike(tmp_path: Path) -> None:
     processes = []
     for rank in range(2):
         line, env = command('-c', SCRIPT, rank, ROOT / 'tests', tmp_path / 'store', on_path=True)
@@ -88,3 +98,5 @@ def test_two_ranks_draw_their_own_and_share_gradients(tmp_path: Path) -> None:
         results.append(json.loads(output.split('RESULT')[1]))
     assert results[0]['loss'] != results[1]['loss']  # the same images and masks, other noise
     assert results[0]['gradient'] == pytest.approx(results[1]['gradient'])
+    assert results[0]['unbroken'] != results[1]['unbroken']
+    assert all(result['resumed'] == result['unbroken'] for result in results)

@@ -153,9 +153,12 @@ def test_a_loss_of_ones_own_may_say_that_it_weights_pixels() -> None:
     assert sum(values(model, batch(0 * ones, 0 * ones)).values()) < sum(values(model, batch(ones, ones)).values())
 
 
-def test_a_head_that_takes_255_for_a_class_is_refused() -> None:
-    with pytest.raises(ValueError, match='ignore_index. is 254'):
-        build(family(FCN | dict(ignore_index=254)))
+@pytest.mark.parametrize('name', ['decode_head', 'auxiliary_head'])
+def test_a_head_that_takes_255_for_a_class_is_refused(name: str) -> None:
+    heads = {'decode_head': FCN, 'auxiliary_head': AUXILIARY}
+    heads[name] = heads[name] | dict(ignore_index=254)
+    with pytest.raises(ValueError, match=f'`{name}.ignore_index` is 254'):
+        build(family(heads['decode_head'], auxiliary_head=heads['auxiliary_head']))
 
 
 @MMSEG_MODELS.register_module()

@@ -138,6 +138,28 @@ def test_masks_of_online_synthesis_are_looked_at(tmp_path):
     assert collect_prompts(Config(dict(custom_hooks=hooks))) == ['', 'a', 'b']
 
 
+def test_a_segmentors_config_fills_the_cache_of_its_online_generator(tiny_sd3, tmp_path):
+    """The advice of a failing training is to run the tool with that training's config."""
+    generator = make_config(tmp_path / 'cache', tiny_sd3, synthesis=dict(dataset=records('of the masks')))
+    generator.dump(tmp_path / 'generator.py')
+    for named in (str(tmp_path / 'generator.py'), generator.to_dict()):
+        hook = dict(type='mmsynth.OnlineSynthesisHook', generator=dict(config=named, checkpoint='x'))
+        report = encode_prompts(Config(dict(model=dict(type='EncoderDecoder'), custom_hooks=[hook])))
+        assert report.folder == tmp_path / 'cache' and report.distinct == 2
+    CachedTextEncoder(tmp_path / 'cache').encode(['of the masks'])
+
+
+def test_what_is_left_out_is_logged(monkeypatch):
+    logged = []
+    monkeypatch.setattr('mmsynth.synthesis.encode_prompts.print_log', lambda message, *_: logged.append(message))
+    plain = dict(type='mmsynth.RecordsDataset', records=[dict(img_path='x')])
+    collect_prompts(Config(dict(
+        train_dataloader=dict(dataset=records('a')), val_dataloader=dict(dataset=dict(type='SomeOtherDataset')),
+        test_dataloader=dict(dataset=plain), custom_hooks=[dict(type='mmsynth.OnlineSynthesisHook')])))
+    assert [line.split()[0] for line in logged] == ['val_dataloader.dataset', 'test_dataloader.dataset',
+                                                    'custom_hooks[0]']
+
+
 def test_manifest_dataset(tmp_path):
     mmcv.imwrite(np.array([[0, 1], [1, 255]], dtype=np.uint8), str(tmp_path / 'a.png'))
     mmcv.imwrite(np.array([[2, 2], [2, 2]], dtype=np.uint8), str(tmp_path / 'b.png'))

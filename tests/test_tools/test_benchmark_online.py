@@ -23,8 +23,8 @@ from PIL import Image
 from small_run import CLASSES, ROOT, SIDE, SmallRun
 from torch.utils.data import DataLoader
 
-from mmsynth.apis import load_config
 from mmsynth.pool import Pool
+from mmsynth.synthesis.build import load_config
 
 pytestmark = pytest.mark.slow
 

@@ -1,4 +1,6 @@
 """Config files that configs name are found from anywhere."""
+import importlib.util
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,3 +41,21 @@ def test_shipped_configs_name_files_that_are_found(monkeypatch: pytest.MonkeyPat
     named = {line.split("'")[1] for path in root.rglob('*.py') for line in path.read_text().splitlines()
              if 'config=\'' in line}
     assert named and all(find_config(name).is_file() for name in named)
+
+
+def test_an_installed_copy_finds_its_own_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layout of a wheel: configs below mmsynth/.mim, a user's config in another folder that inherits one."""
+    package = tmp_path / 'site-packages' / 'mmsynth'
+    (package / 'utils').mkdir(parents=True)
+    shutil.copy(configs.__file__, package / 'utils' / 'configs.py')
+    shutil.copytree(Path(configs.__file__).parents[2] / 'configs', package / '.mim' / 'configs')
+    spec = importlib.util.spec_from_file_location('installed_configs', package / 'utils' / 'configs.py')
+    installed = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(installed)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(configs, 'SHIPPED', installed.SHIPPED)
+    ours = package / '.mim/configs/todsynth/todsynth_sd35m_4xb1-amp-40k_dubai-512x512.py'
+    (tmp_path / 'mine.py').write_text(f'_base_ = {str(ours)!r}\n')
+    critic = load_config('mine.py').synthesis.guidance.critic.config
+    assert find_config(critic) == package / '.mim' / critic
+    assert load_config(critic).model.type == 'EncoderDecoder'

@@ -1,23 +1,90 @@
 """PastedMasks: rare objects of other masks pasted where they may stand.
 
+An object is a connected component of a class: finding objects, cutting them out, where they fit; then the mask source.
+
 Legend: H W pixels of the mask, N objects, h w pixels of an object's box.
 """
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from mmsynth.datasets.mask_sources.base import MaskReader, VariantSource, class_ids, sample_id
-from mmsynth.datasets.mask_sources.objects import MaskObject, Shape, cut_out, find_objects, places_for
-from mmsynth.datasets.mask_sources.recipe import Mask
+from mmsynth.datasets.mask_sources.base import Mask, MaskReader, VariantSource, class_ids, sample_id
 from mmsynth.registry import DATASETS
 from mmsynth.utils.progress import progress_bar
 from mmsynth.utils.seeds import derive_seed
 
+Shape = NDArray[np.bool_]
 _ATTEMPTS = 10  # objects tried for one place in a mask before it is left empty
+
+
+class MaskObject(NamedTuple):
+    """A connected component of a class; pixels that touch at a corner are connected.
+
+    Attributes:
+        class_id: The class.
+        number: Among the components of that class in its mask, from 0, by their first pixels in reading order.
+        first: Row and column of that pixel.
+        corner: Row and column of the box's upper left pixel.
+        size: Height and width of the box.
+        pixels: Of the component.
+    """
+
+    class_id: int
+    number: int
+    first: tuple[int, int]
+    corner: tuple[int, int]
+    size: tuple[int, int]
+    pixels: int
+
+
+def find_objects(mask: Mask, class_id: int, min_pixels: int = 1, max_pixels: int | None = None) -> list[MaskObject]:
+    """The components of a class with so many pixels, in the order of their first pixels."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(_binary(mask, class_id), connectivity=8)
+    places = np.flatnonzero(labels)
+    found, first = np.unique(labels.ravel()[places], return_index=True)  # cv2's own order depends on its threads
+    order = np.argsort(first)
+    objects = []
+    for number, (label, place) in enumerate(zip(found[order].tolist(), places[first[order]].tolist())):
+        left, top, width, height, pixels = stats[label].tolist()
+        if min_pixels <= pixels <= (max_pixels or pixels):
+            first_pixel = divmod(place, mask.shape[1])
+            objects.append(MaskObject(class_id, number, first_pixel, (top, left), (height, width), pixels))
+    return objects
+
+
+def cut_out(mask: Mask, thing: MaskObject) -> Shape:
+    """The pixels of an object inside its box (h, w), bool."""
+    (top, left), (height, width) = thing.corner, thing.size
+    _, labels = cv2.connectedComponents(_binary(mask, thing.class_id), connectivity=8)
+    return labels[top:top + height, left:left + width] == labels[thing.first]
+
+
+def places_for(shape: Shape, free: Shape, min_visible: float = 1.0) -> NDArray[np.int64]:
+    """Where an object fits.
+
+    Args:
+        shape: The object's pixels in its box (h, w).
+        free: Pixels of the mask that may be covered (H, W).
+        min_visible: Share of the object's pixels that must come to lie on free ones, in (0, 1].
+
+    Returns:
+        Rows and columns (N, 2) for the upper left pixel of the box, which lies inside the mask, in reading order.
+    """
+    if shape.shape[0] > free.shape[0] or shape.shape[1] > free.shape[1]:
+        return np.empty((0, 2), np.int64)
+    on_free = cv2.matchTemplate(free.astype(np.float32), shape.astype(np.float32), cv2.TM_CCORR)  # counts, nearly whole
+    needed = max(1, math.ceil(min_visible * shape.sum() - 1e-9))
+    return np.argwhere(on_free > needed - 0.5)
+
+
+def _binary(mask: Mask, class_id: int) -> Mask:
+    return (mask == class_id).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -57,7 +124,8 @@ class ObjectBank:
         for index in progress_bar(range(len(reader)), unit='mask', title='objects to paste'):
             mask = reader.mask(reader.info(index))
             for class_id, rows in found.items():
-                rows += [(index, *_flat(thing)) for thing in find_objects(mask, class_id, min_pixels, max_pixels)]
+                rows += [(index, thing.number, *thing.first, *thing.corner, *thing.size, thing.pixels)
+                         for thing in find_objects(mask, class_id, min_pixels, max_pixels)]
         self._rows = {class_id: np.array(rows, np.int32) for class_id, rows in found.items() if rows}
         if not self._rows:
             names = ', '.join(self.class_names[class_id] for class_id in classes)
@@ -111,24 +179,27 @@ class PasteStep:
         return mask, dict(source='paste', objects=[entry for entry in pasted if entry is not None])
 
     def _paste_one(self, mask: Mask, free: Shape, rng: np.random.Generator) -> dict[str, Any] | None:
-        """Generate one object into the mask and take its pixels from the free ones; None where nothing tried fits."""
-        room = _shrink(free, self.margin)
+        """Paste one object into the mask and take its pixels from the free ones; None where nothing tried fits."""
+        allowed = free
+        if self.margin:  # with none but free pixels, and the mask's border, so many pixels around
+            kernel = np.ones((2 * self.margin + 1, 2 * self.margin + 1), np.uint8)
+            allowed = cv2.erode(free.astype(np.uint8), kernel) > 0
         for _ in range(_ATTEMPTS):
             donation = self.bank.draw(rng)
             flip, turns = (bool(rng.integers(2)), int(rng.integers(4))) if self.turn else (False, 0)
             shape = np.rot90(donation.shape[:, ::-1] if flip else donation.shape, turns)
-            places = places_for(shape, room, self.min_visible)
+            places = places_for(shape, allowed, self.min_visible)
             if donation.source == self.own or not len(places):
                 continue
             top, left = places[rng.integers(len(places))].tolist()
             window = np.s_[top:top + shape.shape[0], left:left + shape.shape[1]]
-            generated = shape & room[window]
-            mask[window][generated] = donation.thing.class_id
-            free[window][generated] = False
+            pasted = shape & allowed[window]
+            mask[window][pasted] = donation.thing.class_id
+            free[window][pasted] = False
             return {
                 'class': self.bank.class_names[donation.thing.class_id], 'donor': donation.donor,
                 'component': donation.thing.number, 'flip': flip, 'quarter_turns': turns, 'position': [top, left],
-                'pixels': int(generated.sum())}
+                'pixels': int(pasted.sum())}
         return None
 
 
@@ -200,16 +271,6 @@ class PastedMasks(VariantSource):
         step = PasteStep(self.bank, seed, str(info['seg_map_path']), self.onto, self.num_objects, self.min_visible,
                          self.margin, self.turn)
         return 'paste' if number == 0 else f'paste{number + 1}', step
-
-
-def _shrink(free: Shape, margin: int) -> Shape:
-    """The free pixels with none but free ones, and the mask's border, within so many pixels along both axes."""
-    kernel = np.ones((2 * margin + 1, 2 * margin + 1), np.uint8)
-    return cv2.erode(free.astype(np.uint8), kernel) > 0 if margin else free
-
-
-def _flat(thing: MaskObject) -> tuple[int, ...]:
-    return (thing.number, *thing.first, *thing.corner, *thing.size, thing.pixels)
 
 
 def _check_numbers(counts: tuple[int, ...], min_pixels: int, max_pixels: int | None, min_visible: float,

@@ -11,8 +11,7 @@ import cv2
 import numpy as np
 from torch.utils.data import Dataset
 
-from mmsynth.datasets.mask_sources.base import VariantSource, sample_id
-from mmsynth.datasets.mask_sources.recipe import Mask
+from mmsynth.datasets.mask_sources.base import Mask, VariantSource, sample_id
 from mmsynth.registry import DATASETS
 from mmsynth.utils.labels import IGNORE_INDEX
 from mmsynth.utils.seeds import derive_seed
@@ -118,7 +117,10 @@ class TransformedMasks(VariantSource):
         self._exact = max_angle == 0 and self.scale_range == (1, 1)
         if self._exact:
             self._moves.remove((False, 0))
-            _check_enough(len(self._moves), num_variants)
+            if len(self._moves) < max(num_variants, 1):
+                raise ValueError(f'`num_variants` is {num_variants}, but `flips` and `quarter_turns` give only '
+                                 f'{len(self._moves)} different variants of a mask; add `max_angle` or `scale_range`, '
+                                 'or allow both.')
         super().__init__(dataset, num_variants, keep_original, seed)
 
     def variant(self, info: dict[str, Any], number: int) -> tuple[str, TransformStep]:
@@ -154,9 +156,3 @@ def _check_options(max_angle: float, scale_range: tuple[float, float], fill: str
         raise ValueError(f'`scale_range` must be (lowest, highest) zoom, both in [0.1, 10], got {scale_range}.')
     if fill not in get_args(Fill):
         raise ValueError(f'`fill` must be one of {", ".join(get_args(Fill))}, got {fill!r}.')
-
-
-def _check_enough(available: int, num_variants: int) -> None:
-    if available < max(num_variants, 1):
-        raise ValueError(f'`num_variants` is {num_variants}, but `flips` and `quarter_turns` give only {available} '
-                         'different variants of a mask; add `max_angle` or `scale_range`, or allow both.')

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mmsynth.datasets.mask_sources.base import MaskSource, class_ids, sample_id, with_step
-from mmsynth.datasets.mask_sources.recipe import Mask
+from mmsynth.datasets.mask_sources.base import Mask, MaskSource, class_ids, sample_id, with_step
 from mmsynth.registry import DATASETS, MODELS
 from mmsynth.utils.hashes import file_hash
 from mmsynth.utils.progress import progress_bar
@@ -58,7 +57,7 @@ def mask_uncertainty(critic: 'Critic', images: Tensor, masks: Tensor, classes: S
 
 @dataclass(frozen=True)
 class ChooseStep:
-    """Leaves a mask as it is and says why it was chosen.
+    """Leave a mask as it is; records why it was chosen.
 
     Attributes:
         score: Its uncertainty, in [0, 1].

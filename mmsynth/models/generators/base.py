@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from mmengine.dist import get_rank
+from mmengine.dist import broadcast_object_list, get_rank
 from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from mmengine.structures import PixelData
@@ -238,21 +238,26 @@ def build(module: object) -> object:
 class TrainingRandomness:
     """Makes the random generator of each training step: noise, sigmas, dropped prompts, posterior samples.
 
-    In a runner's training it is a function of the run's seed, the iteration and the rank. So ranks, which the host
-    seeds alike, see noise of their own, and a resumed training draws what an unbroken one would have, although the
-    host's checkpoints hold no random state. Outside of a runner it follows torch's global generator, and the rank.
+    In a runner's training it is a function of the run's seed (rank 0's), the iteration and the rank. So ranks, which
+    the host seeds alike, see noise of their own, and a resumed training draws what an unbroken one would have, although
+    the host's checkpoints hold no random state. Outside of a runner it follows torch's global generator, and the rank.
     """
 
     def __init__(self) -> None:
-        self._last: tuple[int, int] | None = None
+        self._seed, self._last = 0, -2
 
     def __call__(self) -> torch.Generator:
         info = MessageHub.get_current_instance().runtime_info
-        step = (info.get('seed'), info.get('iter')) if info.get('loop_stage') == 'train' else None
-        if step is None or step == self._last:  # a training that was broken off leaves its last step standing there
+        iteration = info.get('iter') if info.get('loop_stage') == 'train' else None
+        if iteration is None or iteration == self._last:  # a training that was broken off leaves its last one there
             return torch.Generator().manual_seed(derive_seed(int(torch.randint(2**62, ())), 'train', get_rank()))
-        self._last = step
-        return torch.Generator().manual_seed(derive_seed(step[0], 'train', step[1], get_rank()))
+        if iteration != self._last + 1:  # a training starts
+            # With `diff_rank_seed` the host's seed is another on every rank, but after a resume rank 0's everywhere
+            seed = [info['seed']]
+            broadcast_object_list(seed)
+            self._seed = seed[0]
+        self._last = iteration
+        return torch.Generator().manual_seed(derive_seed(self._seed, 'train', iteration, get_rank()))
 
 
 def stack_masks(data_samples: Sequence[SynthDataSample], device: torch.device) -> Tensor:

@@ -113,11 +113,12 @@ class MMDiT(nn.Module):
         if size[0] % self.patch_size or size[1] % self.patch_size:
             raise ValueError(f'latents of {size[0]}x{size[1]} cells: both sides must be multiples of the patch size '
                              f'{self.patch_size}; crop or resize the images so in the pipeline of the dataset.')
-        limit = trunk.config.pos_embed_max_size * self.patch_size
-        if max(size) > limit:
+        table = trunk.config.pos_embed_max_size  # None: positions of any size
+        if table is not None and max(size) > table * self.patch_size:
+            limit = table * self.patch_size
             raise ValueError(f'latents of {size[0]}x{size[1]} cells are larger than the position table of the network, '
-                             f'`pos_embed_max_size` {trunk.config.pos_embed_max_size}, which allows {limit}x{limit}; '
-                             'cut the masks into smaller ones, or resize them in the pipeline of the dataset.')
+                             f'`pos_embed_max_size` {table}, which allows {limit}x{limit}; cut the masks into smaller '
+                             'ones, or resize them in the pipeline of the dataset.')
         if mask_latents is None:
             return trunk(latents, prompt_embeds, pooled_prompt_embeds, timestep, return_dict=False)[0]
         image = trunk.pos_embed(latents)  # (B, N, D)

@@ -13,8 +13,7 @@ from mmengine.logging import print_log
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from mmsynth.datasets.mask_sources.base import MaskReader, sample_id, with_step
-from mmsynth.datasets.mask_sources.recipe import Mask
+from mmsynth.datasets.mask_sources.base import Mask, MaskReader, sample_id, with_step
 from mmsynth.registry import DATASETS
 from mmsynth.utils.files import atomic_write
 from mmsynth.utils.labels import IGNORE_INDEX
@@ -24,10 +23,9 @@ if TYPE_CHECKING:
     from mmsynth.filtering.mask_choice import MaskChoice
 
 
-
 @dataclass(frozen=True)
 class KeepStep:
-    """Leaves a mask as it is and says what it is called where it was chosen from.
+    """Leave a mask as it is; records its id where it was chosen from.
 
     Attributes:
         mask: Its id there.
@@ -89,14 +87,20 @@ class ChosenMasks(Dataset):
         self._metainfo = source.metainfo
         self.choice: MaskChoice | None = None
         if target is not None:
-            indices = self._choose(target, count, max_repeats, seed)
             self._rule = 'target shares'
+            indices = self._choose(target, count, max_repeats, seed)
+            print_log(f'{self.choice.count} masks chosen, {self.choice.distinct} different ones\n'
+                      f'{self.choice.table()}', logger='current')
+            if report_file is not None:
+                Path(report_file).parent.mkdir(parents=True, exist_ok=True)
+                atomic_write(report_file, (self.choice.to_json() + '\n').encode())
         else:
-            indices = self._as_often_as(images_per_mask)
             self._rule = 'images per mask'
-        self._plan = _number_draws(indices)
-        if self.choice is not None:
-            self._report(report_file)
+            indices = self._repeat(images_per_mask)
+        # index, and how often it was drawn before; the first draw of every mask before all second ones
+        pairs = [(int(index), draw) for index, times in zip(*np.unique(indices, return_counts=True))
+                 for draw in range(times)]
+        self._plan = sorted(pairs, key=lambda pair: (pair[1], pair[0]))
 
     @property
     def metainfo(self) -> dict[str, Any]:
@@ -129,7 +133,7 @@ class ChosenMasks(Dataset):
         return self._readers[part], index - (self._ends[part - 1] if part else 0)
 
     def _choose(self, target: Mapping[str, float], count: int, max_repeats: int, seed: int) -> NDArray[np.intp]:
-        # not above: the room brings guidance with it, which trainings on a data set do not need
+        # not above: it imports guidance, which trainings on a data set do not need
         from mmsynth.filtering.mask_choice import MaskChoice, choose_masks
         classes = self._metainfo.get('classes') or ()
         unknown = [name for name in target if name not in classes]
@@ -151,12 +155,14 @@ class ChosenMasks(Dataset):
         counts = np.zeros((self._ends[-1], num_classes), np.int64)
         for index in progress_bar(range(len(counts)), unit='mask', title='counting classes'):
             reader, inner = self._find(index)
-            mask = _generated_mask(reader.pipeline(reader.info(inner)))
+            sample = reader.pipeline(reader.info(inner))
+            packed = sample.get('data_samples')
+            mask = sample['gt_seg_map'] if packed is None else packed.gt_sem_seg.data[0].numpy()
             counts[index] = np.bincount(mask[mask != IGNORE_INDEX], minlength=num_classes)[:num_classes]
         return counts
 
-    def _as_often_as(self, file: str) -> NDArray[np.intp]:
-        """Indices of the masks that a file names, as often as it says."""
+    def _repeat(self, file: str) -> NDArray[np.intp]:
+        """Indices of the masks that a file names, each repeated by its number of images."""
         numbers = _read_numbers(file)
         names = [sample_id(reader.info(index)) for reader in self._readers for index in range(len(reader))]
         unknown = sorted(numbers.keys() - set(names))
@@ -165,32 +171,11 @@ class ChosenMasks(Dataset):
                              f'{unknown[0]!r}; give the data set of the masks that the pool was generated for.')
         return np.repeat(np.arange(len(names)), [numbers.get(name, 0) for name in names])
 
-    def _report(self, file: str | None) -> None:
-        print_log(f'{self.choice.count} masks chosen, {self.choice.distinct} different ones\n{self.choice.table()}',
-                  logger='current')
-        if file is not None:
-            Path(file).parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(file, (self.choice.to_json() + '\n').encode())
-
 
 def _parts(source: Dataset) -> list[Dataset]:
     """The data sets that a ConcatDataset joins, or the data set itself."""
     return [part for joined in source.datasets for part in _parts(joined)] if isinstance(source, ConcatDataset) else [
         source]
-
-
-def _number_draws(indices: NDArray[np.intp]) -> list[tuple[int, int]]:
-    """Index, and how often it was there before; the first draw of every mask before all second ones."""
-    pairs = [(int(index), draw) for index, times in zip(*np.unique(indices, return_counts=True))
-             for draw in range(times)]
-    return sorted(pairs, key=lambda pair: (pair[1], pair[0]))
-
-
-def _generated_mask(sample: Mapping[str, Any]) -> NDArray[np.integer]:
-    """The mask (H, W) at the end of a pipeline, packed or not."""
-    if 'data_samples' in sample:
-        return sample['data_samples'].gt_sem_seg.data[0].numpy()
-    return sample['gt_seg_map']
 
 
 def _read_numbers(file: str) -> dict[str, int]:

@@ -1,0 +1,75 @@
+"""What scripts and notebooks build: generators, of this package or another, and critics."""
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.structures import PixelData
+from small_run import NAMES, SIDE, SmallRun
+
+from mmsynth.apis import init_critic, init_generator, synthesize
+from mmsynth.registry import MODELS
+
+
+@MODELS.register_module(force=True)
+class PlainColours(BaseModel):
+    """A generator that shares nothing with mmsynth's: every class has one learned grey level."""
+
+    num_classes = 3
+
+    def __init__(self) -> None:
+        super().__init__(data_preprocessor=dict(type='BaseDataPreprocessor'))
+        self.levels = torch.nn.Parameter(torch.zeros(256))
+
+    def forward(self, *args: object, **kwargs: object) -> None:
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def synthesize(self, data_samples, seeds, *, guidance=None):  # noqa: ANN001, ANN201
+        for sample in data_samples:
+            grey = self.levels[sample.gt_sem_seg.data[0]].to(torch.uint8)
+            sample.generated_img = PixelData(data=grey.expand(3, -1, -1))
+        return data_samples
+
+    def check_guidance(self, guidance: object) -> None:
+        raise ValueError('PlainColours takes no guidance')
+
+
+@pytest.fixture
+def foreign(small_run: SmallRun, tmp_path: Path) -> tuple[Config, Path]:
+    cfg = small_run.config()
+    cfg.model = dict(type='mmsynth.PlainColours')
+    model = PlainColours()
+    torch.nn.init.constant_(model.levels, 200)
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'foreign.pth')
+    return cfg, tmp_path / 'foreign.pth'
+
+
+def test_a_generator_of_another_package_fills_a_pool(foreign: tuple[Config, Path], tmp_path: Path) -> None:
+    pool = synthesize(*foreign, tmp_path / 'pool', guidance='none')
+    assert len(pool) == len(NAMES)
+    assert all(np.array_equal(pool.load_image(record), np.full((SIDE, SIDE, 3), 200)) for record in pool.records)
+    with pytest.raises(ValueError, match='takes no guidance'):
+        synthesize(*foreign, tmp_path / 'guided', guidance='crfm')
+
+
+def test_init_generator(small_run: SmallRun, foreign: tuple[Config, Path]) -> None:
+    for config in (small_run.config_file, str(small_run.config_file), small_run.config()):
+        generator = init_generator(config, small_run.generator)
+        assert type(generator).__name__ == 'TODSynth' and generator.num_classes == 3 and not generator.training
+    assert init_generator(*foreign).levels[0] == 200
+    with pytest.raises(ValueError, match='`model` is EncoderDecoder, not a generator .*synthesize'):
+        init_generator(small_run.critic_config_file, small_run.critic)
+    with pytest.raises(FileNotFoundError, match='none.py'):
+        init_generator('none.py', small_run.generator)
+
+
+def test_init_critic(small_run: SmallRun) -> None:
+    for config in (small_run.critic_config_file, Config.fromfile(small_run.critic_config_file)):
+        critic = init_critic(config, small_run.critic)
+        assert critic.num_classes == 3 and not any(value.requires_grad for value in critic.parameters())
+        assert critic.predict_logits(torch.rand(2, 3, SIDE, SIDE)).shape == (2, 3, SIDE, SIDE)
+    with pytest.raises(FileNotFoundError, match='none.py'):
+        init_critic('none.py')
