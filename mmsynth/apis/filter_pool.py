@@ -1,8 +1,6 @@
 """Filtering of a pool: synthetic images → labels that can be trusted, beside the labels that were generated."""
 import logging
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,32 +22,6 @@ CHUNK = 64  # samples stored together: what a killed run loses at most
 _SHOWN = 5
 
 
-@dataclass
-class Stopwatch:
-    """Where the time of a run went.
-
-    Attributes:
-        segmentor: Seconds in which the segmentor read images.
-        total: Seconds of the whole run, from reading the pool to its last file.
-    """
-
-    segmentor: float = 0.0
-    total: float = 0.0
-
-    @contextmanager
-    def time(self, name: str, device: torch.device | None = None) -> Iterator[None]:
-        """Add the seconds inside to ``name``; with a GPU, until it is done."""
-        start = time.perf_counter()
-        yield
-        if device is not None and device.type == 'cuda':
-            torch.cuda.synchronize(device)
-        setattr(self, name, getattr(self, name) + time.perf_counter() - start)
-
-    def __str__(self) -> str:
-        share = 100 * self.segmentor / self.total if self.total else 0.0
-        return f'{self.total:.1f} s: segmentor {share:.1f} %, everything else {100 - share:.1f} %'
-
-
 @dataclass(frozen=True)
 class FilterReport:
     """What :func:`filter_pool` did.
@@ -58,18 +30,15 @@ class FilterReport:
         pool: The pool.
         filtered: Samples filtered now; the others were.
         kept: Samples that ``kept.txt`` names.
-        stopwatch: Where the time went.
     """
 
     pool: Pool
     filtered: int
     kept: int
-    stopwatch: Stopwatch
 
     def __str__(self) -> str:
         return (f'{len(self.pool)} samples: {self.filtered} filtered now, {len(self.pool) - self.filtered} were; '
-                f'{self.kept} kept, {len(self.pool) - self.kept} dropped ({self.pool.root / "kept.txt"})\n'
-                f'{self.stopwatch}')
+                f'{self.kept} kept, {len(self.pool) - self.kept} dropped ({self.pool.root / "kept.txt"})')
 
 
 def build_filter(cfg: Config, device: torch.device | str = 'cpu') -> ClassLossFilter:
@@ -121,36 +90,51 @@ def filter_pool(pool_dir: str | Path, pixel_filter: ClassLossFilter, *, generato
     if not len(before):
         raise ValueError(f'pool {pool_dir} is empty; there is nothing to filter.')
     pixel_filter.check_classes(before.classes, f'pool {pool_dir}')
-    watch = Stopwatch()
-    with watch.time('total'), Pool.resume(pool_dir) as pool:
+    del before  # a large pool need not be in memory twice
+    with Pool.resume(pool_dir) as pool:
         if generator is not None:
             _check_generator(pool, config_hash(generator))
-        count = filter_open_pool(pool, pixel_filter, overwrite=overwrite, batch_size=batch_size, watch=watch)
-        kept = pool.write_kept()
-        return FilterReport(pool, count, len(kept), watch)
+        count = filter_open_pool(pool, pixel_filter, overwrite=overwrite, batch_size=batch_size)
+        return FilterReport(pool, count, len(pool.write_kept()))
 
 
-def filter_open_pool(pool: Pool, pixel_filter: ClassLossFilter, *, batch_size: int, overwrite: bool = False,
-                     watch: Stopwatch | None = None) -> int:
+def filter_open_pool(pool: Pool, pixel_filter: ClassLossFilter, *, batch_size: int, overwrite: bool = False) -> int:
     """Filter what is not filtered yet of a pool that is open for writing; how many samples that was.
 
     Raises:
         ValueError: As :func:`filter_pool` does.
     """
     _warn_of_critic(pool, pixel_filter)
-    hashes = _read_labels(pool, pixel_filter)
+    hashes = {}
+    for record in progress_bar(pool.records, unit='label', title='check labels'):  # all before the first is filtered
+        mask = pool.load_mask(record)
+        pixel_filter.rule.check_mask(mask, str(pool.root / record.mask))
+        hashes[record.id] = label_hash(mask)
     done = check_results(pool, pixel_filter, hashes, overwrite=overwrite)
-    groups = [group for group in _groups(pool.records, hashes, pixel_filter) if not done.issuperset(group)]
-    records = {record.id: record for record in pool.records}
-    waiting = [records[id] for group in groups for id in group]
-    if any(record.filter is not None for record in waiting):
-        pool.update([replace(record, filter=None) for record in waiting if record.filter is not None])
-    losses = _losses(pool, waiting, pixel_filter, batch_size, watch or Stopwatch())
-    with progress_bar(total=len(pool), initial=len(pool) - len(waiting), unit='img', title='filter') as bar:
-        for chunk in _chunks(_decide(losses, groups, pixel_filter)):
-            _store(pool, dict(chunk))
-            bar.update(len(chunk))
-    return len(waiting)
+
+    groups: dict[Hashable, list[PoolRecord]] = {}  # decided on together: each alone, or all of one mask
+    for record in pool.records:
+        key = (record.source_mask, hashes[record.id]) if pixel_filter.needs_siblings else record.id
+        groups.setdefault(key, []).append(record)
+    waiting = [group for group in groups.values() if not done.issuperset(record.id for record in group)]
+    records = [record for group in waiting for record in group]
+    if others := [replace(record, filter=None) for record in records if record.filter is not None]:
+        pool.update(others)
+
+    losses = _losses(pool, records, pixel_filter, batch_size)
+    found: dict[str, FilteredSample] = {}
+    with progress_bar(total=len(pool), initial=len(pool) - len(records), unit='img', title='filter') as bar:
+        for group in waiting:
+            measured = [next(losses) for _ in group]
+            samples = pixel_filter.decide([loss for loss, _ in measured], measured[0][1])
+            found |= {record.id: sample for record, sample in zip(group, samples)}
+            if len(found) >= CHUNK or group is waiting[-1]:
+                pool.update([replace(pool.get(id), filter=sample.entry) for id, sample in found.items()],
+                            filtered={id: sample.label for id, sample in found.items()},
+                            weights={id: sample.weight for id, sample in found.items() if sample.weight is not None})
+                bar.update(len(found))
+                found = {}
+    return len(records)
 
 
 def check_results(pool: Pool, pixel_filter: ClassLossFilter, label_hashes: Mapping[str, str] | None = None, *,
@@ -170,71 +154,27 @@ def check_results(pool: Pool, pixel_filter: ClassLossFilter, label_hashes: Mappi
     others = [record for record in results if record.filter.get('filter_sha256') != pixel_filter.identity]
     changed = [] if label_hashes is None else [
         record for record in results if record.filter.get('labels_sha256') != label_hashes[record.id]]
-    if (others or changed) and not overwrite:
-        _refuse(pool, others, changed, pixel_filter)
+    problems = []
+    if changed:
+        more = f', … ({len(changed) - _SHOWN} more)' if len(changed) > _SHOWN else ''
+        problems.append(f'{len(changed)} labels were changed since they were filtered: '
+                        + ', '.join(record.mask for record in changed[:_SHOWN]) + more)
+    if others:
+        problems.append(f'{len(others)} samples hold the result of another filter or of other settings '
+                        f'({others[0].filter.get("filter_sha256")}, this one is {pixel_filter.identity})')
+    if problems and not overwrite:
+        raise ValueError(f'pool {pool.root}: {"; ".join(problems)}. Filter them again by tools/filter_pool.py with '
+                         '--overwrite (`overwrite`), or go back to what they were filtered with.')
     return {record.id for record in results} - {record.id for record in (*others, *changed)}
 
 
-# ------------------------------------------------------------------------------------------------------------- the pass
-def _groups(records: Sequence[PoolRecord], hashes: Mapping[str, str],
-            pixel_filter: ClassLossFilter) -> list[list[str]]:
-    """Ids of samples that are decided on together: each alone, or with all that were generated for the same mask."""
-    if not pixel_filter.needs_siblings:
-        return [[record.id] for record in records]
-    groups: dict[tuple[str, str], list[str]] = {}
-    for record in records:
-        groups.setdefault((record.source_mask, hashes[record.id]), []).append(record.id)
-    return list(groups.values())
-
-
-def _losses(pool: Pool, records: Sequence[PoolRecord], pixel_filter: ClassLossFilter, batch_size: int,
-            watch: Stopwatch) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _losses(pool: Pool, records: Sequence[PoolRecord], pixel_filter: ClassLossFilter,
+            batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Loss and mask (H, W) of each record, in their order."""
-    device = pixel_filter.segmentor.device
     loaded = ((pool.load_image(record), pool.load_mask(record)) for record in records)
     for batch in batches_of_one_shape(loaded, lambda pair: pair[1].shape, batch_size):
         images, masks = zip(*batch)
-        with watch.time('segmentor', device):
-            logits = pixel_filter.predict_logits(images)
-        yield from zip(pixel_filter.losses(logits, masks), masks)
-
-
-def _decide(losses: Iterator[tuple[np.ndarray, np.ndarray]], groups: Sequence[Sequence[str]],
-            pixel_filter: ClassLossFilter) -> Iterator[list[tuple[str, FilteredSample]]]:
-    """The results of one group after another."""
-    for group in groups:
-        measured = [next(losses) for _ in group]
-        samples = pixel_filter.decide([loss for loss, _ in measured], measured[0][1])
-        yield list(zip(group, samples))
-
-
-def _chunks(groups: Iterable[list[tuple[str, FilteredSample]]]) -> Iterator[list[tuple[str, FilteredSample]]]:
-    """Whole groups, so many that a chunk has at least ``CHUNK`` samples."""
-    chunk: list[tuple[str, FilteredSample]] = []
-    for group in groups:
-        chunk += group
-        if len(chunk) >= CHUNK:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
-
-
-def _store(pool: Pool, samples: Mapping[str, FilteredSample]) -> None:
-    records = [replace(pool.get(id), filter=sample.entry) for id, sample in samples.items()]
-    pool.update(records, filtered={id: sample.label for id, sample in samples.items()},
-                weights={id: sample.weight for id, sample in samples.items() if sample.weight is not None})
-
-
-# --------------------------------------------------------------------------------------------------------------- checks
-def _read_labels(pool: Pool, pixel_filter: ClassLossFilter) -> dict[str, str]:
-    """Hash of each sample's label as it is now; every label is checked before the first is filtered."""
-    hashes = {}
-    for record in progress_bar(pool.records, unit='label', title='check labels'):
-        mask = pool.load_mask(record)
-        pixel_filter.rule.check_mask(mask, str(pool.root / record.mask))
-        hashes[record.id] = label_hash(mask)
-    return hashes
+        yield from zip(pixel_filter.losses(pixel_filter.predict_logits(images), masks), masks)
 
 
 def _warn_of_critic(pool: Pool, pixel_filter: ClassLossFilter) -> None:
@@ -246,19 +186,6 @@ def _warn_of_critic(pool: Pool, pixel_filter: ClassLossFilter) -> None:
                   level=logging.WARNING)
 
 
-def _refuse(pool: Pool, others: Sequence[PoolRecord], changed: Sequence[PoolRecord],
-            pixel_filter: ClassLossFilter) -> None:
-    problems = []
-    if changed:
-        problems.append(f'{len(changed)} labels were changed since they were filtered: '
-                        + _listed([record.mask for record in changed]))
-    if others:
-        problems.append(f'{len(others)} samples hold the result of another filter or of other settings '
-                        f'({others[0].filter.get("filter_sha256")}, this one is {pixel_filter.identity})')
-    raise ValueError(f'pool {pool.root}: {"; ".join(problems)}. Filter them again by tools/filter_pool.py with '
-                     '--overwrite (`overwrite`), or go back to what they were filtered with.')
-
-
 def _check_generator(pool: Pool, expected: str) -> None:
     wrong = [record for record in pool.records if record.generator['config_sha256'] != expected]
     if wrong:
@@ -267,8 +194,3 @@ def _check_generator(pool: Pool, expected: str) -> None:
                          f'{found["type"]} {found["config_sha256"]} there, {expected} here ({len(wrong)} of '
                          f'{len(pool)} samples). Give the config that it was generated with, with the same '
                          '--cfg-options, or one that has `synthesis.filter` but no `model`.')
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f', … ({len(names) - _SHOWN} more)' if len(names) > _SHOWN else ''
-    return ', '.join(names[:_SHOWN]) + more

@@ -3,12 +3,15 @@
 Samples have numbers: their positions in the order in which they were published (a pool with ``rounds.jsonl``), or in
 the manifest (one without). A number means the same sample for ever.
 """
+import io
 import json
 import os
 import re
+import zipfile
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +21,13 @@ from mmsynth.pool.arrays import check_mask
 from mmsynth.pool.header import HEADER_FILE, PoolHeader
 from mmsynth.pool.manifest import MANIFEST_FILE, PoolRecord, is_record
 from mmsynth.pool.rounds import ROUNDS_FILE, Round, read_rounds
+from mmsynth.utils.files import atomic_write
 from mmsynth.utils.labels import read_label
 
 Signature = tuple[int, int, int]
-_BLOCK = 64 << 20  # bytes of a manifest read at once
+INDEX_FILE = 'manifest.index.npz'
+LOOK_EVERY = 100  # iterations: every change costs the walk through the pool a pass over all samples
+_BLOCK = 16 << 20  # bytes of a manifest read at once
 _DROPPED = re.compile(rb'"keep"\s*:\s*false')
 
 
@@ -43,7 +49,8 @@ class ManifestIndex:
     """Where each line of a manifest stands and whether its sample is kept: 9 bytes per record.
 
     A record is read and checked when it is asked for, so that a pool of a million records opens in seconds, and data
-    loading workers share the index with the process that forked them.
+    loading workers share the index with the process that forked them. A writer that closes a large pool leaves the
+    index beside the manifest; one that is older than the manifest is not used.
 
     Args:
         path: The manifest.
@@ -51,21 +58,38 @@ class ManifestIndex:
     Attributes:
         starts: Byte offsets (N + 1) of the lines and of the end, int64.
         kept: False for samples that a filter dropped (N), bool.
+        last_line: The last line.
+
+    Raises:
+        FileNotFoundError: If there is no manifest.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.starts = np.zeros(1, np.int64)
         self.kept = np.zeros(0, bool)
-        self.extend()
+        self.last_line = b''
+        self._signature: Signature | None = None
+        self._load()
+        self.refresh()
 
     def __len__(self) -> int:
         return len(self.kept)
 
-    def extend(self) -> None:
-        """Add the lines that were appended since; what follows the last line break counts if it is whole."""
-        starts, kept = [self.starts], [self.kept]
+    def refresh(self) -> bool:
+        """Follow the file: add lines that were appended, read all anew if it was rewritten; whether it has changed.
+
+        What follows the last line break counts if it is whole.
+        """
         with open(self.path, 'rb') as file:
+            signature = _signature_of(file)
+            if signature == self._signature:
+                return False
+            if len(self):
+                file.seek(int(self.starts[-2]))
+                if file.read(int(self.starts[-1] - self.starts[-2])).rstrip(b'\n') != self.last_line:
+                    self.starts, self.kept = np.zeros(1, np.int64), np.zeros(0, bool)
+            starts, kept = [self.starts], [self.kept]
             file.seek(end := int(self.starts[-1]))
             rest = b''
             while block := file.read(_BLOCK):
@@ -76,7 +100,49 @@ class ManifestIndex:
                 end += len(block)
             if is_record(rest):
                 self._add_lines(rest + b'\n', end, starts, kept)
-        self.starts, self.kept = np.concatenate(starts), np.concatenate(kept)
+            self.starts, self.kept, self._signature = np.concatenate(starts), np.concatenate(kept), signature
+            self.last_line = self._line(file, len(self) - 1) if len(self) else b''
+        return True
+
+    def record(self, number: int) -> PoolRecord:
+        """Read the record of a line.
+
+        Raises:
+            ValueError: If the line is no record; names file and line.
+        """
+        with open(self.path, 'rb') as file:
+            text = self._line(file, number).decode('utf-8', 'replace')
+        return PoolRecord.from_json(text, source=str(self.path), line_number=number + 1)
+
+    def find(self, wanted: Collection[str]) -> dict[str, int]:
+        """Lines of records by their ids; those that there are."""
+        found = {}
+        with open(self.path, 'rb') as file:
+            for line, text in zip(range(len(self)), file):
+                id = json.loads(text).get('id')
+                if id in wanted:
+                    found[id] = line
+        return found
+
+    def save(self) -> None:
+        """Write the index beside the manifest, where the next reader finds it; for the writer of the pool."""
+        buffer = io.BytesIO()
+        np.savez(buffer, starts=self.starts, kept=self.kept, status=np.array(self._signature[1:], np.int64))
+        atomic_write(self.path.with_name(INDEX_FILE), buffer.getvalue())
+
+    def _load(self) -> None:
+        """Take the stored index, if it is of the manifest as it is now."""
+        with suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), \
+                np.load(self.path.with_name(INDEX_FILE), allow_pickle=False) as stored, open(self.path, 'rb') as file:
+            starts, kept, signature = stored['starts'], stored['kept'], _signature_of(file)
+            if tuple(stored['status'].tolist()) == signature[1:] and starts.dtype == np.int64 and kept.dtype == bool \
+                    and len(starts) == len(kept) + 1 > 1 and starts[0] == 0 and (np.diff(starts) > 0).all():
+                self.starts, self.kept, self._signature = starts, kept, signature
+                self.last_line = self._line(file, len(kept) - 1)
+
+    def _line(self, file: BinaryIO, number: int) -> bytes:
+        file.seek(int(self.starts[number]))
+        return file.read(int(self.starts[number + 1] - self.starts[number])).rstrip(b'\n')
 
     @staticmethod
     def _add_lines(block: bytes, offset: int, starts: list[NDArray], kept: list[NDArray]) -> None:
@@ -90,28 +156,6 @@ class ManifestIndex:
         starts.append(ends + 1 + offset)
         kept.append(keep)
 
-    def record(self, line: int) -> PoolRecord:
-        """Read the record of a line.
-
-        Raises:
-            ValueError: If the line is no record; names file and line.
-        """
-        first, end = (int(self.starts[number]) for number in (line, line + 1))
-        with open(self.path, 'rb') as file:
-            file.seek(first)
-            text = file.read(end - first).decode('utf-8', 'replace')
-        return PoolRecord.from_json(text, source=str(self.path), line_number=line + 1)
-
-    def find(self, wanted: Collection[str]) -> dict[str, int]:
-        """Lines of records by their ids; those that there are."""
-        found = {}
-        with open(self.path, 'rb') as file:
-            for line, text in zip(range(len(self)), file):
-                id = json.loads(text).get('id')
-                if id in wanted:
-                    found[id] = line
-        return found
-
 
 class PoolReader:
     """The samples of a pool by number. Opens nothing before it is asked, keeps no file open, and can be pickled.
@@ -119,8 +163,12 @@ class PoolReader:
     A folder that does not exist is an empty pool, since the one who fills it may come later.
 
     A pool with ``rounds.jsonl`` says itself from which iteration on a sample counts, so every reader sees the same at
-    the same iteration. One without, which ``tools/synthesize.py`` may still be filling, cannot: what is new joins when
-    a reader looks. Trainings on a pool that does not change are repeatable, those on one that is being filled are not.
+    the same iteration. One without, which ``tools/synthesize.py`` or a filter may still be writing, cannot: readers
+    look at it when they start and then every ``LOOK_EVERY`` (100) iterations, and what they find counts from the
+    iteration at which they look. So a training on a pool that does not change is repeatable and resumes exactly, and
+    all its ranks draw parts of one global batch. While a pool without rounds is written, neither holds: ranks that look
+    at different moments may draw a sample twice or leave one out in that epoch (batches keep their size and share), and
+    a resumed training takes all that is there as if it had been there from the start.
 
     Args:
         root: The pool's folder.
@@ -135,6 +183,8 @@ class PoolReader:
         self._ids: list[str] | None = None  # of the rounds, in their order
         self._lines: dict[str, int] = {}  # of the rounds' samples in the manifest
         self._index: ManifestIndex | None = None
+        self._kept = np.zeros(0, bool)  # of the index when ``changes`` were last brought up to date
+        self._looked: int | None = None  # iteration of the last look at a manifest without rounds
         self._seen: dict[str, Signature | None] = {}
 
     def header(self) -> PoolHeader | None:
@@ -146,11 +196,11 @@ class PoolReader:
         path = self.root / HEADER_FILE
         return PoolHeader.read(path) if path.is_file() else None
 
-    def update(self, iteration: int = 0) -> bool:
+    def update(self, iteration: int | None = None) -> bool:
         """Look whether samples were added since; whether there is anything new.
 
         Args:
-            iteration: Training iteration from which on what is new counts, in a pool that has no rounds.
+            iteration: The training iteration that is about to be drawn; None looks at once, whenever the last look was.
 
         Raises:
             ValueError: If the pool's lists are damaged.
@@ -158,9 +208,12 @@ class PoolReader:
         if self._is_new(ROUNDS_FILE):
             self._take_rounds(read_rounds(self.root))
             return True
-        if self._seen[ROUNDS_FILE] is None and self._is_new(MANIFEST_FILE):
-            return self._take_manifest(iteration)
-        return False
+        if self._seen[ROUNDS_FILE] is not None:
+            return False
+        if self._index is not None and iteration is not None and iteration // LOOK_EVERY == self._looked // LOOK_EVERY:
+            return False
+        is_first, self._looked = self._looked is None, max(iteration or 0, self._looked or 0)
+        return self._follow_manifest() and self._take_manifest(0 if is_first else self._looked)
 
     def live(self, iteration: int | None = None) -> list[int]:
         """Numbers of the samples that are live at a training iteration; None for all that is known."""
@@ -173,19 +226,18 @@ class PoolReader:
         return list(live)
 
     def record(self, number: int) -> PoolRecord | None:
-        """A sample's record; the pool's lists are read again for one that is not known. None if it is not there.
+        """A sample's record; the pool's lists are read again if they have changed. None if it is not there.
 
         Raises:
             ValueError: If the pool's lists are damaged.
         """
-        if self._ids is None and (self._index is None or number >= len(self._index)) or \
-                self._ids is not None and number >= len(self._ids):
+        if self._ids is None and self._index is None or self._ids is not None and number >= len(self._ids):
             self.update()
-        if number < 0:
-            return None
         if self._ids is None:
-            return self._index.record(number) if self._index is not None and number < len(self._index) else None
-        if number >= len(self._ids):
+            if self._index is None or not self._follow_manifest() or not 0 <= number < len(self._index):
+                return None
+            return self._index.record(number)
+        if not 0 <= number < len(self._ids):
             return None
         id = self._ids[number]
         if id not in self._lines or self._is_new(MANIFEST_FILE):
@@ -205,24 +257,35 @@ class PoolReader:
         self._index = ManifestIndex(path) if path.is_file() else None
         self._lines = {} if self._index is None else self._index.find(set(self._ids))
 
-    def _take_manifest(self, iteration: int) -> bool:
-        """All samples but those that a filter dropped: appended ones join, and what a filter has decided since counts.
+    def _follow_manifest(self) -> bool:
+        """Bring the index up to date; whether there is a manifest.
 
         Raises:
-            ValueError: If the manifest is another one than before, with fewer lines.
+            ValueError: If it is another one than before: samples that were there are not, or not in their places.
         """
-        before, index = self._index, ManifestIndex(self.root / MANIFEST_FILE)
-        known = np.zeros(0, bool) if before is None else before.kept
-        if len(index) < len(known):
-            raise ValueError(f'{self.root}: samples were removed from the pool while it was read ({len(known)} were '
-                             f'there, {len(index)} are). Start the training again.')
-        self._index = index
-        joined = np.flatnonzero(index.kept & ~np.pad(known, (0, len(index) - len(known))))
-        retired = np.flatnonzero(known & ~index.kept[:len(known)])
+        index = self._index
+        try:
+            if index is None:
+                self._index = ManifestIndex(self.root / MANIFEST_FILE)
+                return True
+            count, last_line = len(index), index.last_line
+            if not index.refresh() or not count:
+                return True
+        except FileNotFoundError:
+            return False
+        if len(index) < count or index.record(count - 1).id != json.loads(last_line)['id']:
+            raise ValueError(f'{self.root}: samples were removed from the pool while it was read ({count} were there, '
+                             f'{len(index)} are). Start the training again.')
+        return True
+
+    def _take_manifest(self, iteration: int) -> bool:
+        """Let all samples join but those that a filter dropped, and those retire that it has dropped since."""
+        before = np.pad(self._kept, (0, len(self._index) - len(self._kept)))
+        self._kept = self._index.kept
+        joined, retired = (np.flatnonzero(found) for found in (self._kept & ~before, before & ~self._kept))
         if len(joined) or len(retired):
-            self.changes.append(Change(0 if before is None else iteration, tuple(joined.tolist()),
-                                       tuple(retired.tolist())))
-        return before is None or bool(len(joined) or len(retired))
+            self.changes.append(Change(iteration, tuple(joined.tolist()), tuple(retired.tolist())))
+        return bool(len(joined) or len(retired))
 
     def _is_new(self, name: str) -> bool:
         """Whether a file is there and is not as it was when last asked."""
@@ -299,7 +362,11 @@ def _signature(path: Path) -> Signature | None:
     """
     try:
         with open(path, 'rb') as file:
-            status = os.fstat(file.fileno())
+            return _signature_of(file)
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def _signature_of(file: BinaryIO) -> Signature:
+    status = os.fstat(file.fileno())
     return status.st_ino, status.st_size, status.st_mtime_ns

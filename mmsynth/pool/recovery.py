@@ -47,7 +47,8 @@ def recover(root: Path) -> list[PoolRecord]:
     """
     folders = [root / name for name in _FOLDERS]
     for folder in (root, *folders):
-        remove_temporaries(folder)
+        if folder == root or not folder.is_symlink():
+            remove_temporaries(folder)
     manifest = root / MANIFEST_FILE
     if not manifest.is_file():
         if any(path for folder in folders for path in folder.glob('*.png')):

@@ -9,11 +9,12 @@
       ann_dir/NAME.png   8-bit class index, 255 unlabelled
       filtered/NAME.png  the label after a filter: 255 also where not trusted         once a filter ran
       weights/NAME.png   8-bit, weight of a pixel = value / 255                       with soft weights only
+      manifest.index.npz where the manifest's lines begin, for readers                in large pools
       kept.txt           NAMEs of the samples that the filter keeps, as an ann_file   once the filter is through
 
 A sample's two files are in place before its line is written, so a killed writer leaves at most files without a line;
-the next one removes them. The same goes for what a filter adds. Any MMSegmentation config can train from the folder
-with this package not installed.
+the next one moves them to ``.orphans/``. The same goes for what a filter adds. Any MMSegmentation config can train from
+the folder with this package not installed.
 """
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,8 +37,11 @@ from mmsynth.pool.manifest import (
     read_records,
 )
 from mmsynth.pool.opening import check_is_pool_or_empty, open_header, read_header
+from mmsynth.pool.reader import ManifestIndex
 from mmsynth.pool.recovery import KEPT_FILE, SELECTION_FILES, recover, write_kept, write_manifest
 from mmsynth.utils.files import FolderLock, append_lines, atomic_write, atomic_write_all, encode_png, file_name
+
+INDEX_FROM = 64 << 20  # bytes of a manifest; a smaller one is indexed in less than a second
 
 
 class Pool:
@@ -105,6 +109,9 @@ class Pool:
         if self._lock is not None:
             try:
                 self._merge_journal()
+                manifest = self.root / MANIFEST_FILE
+                if manifest.is_file() and manifest.stat().st_size > INDEX_FROM:
+                    ManifestIndex(manifest).save()
             finally:
                 self._lock.release()
                 self._lock = None
@@ -204,7 +211,8 @@ class Pool:
         manifest; what a killed writer left of it counts too.
 
         A filter's result is taken back with ``filter=None``, which removes its files, before another takes its place:
-        so a label never stands beside the record of another filter, whenever the process ends.
+        so a label never stands beside the record of another filter, whenever the process ends. This rewrites the
+        manifest, so take back many at once.
 
         Args:
             records: With the image and mask that are stored; in their ``filter`` the files are set here.
@@ -231,6 +239,8 @@ class Pool:
         self._append(self.root / JOURNAL_FILE, *(record.to_json() for record in new.values()))
         superseded = {path for id, record in new.items() for path in set(self._records[id].files) - set(record.files)}
         self._records.update(new)
+        if superseded:
+            self._merge_journal()  # readers in training know the manifest only: it names no file that is gone
         for path in superseded:
             (self.root / path).unlink(missing_ok=True)
 

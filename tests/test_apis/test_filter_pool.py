@@ -66,7 +66,7 @@ def contents(root: Path, names: tuple[str, ...] = ('filtered', 'weights')) -> di
 def test_labels_records_and_kept_agree(small_run: SmallRun, losses: Path, pool_dir: Path, generated: Path) -> None:
     report = filter_pool(pool_dir, make(small_run, losses, min_valid=0.4))
     pool = Pool.open(pool_dir)
-    assert report.filtered == len(pool) == 4 * PER_MASK and 0 < report.stopwatch.segmentor < report.stopwatch.total
+    assert report.filtered == len(pool) == 4 * PER_MASK
     fell = 0
     for record in pool.records:
         mask, label = pool.load_mask(record), np.asarray(Image.open(pool_dir / record.filter['label']))
@@ -219,7 +219,7 @@ def test_the_tools_fit_and_filter(small_run: SmallRun, pool_dir: Path, tmp_path:
     config.write_text(f'_base_ = {str(small_run.config_file)!r}\nsynthesis = dict(filter={filter_settings!r})\n')
     out = run('filter_pool.py', pool_dir, config, '--device', 'cpu', '--cfg-options', 'synthesis.filter.min_valid=0')
     assert 'labelled pixels' in out and 'kept' in out and '12 filtered now, 0 were' in out
-    assert 'segmentor' in out and 'everything else' in out and 'filter: 100%' in out
+    assert 'filter: 100%' in out
     first = json.loads((pool_dir / 'manifest.jsonl').read_text().splitlines()[0])['filter']
     assert first.keys() == {'filter_sha256', 'labels_sha256', 'label', 'weight', 'keep', 'reason', 'valid', 'pixels',
                             'removed', 'loss', 'hardness'}

@@ -96,7 +96,9 @@ def test_a_pair_of_the_users_own_stays(root: Path, log: list[str]) -> None:
 def test_nothing_is_touched_behind_a_link(root: Path, tmp_path: Path, log: list[str]) -> None:
     shutil.move(root / 'img_dir', tmp_path / 'elsewhere')
     os.symlink(tmp_path / 'elsewhere', root / 'img_dir')
-    (tmp_path / 'elsewhere' / 'x-0123456789ab.png').write_bytes(b'of another pool')
+    for name in ('x-0123456789ab.png', '.tmp-12'):
+        (tmp_path / 'elsewhere' / name).write_bytes(b'of another pool')
     with create(root) as pool:
         assert len(pool) == 3
     assert (tmp_path / 'elsewhere' / 'x-0123456789ab.png').is_file() and len(log) == 1
+    assert (tmp_path / 'elsewhere' / '.tmp-12').is_file()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmsynth.pool import Pool, PoolRecord, read_records
+from mmsynth.pool import Pool, PoolRecord, parse_manifest, read_records
 from mmsynth.utils import files
 
 CLASSES, PALETTE = ('a', 'b'), ((0, 0, 0), (255, 255, 255))
@@ -191,3 +191,20 @@ def test_a_new_result_takes_the_selection_of_the_old_one_with_it(tmp_path: Path)
             (tmp_path / name).write_text('old')
         filtered(pool, 'b')
     assert not (tmp_path / 'selected.txt').exists() and not (tmp_path / 'images_per_mask.json').exists()
+
+
+def test_the_manifest_names_no_label_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers in training do not know the journal."""
+    with create(tmp_path, 'ab') as pool:
+        filtered(pool, 'ab')
+        pool.write_kept()
+        unlink = Path.unlink
+
+        def checking(path: Path, **options: object) -> None:
+            if path.parent.name == 'filtered':
+                assert all(record.filter is None for record in parse_manifest(tmp_path / 'manifest.jsonl'))
+            unlink(path, **options)
+
+        monkeypatch.setattr(Path, 'unlink', checking)
+        pool.update([replace(record, filter=None) for record in pool.records])
+    assert not stored(tmp_path)

@@ -1,16 +1,18 @@
 """The reader of trainings: by number, while the pool grows or is filtered, at little cost per record."""
 import json
 import pickle
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from mixed_data import mixed_loader, write_mixed
 
 from mmsynth.pool import Pool
-from mmsynth.pool.reader import ManifestIndex, PoolReader
+from mmsynth.pool.reader import LOOK_EVERY, ManifestIndex, PoolReader
 
 CLASSES, PALETTE = ('a', 'b'), ((0, 0, 0), (255, 255, 255))
-IMAGE, MASK = np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint8)
 
 
 @pytest.fixture
@@ -19,20 +21,68 @@ def pool(tmp_path: Path) -> Pool:
         yield pool
 
 
-def add(pool: Pool, *ids: str, keep: bool | None = None, prompt: str = '') -> None:
+def add(pool: Pool, *ids: str, keep: bool | None = None, prompt: str = '', size: tuple[int, int] = (4, 4)) -> None:
     entry = None if keep is None else dict(keep=keep)
     for id in ids:
-        pool.add(id, IMAGE, MASK, source_mask='m', prompt=prompt, seed=0, filter=entry,
-                 generator=dict(type='x', config_sha256='', weights_sha256=None))
+        pool.add(id, np.zeros((*size, 3), np.uint8), np.zeros(size, np.uint8), source_mask='m', prompt=prompt, seed=0,
+                 filter=entry, generator=dict(type='x', config_sha256='', weights_sha256=None))
 
 
 def test_samples_join_from_the_iteration_at_which_they_are_seen(pool: Pool) -> None:
     add(pool, 'a', 'b')
     reader = PoolReader(pool.root)
-    assert reader.update() and reader.live(0) == [0, 1] and not reader.update(5)
+    assert reader.update(3) and reader.live(0) == [0, 1] and not reader.update(5)
     add(pool, 'c')
-    assert reader.update(7) and reader.live(6) == [0, 1] and reader.live(7) == [0, 1, 2]
+    later = 2 * LOOK_EVERY + 7
+    assert not reader.update(LOOK_EVERY - 1)  # a rank that is slower looks at the same iterations
+    assert reader.update(later) and reader.live(later - 1) == [0, 1] and reader.live(later) == [0, 1, 2]
     assert [reader.record(number).id for number in range(3)] == ['a', 'b', 'c'] and reader.record(3) is None
+
+
+def test_a_pool_that_comes_later_counts_from_then(pool: Pool, tmp_path: Path) -> None:
+    reader = PoolReader(tmp_path / 'later')
+    assert not reader.update(0)
+    shutil.copytree(pool.root, tmp_path / 'later', dirs_exist_ok=True, ignore=lambda *_: ['later'])
+    with Pool.resume(tmp_path / 'later') as later:
+        add(later, 'a')
+    assert reader.update(5) and reader.live(4) == [] and reader.live(5) == [0]
+
+
+def test_a_worker_reads_on_after_the_manifest_was_rewritten(pool: Pool) -> None:
+    """Lines move then, and what is at their old places is another sample or none."""
+    add(pool, 'a', 'b', 'c')
+    worker = PoolReader(pool.root)
+    worker.update()
+    pool.update([replace(pool.get('a'), filter=dict(keep=True, reason='long enough to move the lines'))])
+    pool.write_kept()
+    assert [worker.record(number).id for number in range(3)] == ['a', 'b', 'c']
+
+
+def test_a_sample_that_another_took_the_place_of_is_named(pool: Pool) -> None:
+    add(pool, 'a', 'b')
+    main, worker = PoolReader(pool.root), PoolReader(pool.root)
+    main.update()
+    worker.update()
+    pool.remove(['a'])
+    add(pool, 'c')
+    with pytest.raises(ValueError, match='removed from the pool'):
+        worker.record(0)
+    with pytest.raises(ValueError, match='removed from the pool'):
+        main.update(LOOK_EVERY)
+
+
+def test_a_training_takes_up_what_is_added_to_its_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With workers that run already, and a filter that rewrites the manifest meanwhile."""
+    monkeypatch.setattr('mmsynth.pool.reader.LOOK_EVERY', 10)
+    write_mixed(tmp_path, real=10, synthetic=1)
+    batches = iter(mixed_loader(tmp_path, ratio=0.4, workers=2, loader=dict(persistent_workers=True)))
+    found = [next(batches) for _ in range(3)]
+    with Pool.resume(tmp_path / 'pool') as pool:
+        add(pool, 's1', 's2', size=(16, 24))
+        pool.update([replace(record, filter=dict(keep=True)) for record in pool.records])
+    found += [next(batches) for _ in range(20)]
+    drawn = [{sample.sample_id for sample in batch['data_samples'] if sample.origin == 'synthetic'} for batch in found]
+    assert drawn[:10] == [{'s0'}] * 10 and set().union(*drawn[10:]) == {'s0', 's1', 's2'}
 
 
 def test_a_worker_finds_what_joined_after_it_was_started(pool: Pool) -> None:
@@ -51,9 +101,10 @@ def test_dropped_samples_are_not_live_and_a_filter_counts_from_when_it_is_seen(p
     reader = PoolReader(pool.root)
     reader.update()
     assert reader.live() == [0, 2]
-    pool.update([pool.get('c').__class__(**vars(pool.get('c')) | dict(filter=dict(keep=False)))])
+    pool.update([replace(pool.get('c'), filter=dict(keep=False))])
     pool.write_kept()
-    assert reader.update(4) and reader.live(3) == [0, 2] and reader.live(4) == [0]
+    later = LOOK_EVERY + 4
+    assert reader.update(later) and reader.live(later - 1) == [0, 2] and reader.live(later) == [0]
 
 
 def test_removed_samples_are_named(pool: Pool) -> None:
@@ -62,7 +113,7 @@ def test_removed_samples_are_named(pool: Pool) -> None:
     reader.update()
     pool.remove(['a'])
     with pytest.raises(ValueError, match='removed from the pool'):
-        reader.update(1)
+        reader.update()
 
 
 def test_a_line_is_checked_when_it_is_read(pool: Pool) -> None:
@@ -88,3 +139,20 @@ def test_an_index_takes_a_few_bytes_per_record(pool: Pool) -> None:
     add(pool, 'a')
     index = ManifestIndex(pool.root / 'manifest.jsonl')
     assert index.starts.nbytes + index.kept.nbytes <= 9 * (len(index) + 1)
+
+
+def test_the_writer_of_a_large_pool_leaves_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('mmsynth.pool.store.INDEX_FROM', 100)
+    with Pool.create(tmp_path, {}, CLASSES, PALETTE) as pool:
+        add(pool, 'a', 'c')
+        add(pool, 'b', keep=False)
+    path = tmp_path / 'manifest.jsonl'
+    scanned: list[bytes] = []
+    monkeypatch.setattr(ManifestIndex, '_add_lines', lambda *arguments: scanned.append(arguments[0]))
+    index = ManifestIndex(path)
+    assert not scanned and index.kept.tolist() == [True, True, False] and index.record(2).id == 'b'
+    monkeypatch.undo()
+    path.write_text(path.read_text().replace('false', 'true'))  # an index that is older than the manifest
+    assert ManifestIndex(path).kept.tolist() == [True, True, True]
+    (tmp_path / 'manifest.index.npz').write_bytes(b'PK')
+    assert len(ManifestIndex(path)) == 3

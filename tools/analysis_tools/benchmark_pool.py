@@ -1,10 +1,12 @@
-"""Measure what opening a large pool costs a training's reader: seconds and memory."""
+"""Measure what opening a large pool costs, for a training and for a tool: seconds and memory."""
 import argparse
 import json
+import multiprocessing
 import resource
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -12,12 +14,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__ + ' Writes a manifest of so many records (no images) to a temporary folder, opens it as a '
-        'RatioBatchSampler does, and draws from it.',
+        description=__doc__ + ' Writes a manifest of so many records (no images) to a temporary folder; opens it as a '
+        'RatioBatchSampler does and draws from it, without and with the index of a closed pool, then as tools do.',
         epilog='Example: python tools/analysis_tools/benchmark_pool.py --records 1000000')
     parser.add_argument('--records', type=int, default=100_000, help='records in the pool; default: 100000')
     parser.add_argument('--steps', type=int, default=0,
                         help='guided steps in each record, as CRFM leaves them; default: 0')
+    parser.add_argument('--reader-only', action='store_true', help='leave out Pool.open, which takes much memory')
     parser.add_argument('--dir', type=Path, help='where the temporary folder is made; default: the system\'s')
     return parser.parse_args()
 
@@ -41,31 +44,63 @@ def write_manifest(root: Path, records: int, steps: int) -> None:
     (root / 'pool.json').write_text(json.dumps(dict(settings={}, classes=['a'], palette=[[0, 0, 0]], format_version=1)))
 
 
+def open_reader(root: str) -> str:
+    """Open a pool as a RatioBatchSampler does, and draw from it."""
+    from mmsynth.datasets.samplers.walk import SyntheticWalk
+    from mmsynth.pool.reader import PoolReader
+    before, start = peak_memory(), time.perf_counter()
+    reader = PoolReader(root)
+    reader.update()
+    opened = time.perf_counter()
+    walk = SyntheticWalk(0, lambda iterations: 4 * iterations, reader.changes)
+    first = [reader.record(number).id for number in walk.numbers(0)]
+    drawn = time.perf_counter()
+    for iteration in range(1, 1001):
+        for number in walk.numbers(iteration):
+            reader.record(number)
+    end = time.perf_counter()
+    return (f'opened in {opened - start:.2f} s, first batch of {len(first)} after {drawn - opened:.2f} s more, then '
+            f'{(end - drawn) / 4000 * 1e6:.0f} µs per record drawn; peak memory {peak_memory():.0f} MiB, of it '
+            f'{before:.0f} before')
+
+
+def save_index(root: str) -> str:
+    """Do what the writer of a large pool does when it closes it."""
+    from mmsynth.pool.reader import ManifestIndex
+    start = time.perf_counter()
+    ManifestIndex(Path(root) / 'manifest.jsonl').save()
+    return f'written in {time.perf_counter() - start:.2f} s'
+
+
+def open_pool(root: str) -> str:
+    """Open a pool as tools do, with all records in memory."""
+    from mmsynth.pool import Pool
+    before, start = peak_memory(), time.perf_counter()
+    count = len(Pool.open(root))
+    seconds = time.perf_counter() - start
+    return f'{count:,} records in {seconds:.1f} s; peak memory {peak_memory():.0f} MiB, of it {before:.0f} before'
+
+
+def peak_memory() -> float:
+    """Of this process, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == 'darwin' else 2**10)
+
+
 def main() -> None:
     args = parse_args()
     if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:  # a checkout that is not installed
         sys.path.insert(0, str(ROOT))
-    from mmsynth.datasets.samplers.walk import SyntheticWalk
-    from mmsynth.pool.reader import PoolReader
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
         write_manifest(Path(folder), args.records, args.steps)
         size = (Path(folder) / 'manifest.jsonl').stat().st_size
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        start = time.perf_counter()
-        reader = PoolReader(folder)
-        reader.update()
-        opened = time.perf_counter()
-        walk = SyntheticWalk(0, lambda iterations: 4 * iterations, reader.changes)
-        first = [reader.record(number).id for number in walk.numbers(0)]
-        drawn = time.perf_counter()
-        for iteration in range(1, 1001):
-            for number in walk.numbers(iteration):
-                reader.record(number)
-        end = time.perf_counter()
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f'{args.records:,} records, manifest of {size / 2**30:.2f} GiB: opened in {opened - start:.2f} s, first '
-          f'batch of {len(first)} after {drawn - opened:.2f} s more, then {(end - drawn) / 4000 * 1e6:.0f} µs per '
-          f'record drawn; peak memory {memory / 1024:.0f} MiB, of it {before / 1024:.0f} before')
+        print(f'{args.records:,} records, manifest of {size / 2**30:.2f} GiB', flush=True)
+        steps = [('PoolReader, which reads the manifest', open_reader), ('index', save_index),
+                 ('PoolReader with the index', open_reader)]
+        if not args.reader_only:
+            steps.append(('Pool.open', open_pool))
+        for name, measure in steps:
+            with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process:  # memory of its own
+                print(f'{name}: {process.submit(measure, folder).result()}', flush=True)
 
 
 if __name__ == '__main__':
