@@ -126,7 +126,8 @@ def test_a_killed_process_is_replaced_and_training_goes_on(small_run: 'SmallRun'
     assert all(f'(start again {number} of 2)' in log for number in (1, 2))
     rounds = read_rounds(tmp_path / 'pool')
     lost = sorted({*range(rounds[-1].round)} - {r.round for r in rounds})
-    assert len(lost) == 2 and all(f'synthesis round {number} failed' in log for number in lost)
+    # A process that is killed after it has answered has lost no round.
+    assert len(lost) <= 2 and all(f'synthesis round {number} failed' in log for number in lost)
     assert all(r.dropped >= 1 for r in rounds)  # the broken mask
     assert '1 masks failed' in log and 'd.png' in log
     pool = Pool.open(tmp_path / 'pool')
