@@ -1,11 +1,12 @@
 """What every generator shares: its parts, what of them trains, dispatch of loss / predict, synthesis of a batch."""
+import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from mmengine.dist import broadcast_object_list, get_rank
-from mmengine.logging import MessageHub
+from mmengine.logging import MessageHub, print_log
 from mmengine.model import BaseModel
 from mmengine.structures import PixelData
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from mmsynth.models.lora import LoRASettings, add_lora, merge_lora
 from mmsynth.registry import MODELS
 from mmsynth.structures import SynthDataSample
 from mmsynth.utils import derive_seed
+from mmsynth.utils.labels import IGNORE_INDEX
 
 TRAINABLE_STATES = ('full', 'lora', 'frozen')
 
@@ -37,8 +39,13 @@ class BaseGenerator(BaseModel):
         trainable: State of branches: 'full', 'lora' or 'frozen'; of those left out the one of ``branches``.
         lora: Settings of the branches that are 'lora', see :class:`~mmsynth.models.lora.LoRASettings`.
         prompt_dropout: Share of training prompts replaced by the empty one, in [0, 1].
+        mask_dropout: Share of training masks replaced by the null mask, all of whose pixels are unlabelled, in [0, 1].
         num_steps: Sampling steps.
-        guidance_scale: Strength of classifier-free guidance; 1 switches it off.
+        guidance_scale: Strength of classifier-free guidance towards the prompt; 1 switches it off.
+        guidance_interval: Lowest and highest sigma, in [0, 1], at which it acts.
+        mask_guidance_scale: Strength of the mask, held against the null mask: 1 is off, above 1 it counts for more, 0
+            leaves it out.
+        mask_guidance_interval: Lowest and highest sigma at which that acts.
         data_preprocessor: Config of a :class:`~mmsynth.models.SynthDataPreprocessor`.
 
     Attributes:
@@ -52,10 +59,12 @@ class BaseGenerator(BaseModel):
 
     def __init__(self, network: nn.Module | dict, latent_codec: LatentCodec | dict, label_codec: LabelCodec | dict,
                  text_encoder: nn.Module | dict, *, trainable: Mapping[str, str] | None, lora: Mapping[str, Any] | None,
-                 prompt_dropout: float, num_steps: int, guidance_scale: float,
-                 data_preprocessor: dict | None) -> None:
-        if not 0 <= prompt_dropout <= 1:
-            raise ValueError(f'`prompt_dropout` must be in [0, 1], got {prompt_dropout}.')
+                 prompt_dropout: float, mask_dropout: float, num_steps: int, guidance_scale: float,
+                 guidance_interval: Sequence[float], mask_guidance_scale: float,
+                 mask_guidance_interval: Sequence[float], data_preprocessor: dict | None) -> None:
+        check_share('prompt_dropout', prompt_dropout)
+        check_share('mask_dropout', mask_dropout)
+        check_condition_guidance('mask', mask_guidance_scale, mask_dropout)
         if num_steps < 1 or guidance_scale < 1:
             raise ValueError('`num_steps` and `guidance_scale` must be at least 1, got '
                              f'{num_steps} and {guidance_scale}.')
@@ -68,8 +77,12 @@ class BaseGenerator(BaseModel):
         self.network: nn.Module = build(network)
         self.text_encoder: nn.Module = build(text_encoder)
         self.prompt_dropout = prompt_dropout
+        self.mask_dropout = mask_dropout
         self.num_steps = num_steps
         self.guidance_scale = guidance_scale
+        self.guidance_interval = check_interval('guidance_interval', guidance_interval)
+        self.mask_guidance_scale = mask_guidance_scale
+        self.mask_guidance_interval = check_interval('mask_guidance_interval', mask_guidance_interval)
         self._training_rng = TrainingRandomness()
         self._check_channels()
         self._set_trainable(lora_settings)
@@ -224,10 +237,44 @@ class BaseGenerator(BaseModel):
         # an encoder may have another dtype and device
         return TextEmbeds(*(getattr(embeds, name).to(weight) for name in TextEmbeds._fields))
 
+    def _drop_masks(self, masks: Tensor, rng: torch.Generator) -> Tensor:
+        """The masks (B, H, W), a share of them replaced by the null mask, for guidance towards the mask."""
+        if not self.mask_dropout:
+            return masks
+        dropped = torch.rand(len(masks), generator=rng) < self.mask_dropout
+        return masks.masked_fill(dropped.to(masks.device)[:, None, None], IGNORE_INDEX)
+
     def _drop_prompts(self, data_samples: Sequence[SynthDataSample], rng: torch.Generator) -> list[str]:
         """The prompts, a share of them replaced by the empty one, for classifier-free guidance."""
         dropped = torch.rand(len(data_samples), generator=rng) < self.prompt_dropout
         return ['' if drop else prompt_of(sample) for sample, drop in zip(data_samples, dropped)]
+
+
+def check_share(option: str, share: float) -> None:
+    """Raise ValueError for a share outside of [0, 1]."""
+    if not 0 <= share <= 1:
+        raise ValueError(f'`{option}` must be in [0, 1], got {share}.')
+
+
+def check_interval(option: str, interval: Sequence[float]) -> tuple[float, float]:
+    """The lowest and highest sigma of an interval.
+
+    Raises:
+        ValueError: If they are not two numbers in [0, 1], the lower one first.
+    """
+    if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
+        raise ValueError(f'`{option}` must be two sigmas in [0, 1], the lower one first, got {tuple(interval)}.')
+    return interval[0], interval[1]
+
+
+def check_condition_guidance(part: str, scale: float, dropout: float) -> None:
+    """Raise ValueError for a negative scale; warn where the network has hardly been trained without that part."""
+    if scale < 0:
+        raise ValueError(f'`{part}_guidance_scale` must not be negative, got {scale}; 1 is off.')
+    if scale != 1 and not dropout:
+        print_log(f'`{part}_guidance_scale` is {scale}, but `{part}_dropout` is 0: a generator that has never been '
+                  f'trained without its {part} does not know what to be guided away from. Train with '
+                  f'`{part}_dropout`, 0.15 for instance.', 'current', logging.WARNING)
 
 
 def build(module: object) -> object:

@@ -14,12 +14,27 @@ from torch import Tensor, nn
 
 from mmsynth.guidance.base import Guidance
 from mmsynth.models.encoders import LatentCodec
-from mmsynth.models.generators.base import BaseGenerator, prompt_of, stack_masks
+from mmsynth.models.generators.base import (
+    BaseGenerator,
+    check_condition_guidance,
+    check_interval,
+    check_share,
+    prompt_of,
+    stack_masks,
+)
 from mmsynth.models.label_codecs import IdCodec, LabelCodec
 from mmsynth.registry import MODELS
-from mmsynth.sampling import build_sampler, classifier_free, complete_schedule, noise_of_velocity, sample
+from mmsynth.sampling import (
+    Negative,
+    build_sampler,
+    classifier_free,
+    complete_schedule,
+    noise_of_velocity,
+    sample,
+)
 from mmsynth.structures import SynthDataSample
 from mmsynth.utils import seeded_noise
+from mmsynth.utils.labels import IGNORE_INDEX
 
 PREDICTION_TYPES = ('epsilon', 'v_prediction')
 
@@ -67,9 +82,19 @@ class TISynth(BaseGenerator):
             'frozen'. By default the U-Net is frozen and the others train.
         lora: Settings of the branches that are 'lora', see :class:`~mmsynth.models.lora.LoRASettings`.
         prompt_dropout: Share of training prompts replaced by the empty one, for classifier-free guidance, in [0, 1].
+        mask_dropout: Share of training masks replaced by the null mask (255 everywhere), for guidance towards the
+            mask, in [0, 1].
+        reference_dropout: Share of training references replaced by the null reference (a latent of zeros), for guidance
+            towards the reference, in [0, 1].
         num_steps: Sampling steps.
         guidance_scale: Classifier-free guidance away from the empty prompt, mask and reference kept in both passes; 1
             is off.
+        guidance_interval: Lowest and highest sigma, in [0, 1], at which that guidance acts (arXiv 2404.07724).
+        mask_guidance_scale: Guidance towards the mask, away from the null mask, all else kept: at 1, off; above 1 the
+            mask shows more, below 1 less.
+        mask_guidance_interval: Lowest and highest sigma at which that guidance acts.
+        reference_guidance_scale: The same for the reference: how much of its appearance is taken over.
+        reference_guidance_interval: Lowest and highest sigma at which that guidance acts.
         legacy: Train and encode as released: masks as class id / 255 (the label codec must be an
             :class:`~mmsynth.models.label_codecs.IdCodec`), and the mask branch is frozen by default. (The release puts
             it in a list of trained parameters that is overwritten; the paper means to train it.) The network has a
@@ -94,8 +119,15 @@ class TISynth(BaseGenerator):
                  trainable: Mapping[str, str] | None = None,
                  lora: Mapping[str, Any] | None = None,
                  prompt_dropout: float = 0.0,
+                 mask_dropout: float = 0.0,
+                 reference_dropout: float = 0.0,
                  num_steps: int = 50,
                  guidance_scale: float = 9.0,
+                 guidance_interval: Sequence[float] = (0.0, 1.0),
+                 mask_guidance_scale: float = 1.0,
+                 mask_guidance_interval: Sequence[float] = (0.0, 1.0),
+                 reference_guidance_scale: float = 1.0,
+                 reference_guidance_interval: Sequence[float] = (0.0, 1.0),
                  legacy: bool = False,
                  data_preprocessor: dict | None = None) -> None:
         if prediction_type not in PREDICTION_TYPES:
@@ -104,6 +136,8 @@ class TISynth(BaseGenerator):
         if timestep_density is not None and timestep_density.keys() != {'logit_mean', 'logit_std'}:
             raise ValueError('`timestep_density` takes logit_mean and logit_std, both or none at all, got '
                              f'{dict(timestep_density)}.')
+        check_share('reference_dropout', reference_dropout)
+        check_condition_guidance('reference', reference_guidance_scale, reference_dropout)
         schedule = complete_schedule(scheduler)
         sampling = build_sampler(sampler, schedule)
         super().__init__(
@@ -114,13 +148,20 @@ class TISynth(BaseGenerator):
             trainable=(dict(mask='frozen') if legacy else {}) | dict(trainable or {}),
             lora=lora,
             prompt_dropout=prompt_dropout,
+            mask_dropout=mask_dropout,
             num_steps=num_steps,
             guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            mask_guidance_scale=mask_guidance_scale,
+            mask_guidance_interval=mask_guidance_interval,
             data_preprocessor=data_preprocessor)
         if legacy and not isinstance(self.label_codec, IdCodec):
             raise ValueError('`legacy=True` is the released encoding of masks, class id / 255: it needs '
                              "label_codec=dict(type='mmsynth.IdCodec', ...), got "
                              f'{type(self.label_codec).__name__}. Change the codec, or leave `legacy` out.')
+        self.reference_dropout = reference_dropout
+        self.reference_guidance_scale = reference_guidance_scale
+        self.reference_guidance_interval = check_interval('reference_guidance_interval', reference_guidance_interval)
         self.legacy = legacy
         self.prediction_type = prediction_type
         self.timestep_density = timestep_density
@@ -136,9 +177,13 @@ class TISynth(BaseGenerator):
         """
         rng = self._training_rng()
         clean = self.latent_codec.encode(inputs, generator=rng).float()
-        masks = stack_masks(data_samples, inputs.device)
         prompts = self._drop_prompts(data_samples, rng)
-        condition = self.encode_condition(prompts, masks, self._references(data_samples))
+        masks = self._drop_masks(stack_masks(data_samples, inputs.device), rng)
+        latents = self._encode_references(data_samples)
+        if self.reference_dropout:
+            dropped = torch.rand(len(latents), generator=rng) < self.reference_dropout
+            latents = latents.masked_fill(dropped.to(latents.device)[:, None, None, None], 0.0)
+        condition = self.encode_condition(prompts, masks, latents)
         timestep = self._draw_timesteps(len(clean), rng).to(clean.device)
         noise = torch.randn(clean.shape, generator=rng).to(clean.device)
         predicted = self._predict(self.scheduler.add_noise(clean, noise, timestep), timestep, condition).float()
@@ -151,25 +196,32 @@ class TISynth(BaseGenerator):
         """As in :class:`BaseGenerator`: denoising from each sample's own noise, given its reference too."""
         shape = self.latent_codec.latent_shape(*masks.shape[-2:])
         prompts = [prompt_of(sample) for sample in data_samples]
-        condition = self.encode_condition(prompts, masks, self._references(data_samples))
-        negative = None
-        if self.guidance_scale > 1:
+        latents = self._encode_references(data_samples)
+        condition = self.encode_condition(prompts, masks, latents)
+        negatives = []
+        if self.guidance_scale != 1:
             empty = self._encode_prompts(['']).prompt_embeds.expand_as(condition.prompt_embeds)
-            negative = replace(condition, prompt_embeds=empty)
-        predict = classifier_free(self._noise, condition, negative, self.guidance_scale)
+            negatives.append(Negative(replace(condition, prompt_embeds=empty), self.guidance_scale,
+                                      self.guidance_interval))
+        if self.mask_guidance_scale != 1:
+            null = self.network.encode_mask(self.label_codec.encode(torch.full_like(masks, IGNORE_INDEX)))
+            negatives.append(Negative(replace(condition, mask_hint=null), self.mask_guidance_scale,
+                                      self.mask_guidance_interval))
+        if self.reference_guidance_scale != 1:
+            null = self.network.encode_reference(torch.zeros_like(latents))
+            negatives.append(Negative(replace(condition, reference_hint=null), self.reference_guidance_scale,
+                                      self.reference_guidance_interval))
+        predict = classifier_free(self._noise, condition, negatives, self._sigma)
         guide = None if guidance is None else guidance.bind(self.latent_codec.decode, masks)
         noise = seeded_noise(seeds, shape, device=masks.device)
         return sample(predict, noise, self.sampler, self.num_steps, guide)
 
-    def encode_condition(self, prompts: Sequence[str], masks: Tensor, references: Tensor) -> Condition:
-        """Encode prompts, masks (B, H, W) and references (B, 3, H, W), float, [-1, 1], RGB, for the network.
-
-        Of a reference the latent is the codec's mean, so that a sample depends on its own seed only.
-        """
+    def encode_condition(self, prompts: Sequence[str], masks: Tensor, reference_latents: Tensor) -> Condition:
+        """Encode prompts, masks (B, H, W) and reference latents (B, C, h, w) for the network."""
         return Condition(
             prompt_embeds=self._encode_prompts(prompts).prompt_embeds,
             mask_hint=self.network.encode_mask(self.label_codec.encode(masks)),
-            reference_hint=self.network.encode_reference(self.latent_codec.encode(references).float()))
+            reference_hint=self.network.encode_reference(reference_latents))
 
     def _draw_timesteps(self, count: int, rng: torch.Generator) -> Tensor:
         total = self.scheduler.config.num_train_timesteps
@@ -196,9 +248,17 @@ class TISynth(BaseGenerator):
     def _predict(self, latents: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         return self.network(latents, timestep, condition.prompt_embeds, condition.mask_hint, condition.reference_hint)
 
-    def _references(self, data_samples: Sequence[SynthDataSample]) -> Tensor:
-        """The references (B, 3, H, W), each of the size of its mask."""
-        return torch.stack([_reference(sample) for sample in data_samples]).to(self.device)
+    def _sigma(self, timestep: Tensor) -> float:
+        """The noise level of a timestep (B,) that all samples share."""
+        return float((1 - self.scheduler.alphas_cumprod[int(timestep[0])]).sqrt())
+
+    def _encode_references(self, data_samples: Sequence[SynthDataSample]) -> Tensor:
+        """The latents (B, C, h, w) of the references, each of the size of its mask.
+
+        They are the codec's mean, so that a sample depends on its own seed only.
+        """
+        references = torch.stack([_reference(sample) for sample in data_samples]).to(self.device)
+        return self.latent_codec.encode(references).float()
 
 
 def _reference(sample: SynthDataSample) -> Tensor:

@@ -17,9 +17,10 @@ from mmsynth.models.generators.base import BaseGenerator, prompt_of, stack_masks
 from mmsynth.models.label_codecs import LabelCodec
 from mmsynth.models.networks.mmdit import MMDiT
 from mmsynth.registry import MODELS
-from mmsynth.sampling import build_flow_scheduler, classifier_free, sample
+from mmsynth.sampling import Negative, build_flow_scheduler, classifier_free, sample
 from mmsynth.structures import SynthDataSample
 from mmsynth.utils import seeded_noise
+from mmsynth.utils.labels import IGNORE_INDEX
 
 WEIGHTING_SCHEMES = ('none', 'logit_normal', 'mode', 'sigma_sqrt', 'cosmap')
 
@@ -56,8 +57,14 @@ class TODSynth(BaseGenerator):
         weighting_scheme: SD3's density of training sigmas and loss weight: 'none', 'logit_normal', 'mode',
             'sigma_sqrt' or 'cosmap' (diffusers' names; SD3, arXiv 2403.03206, section 3.1).
         prompt_dropout: Share of training prompts replaced by the empty one, for classifier-free guidance, in [0, 1].
+        mask_dropout: Share of training masks replaced by the null mask (255 everywhere), for guidance towards the
+            mask, in [0, 1].
         num_steps: Sampling steps.
         guidance_scale: Classifier-free guidance towards the prompt, the mask kept in both passes; 1 is off.
+        guidance_interval: Lowest and highest sigma, in [0, 1], at which that guidance acts (arXiv 2404.07724).
+        mask_guidance_scale: Guidance towards the mask, away from the null mask, the prompt kept in both passes: at 1,
+            off; above 1 the mask shows more, below 1 less.
+        mask_guidance_interval: Lowest and highest sigma at which that guidance acts.
         data_preprocessor: Config of a :class:`~mmsynth.models.SynthDataPreprocessor`.
 
     Raises:
@@ -76,8 +83,12 @@ class TODSynth(BaseGenerator):
                  lora: Mapping[str, Any] | None = None,
                  weighting_scheme: str = 'none',
                  prompt_dropout: float = 0.0,
+                 mask_dropout: float = 0.0,
                  num_steps: int = 23,
                  guidance_scale: float = 1.0,
+                 guidance_interval: Sequence[float] = (0.0, 1.0),
+                 mask_guidance_scale: float = 1.0,
+                 mask_guidance_interval: Sequence[float] = (0.0, 1.0),
                  data_preprocessor: dict | None = None) -> None:
         if weighting_scheme not in WEIGHTING_SCHEMES:
             raise ValueError(f'`weighting_scheme` must be one of {", ".join(WEIGHTING_SCHEMES)}, '
@@ -90,8 +101,12 @@ class TODSynth(BaseGenerator):
             trainable=trainable,
             lora=lora,
             prompt_dropout=prompt_dropout,
+            mask_dropout=mask_dropout,
             num_steps=num_steps,
             guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            mask_guidance_scale=mask_guidance_scale,
+            mask_guidance_interval=mask_guidance_interval,
             data_preprocessor=data_preprocessor)
         self.scheduler = build_flow_scheduler(scheduler)
         self.weighting_scheme = weighting_scheme
@@ -105,8 +120,9 @@ class TODSynth(BaseGenerator):
         """
         rng = self._training_rng()
         clean = self.latent_codec.encode(inputs, generator=rng).float()
-        masks = stack_masks(data_samples, inputs.device)
-        condition = self.encode_condition(self._drop_prompts(data_samples, rng), masks)
+        prompts = self._drop_prompts(data_samples, rng)
+        masks = self._drop_masks(stack_masks(data_samples, inputs.device), rng)
+        condition = self.encode_condition(prompts, masks)
         sigma, weight = self._draw_sigmas(len(clean), clean.device, rng)
         noise = torch.randn(clean.shape, generator=rng).to(clean.device)
         noisy = (1 - sigma) * clean + sigma * noise
@@ -118,27 +134,33 @@ class TODSynth(BaseGenerator):
                        guidance: Guidance | None) -> tuple[Tensor, list[list[dict[str, float]]]]:
         """As in :class:`BaseGenerator`: flow matching from each sample's own noise."""
         condition = self.encode_condition([prompt_of(sample) for sample in data_samples], masks)
-        negative = None
-        if self.guidance_scale > 1:
-            negative = replace(condition, **self._encode_prompts([''] * len(masks))._asdict())
-        predict = classifier_free(self._velocity, condition, negative, self.guidance_scale)
+        negatives = []
+        if self.guidance_scale != 1:
+            empty = self._encode_prompts([''] * len(masks))._asdict()
+            negatives.append(Negative(replace(condition, **empty), self.guidance_scale, self.guidance_interval))
+        if self.mask_guidance_scale != 1:
+            null = self._encode_masks(torch.full_like(masks, IGNORE_INDEX))
+            negatives.append(Negative(replace(condition, mask_latents=null), self.mask_guidance_scale,
+                                      self.mask_guidance_interval))
+        predict = classifier_free(self._velocity, condition, negatives, lambda timestep: float(timestep[0]) / 1000)
         noise = seeded_noise(seeds, self.latent_codec.latent_shape(*masks.shape[-2:]), device=masks.device)
         guide = None if guidance is None else guidance.bind(self.latent_codec.decode, masks)
         return sample(predict, noise, self.scheduler, self.num_steps, guide)
 
     def encode_condition(self, prompts: Sequence[str], masks: Tensor) -> Condition:
         """Encode prompts and masks (B, H, W) for the network."""
-        control = self.label_codec.encode(masks)  # (B, Cm, H, W)
-        if self.label_codec.is_image:
-            mask_latents = self.latent_codec.encode(control).float()
-        else:
-            mask_latents = F.avg_pool2d(control, self.latent_codec.factor)
-        return Condition(mask_latents=mask_latents, **self._encode_prompts(prompts)._asdict())
+        return Condition(mask_latents=self._encode_masks(masks), **self._encode_prompts(prompts)._asdict())
 
     @property
     def control_channels(self) -> int:
         """As in :class:`BaseGenerator`: those of its latent, where the control image is a picture."""
         return self.latent_codec.channels if self.label_codec.is_image else self.label_codec.channels
+
+    def _encode_masks(self, masks: Tensor) -> Tensor:
+        control = self.label_codec.encode(masks)  # (B, Cm, H, W)
+        if self.label_codec.is_image:
+            return self.latent_codec.encode(control).float()
+        return F.avg_pool2d(control, self.latent_codec.factor)
 
     def _velocity(self, latents: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         return self.network(latents, timestep, condition.prompt_embeds, condition.pooled_prompt_embeds,
