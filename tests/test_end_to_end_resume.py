@@ -29,9 +29,13 @@ def run(small_run: SmallRun, work_dir: Path, **overrides: Any) -> dict[int, tupl
     return {line['step']: (line['lr'], line['loss']) for line in lines}
 
 
-def test_learning_rates_and_losses_are_those_of_the_unbroken_run(small_run: SmallRun, tmp_path: Path) -> None:
-    unbroken = run(small_run, tmp_path / 'unbroken')
-    resumed = run(small_run, tmp_path / 'resumed', load_from=str(tmp_path / 'unbroken' / 'iter_4.pth'), resume=True)
+@pytest.mark.parametrize('changes', [
+    {}, {'model.trainable.mask': 'lora', 'model.lora': dict(rank=2, alpha=200, dropout=0.5)}], ids=['full', 'lora'])
+def test_learning_rates_and_losses_are_those_of_the_unbroken_run(small_run: SmallRun, tmp_path: Path,
+                                                                 changes: dict[str, Any]) -> None:
+    unbroken = run(small_run, tmp_path / 'unbroken', **changes)
+    resumed = run(small_run, tmp_path / 'resumed', load_from=str(tmp_path / 'unbroken' / 'iter_4.pth'), resume=True,
+                  **changes)
     assert sorted(unbroken) == list(range(1, 9)) and sorted(resumed) == [5, 6, 7, 8]
     for step, (rate, loss) in resumed.items():
         assert rate == pytest.approx(unbroken[step][0], rel=1e-6)

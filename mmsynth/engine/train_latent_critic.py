@@ -1,12 +1,11 @@
 """Distillation of a segmentor into a latent critic: a head that predicts the classes from the clean latent, undecoded.
 
-It learns from what CRFM will show it: the latents of real images, and the clean estimates z0_hat that the generator
-makes on its way from noise to an image, at every sigma. The teacher is the segmentor on the decoded latent, the student
-the head on the latent:
+It is trained on what CRFM will give it: the latents of real images, and the clean estimates z0_hat of the generator's
+sampling steps, at every sigma. The teacher is the segmentor on the decoded latent, the student the head on the latent:
 
     loss = KL(segmentor ‖ head) + mask_weight * CE(head, mask),
 
-the second term on real images only. A generated image may not show its mask, and the head is to say so.
+the second term on real images only, because a generated image may not match its mask.
 
 Legend: B batch, C latent channels, h w latent cells, H W pixels, K classes.
 """
@@ -39,15 +38,15 @@ _HELD_OUT_SHARE, _MOST_HELD_OUT = 0.1, 64
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well a latent critic stands for its segmentor, on held-out images.
+    """How well a latent critic agrees with its segmentor, on held-out images.
 
     Attributes:
         images: Number of images.
-        clean: Share of the pixels that both read alike, latents of the images; [0, 1].
-        estimates: The same on the generator's clean estimates, over all steps of a run.
+        clean: Share of the pixels for which both predict the same class, on the images' latents; [0, 1].
+        estimates: The same on the generator's clean estimates, over all sampling steps.
         gradient: Cosine between the gradients of their losses, d loss / d z0_hat, mean over those estimates; [-1, 1].
-            It is the gradient that guides.
-        critic_miou: mIoU of the head against the masks, latents of the images; [0, 1].
+            Guidance follows this gradient.
+        critic_miou: mIoU of the head against the masks, on the images' latents; [0, 1].
         segmentor_miou: That of the segmentor, on the decoded latents.
     """
 
@@ -60,8 +59,8 @@ class Agreement:
 
     def __str__(self) -> str:
         return (f'{self.images} held-out images\n'
-                f'pixels read as the segmentor reads them: {self.clean:.1%} of real images, {self.estimates:.1%} of '
-                'the generator\'s clean estimates\n'
+                f'pixels of the same predicted class: {self.clean:.1%} of real images, {self.estimates:.1%} of the '
+                'generator\'s clean estimates\n'
                 f'cosine between the gradients of the two losses on those estimates: {self.gradient:.2f}\n'
                 f'mIoU against the masks of the real images: latent critic {self.critic_miou:.1%}, '
                 f'segmentor {self.segmentor_miou:.1%}')
@@ -91,11 +90,11 @@ def train_latent_critic(cfg: Config,
         lr: Peak of the one-cycle learning rate.
         width: Channels of the head's hidden layers.
         mask_weight: Weight of the cross entropy with the masks.
-        seed: Of the split, the data, the noise and the head's start.
+        seed: Of the split, the order of the data, the noise and the head's initial weights.
         device: Where everything runs.
 
     Returns:
-        The agreement on held-out images, which the file holds too.
+        The agreement on held-out images; it is written to the file too.
 
     Raises:
         ValueError: If an option is out of range or the config lacks a part.
@@ -103,18 +102,21 @@ def train_latent_critic(cfg: Config,
     """
     _check_options(cfg, out, dict(iters=iters, batch_size=batch_size, lr=lr), mask_weight)
     generator = build_generator(cfg, checkpoint, device)
-    teacher = Teacher(_build_segmentor(cfg).to(device), generator)
+    segmentor = _build_segmentor(cfg).to(device)
+    teacher = Teacher(segmentor, generator)
     generator.check_guidance(teacher)
     batch_size = batch_size or cfg.train_dataloader.get('batch_size', 4)
     with isolated_random_state(seed):
-        critic = _new_head(teacher, width).to(device)
-        learning, held_out = _split(cfg)
-        exam = [teacher.prepare(data, with_estimates=True) for data in DataLoader(
+        codec = generator.latent_codec
+        critic = LatentCritic(codec.channels, codec.factor, segmentor.num_classes, width,
+                              ignore_index=segmentor.ignore_index).to(device)
+        train_set, held_out = _split(cfg)
+        test_batches = [teacher.prepare(data, with_estimates=True) for data in DataLoader(
             held_out, batch_size, collate_fn=pseudo_collate)]  # first: what is wrong with the data shows at once
-        sampler = InfiniteSampler(learning, seed=seed)
-        loader = DataLoader(learning, batch_size, sampler=sampler, collate_fn=pseudo_collate)
+        sampler = InfiniteSampler(train_set, seed=seed)
+        loader = DataLoader(train_set, batch_size, sampler=sampler, collate_fn=pseudo_collate)
         _fit(critic, teacher, iter(loader), iters, lr, mask_weight)
-        agreement = examine(critic, teacher, exam)
+        agreement = measure_agreement(critic, teacher, test_batches)
     origin = dict(config_sha256=config_hash(cfg.model), weights_sha256=file_hash(checkpoint),
                   critic=cfg.synthesis.guidance.critic.to_dict(), iters=iters, seed=seed, agreement=asdict(agreement))
     Path(out).parent.mkdir(parents=True, exist_ok=True)
@@ -124,12 +126,12 @@ def train_latent_critic(cfg: Config,
 
 @dataclass(frozen=True)
 class DistillationBatch:
-    """What is known of a batch of labelled images.
+    """A batch of labelled images, encoded.
 
     Attributes:
         clean: The images' latents (B, C, h, w).
         masks: (B, H, W), integer class ids.
-        estimates: Clean estimates (B, C, h, w) for the same masks, one per sampling step; none if not asked for.
+        estimates: Clean estimates (B, C, h, w) for the same masks, one per sampling step; empty if not asked for.
     """
 
     clean: Tensor
@@ -138,13 +140,13 @@ class DistillationBatch:
 
 
 class Teacher(Guidance):
-    """The segmentor behind the generator's codec, and the generator as the source of clean estimates.
+    """The segmentor on decoded latents, and the generator as the source of clean estimates.
 
-    As a guidance it corrects nothing: it notes the clean estimates of a run.
+    As a guidance it changes no prediction, and records the clean estimate of every sampling step.
 
     Args:
         critic: The segmentor.
-        generator: Gives codec and clean estimates.
+        generator: The generator, whose codec decodes and whose sampling gives the clean estimates.
     """
 
     def __init__(self, critic: Critic, generator: BaseGenerator) -> None:
@@ -157,17 +159,17 @@ class Teacher(Guidance):
         return self.generator.latent_codec.decode
 
     def bind(self, decode: Decode, masks: Tensor) -> Guide:
-        """A guide that notes each step's clean estimate."""
+        """A guide that records each step's clean estimate."""
 
-        def note(prediction: Tensor, step: SamplingStep) -> tuple[Tensor, None]:
+        def record(prediction: Tensor, step: SamplingStep) -> tuple[Tensor, None]:
             self._estimates.append(step.clean_estimate(prediction).float())
             return prediction, None
 
-        return note
+        return record
 
     @torch.no_grad()
     def prepare(self, data: dict[str, Any], *, with_estimates: bool) -> DistillationBatch:
-        """Encode a batch of the data loader, and have the generator generate its masks if estimates are asked for."""
+        """Encode a batch of the data loader; for estimates, also sample the generator with its masks."""
         data = self.generator.data_preprocessor(data)
         samples = data['data_samples']
         masks = stack_masks(samples, self.generator.device)
@@ -196,28 +198,28 @@ def distillation_loss(logits: Tensor, target: Tensor, masks: Tensor, *, mask_wei
         mask_weight: Weight of the cross entropy.
 
     Returns:
-        A scalar. Pixels that do not count do so in the first term, for the segmentor has an opinion on them.
+        A scalar. The first term counts all pixels, unlabelled ones too: the segmentor predicts there as well.
     """
     divergence = F.kl_div(logits.log_softmax(1), target.log_softmax(1), log_target=True, reduction='none').sum(1).mean()
     entropy = F.cross_entropy(logits[:len(masks)], masks, ignore_index=-100, reduction='sum')
     return divergence + mask_weight * entropy / (masks != -100).sum().clamp_min(1)
 
 
-def examine(critic: LatentCritic, teacher: Teacher, batches: Sequence[DistillationBatch]) -> Agreement:
-    """Compare a latent critic with its segmentor on prepared batches that have clean estimates."""
+def measure_agreement(critic: LatentCritic, teacher: Teacher, batches: Sequence[DistillationBatch]) -> Agreement:
+    """Compare a latent critic with its segmentor on batches with clean estimates."""
     guidance = Guidance(critic)
     clean, estimates, cosines = [], [], []
     areas: dict[str, list[tuple[Tensor, ...]]] = dict(head=[], segmentor=[])
     for batch in batches:
-        readings = dict(head=_classes(critic, batch.clean), segmentor=teacher.predict_logits(batch.clean).argmax(1))
-        clean.append((readings['head'] == readings['segmentor']).float().mean((1, 2)))
-        for name, classes in readings.items():
+        predicted = dict(head=_classes(critic, batch.clean), segmentor=teacher.predict_logits(batch.clean).argmax(1))
+        clean.append((predicted['head'] == predicted['segmentor']).float().mean((1, 2)))
+        for name, classes in predicted.items():
             masks = batch.masks.masked_fill(~critic.counts(batch.masks), IGNORE_INDEX)
             areas[name].append(IoUMetric.intersect_and_union(classes, masks, critic.num_classes, IGNORE_INDEX))
         for estimate in batch.estimates:
             same = _classes(critic, estimate) == teacher.predict_logits(estimate).argmax(1)
             estimates.append(same.float().mean((1, 2)))
-            ours, theirs = (_gradient(judge, estimate, batch.masks, teacher.decode) for judge in (guidance, teacher))
+            ours, theirs = (_gradient(one, estimate, batch.masks, teacher.decode) for one in (guidance, teacher))
             cosines.append(F.cosine_similarity(ours.flatten(1), theirs.flatten(1)))
     return Agreement(
         images=sum(map(len, clean)),
@@ -251,7 +253,7 @@ def _fit(critic: LatentCritic, teacher: Teacher, batches: Iterator[dict], iters:
 
 
 def _endless_estimates(teacher: Teacher, batches: Iterator[dict]) -> Iterator[Tensor]:
-    """Clean estimates (B, C, h, w): whole runs one after the other, the steps of a run in random order."""
+    """Yield clean estimates (B, C, h, w), run after run of sampling, the steps of each run in random order."""
     while True:
         estimates = teacher.prepare(next(batches), with_estimates=True).estimates
         for index in torch.randperm(len(estimates)).tolist():
@@ -261,18 +263,13 @@ def _endless_estimates(teacher: Teacher, batches: Iterator[dict]) -> Iterator[Te
 def _build_segmentor(cfg: Config) -> Critic:
     segmentor = MODELS.build(cfg.synthesis.guidance.critic)
     if segmentor.input_type != 'images':
-        raise ValueError(f'{cfg.filename}: `synthesis.guidance.critic` is a {type(segmentor).__name__}, which reads '
-                         'latents; set it to the segmentor to learn from, such as mmsynth.SegmentorCritic.')
+        raise ValueError(f'{cfg.filename}: `synthesis.guidance.critic` is a {type(segmentor).__name__}, which takes '
+                         'latents; set it to the segmentor to distil, such as mmsynth.SegmentorCritic.')
     return segmentor
 
 
-def _new_head(teacher: Teacher, width: int) -> LatentCritic:
-    codec, segmentor = teacher.generator.latent_codec, teacher.critic
-    return LatentCritic(codec.channels, codec.factor, segmentor.num_classes, width, ignore_index=segmentor.ignore_index)
-
-
 def _split(cfg: Config) -> tuple[Dataset, Dataset]:
-    """What to learn from and what is held out, at most 64 images: of the validation split, or a tenth of the images."""
+    """Split into training and held-out images; at most 64 are held out, of the validation set or a tenth of all."""
     dataset = build_dataset(cfg.train_dataloader.dataset)
     if cfg.get('val_dataloader'):
         validation = build_dataset(cfg.val_dataloader.dataset)
@@ -311,10 +308,10 @@ def _check_options(cfg: Config, out: str | Path, counts: dict[str, float | None]
         wrong.append(f'`out` must end in .safetensors, got {out}')
     guidance = (cfg.get('synthesis') or {}).get('guidance') or {}
     if 'critic' not in guidance:
-        wrong.append("the config has no `synthesis.guidance.critic`; name there the segmentor to learn from, as "
+        wrong.append("the config has no `synthesis.guidance.critic`; name there the segmentor to distil, as "
                      'projects/demo/configs/todsynth.py does')
     if not cfg.get('train_dataloader'):
-        wrong.append('the config has no `train_dataloader`; its labelled images are what is learned from')
+        wrong.append('the config has no `train_dataloader`, whose labelled images are trained on')
     if wrong:
         raise ValueError(f'{cfg.filename}: {"; ".join(wrong)}.')
     if Path(out).exists():

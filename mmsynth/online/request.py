@@ -73,7 +73,7 @@ class SynthesisRequest:
 
 @dataclass(frozen=True)
 class SynthesisResult:
-    """What came of a request.
+    """The result of a request.
 
     Attributes:
         round: The request's.

@@ -30,8 +30,8 @@ class RoundSettings:
         masks: Config of the data set of masks to generate images for; None for ``synthesis.dataset`` of the generator's
             config. A mask source that asks a critic, such as ``mmsynth.UncertainMasks``, may ask 'runner' or 'ema'.
         guidance: Config of a guidance without its ``critic``; None for none.
-        critic: Who guides, and who filters unless the filter has a segmentor of its own: 'runner' or 'ema', the
-            segmentor in training or its average; the config of a frozen critic, who only guides; or None.
+        critic: What guides: 'runner' or 'ema', the segmentor in training or its average, which also filters unless the
+            filter has a segmentor of its own; the config of a frozen critic, which only guides; or None.
         filter: Options of a :class:`~mmsynth.online.synthesizer.RoundFilter`; None for no filter.
         num_per_round: Masks per round.
         seed: The run's.
@@ -132,7 +132,6 @@ class RoundMasks:
         """The data set of a round, by the segmentor as it is now."""
         if not self.live:
             return self._dataset
-        assert segmentor is not None, 'masks that ask the segmentor in training need it'
         return build_dataset(with_critic(self._cfg, SegmentorCritic(segmentor=segmentor)))
 
     def requests(self, round: int, size: int) -> list[Request]:

@@ -24,7 +24,7 @@ from mmsynth.filtering import ClassLosses, ClassLossFilter, ClassLossMeter, pixe
 from mmsynth.filtering.real_pairs import class_names, real_pairs
 from mmsynth.guidance import Critic, Guidance, SegmentorCritic
 from mmsynth.online.request import Sample, SynthesisRequest, SynthesisResult, Synthesizer, describe
-from mmsynth.online.settings import RULE_OPTIONS, RoundSettings, filter_problems
+from mmsynth.online.settings import RULE_OPTIONS, RoundSettings
 from mmsynth.online.statistics import count_sample
 from mmsynth.registry import MODELS
 from mmsynth.structures import SynthDataSample
@@ -49,7 +49,7 @@ class RoundSynthesizer:
             size.
 
     Raises:
-        ValueError: If ``batch_size`` is below 1, or generator, masks, filter and critic do not fit each other.
+        ValueError: If generator, masks, filter and critic do not fit each other.
         FileNotFoundError: If a file does not exist.
     """
 
@@ -60,8 +60,6 @@ class RoundSynthesizer:
                  batch_size: int = 4,
                  device: torch.device | str = 'cpu',
                  share: tuple[int, int] = (0, 1)) -> None:
-        if batch_size < 1:
-            raise ValueError(f'`batch_size` must be at least 1, got {batch_size}.')
         self.settings = settings
         self._batch_size, self._device, self._share = batch_size, device, share
         self._critic: Critic | None = None
@@ -91,12 +89,7 @@ class RoundSynthesizer:
 
         Samples that fail, have values that are not finite, or are dropped by the filter are left out; the statistics
         count them, see :mod:`mmsynth.online.statistics`. The global random state is left alone.
-
-        Raises:
-            ValueError: If the request lacks the segmentor, or it does not fit.
         """
-        if self.settings.needs_segmentor and request.segmentor is None:
-            raise ValueError(f'round {request.round} needs the segmentor in training, and the request has none.')
         segmentor = self._on_device(request.segmentor) if self.settings.needs_segmentor else None
         with isolated_random_state(derive_seed(self.settings.seed, 'round', request.round)):
             dataset = self.settings.masks.dataset(segmentor)
@@ -167,14 +160,11 @@ class RoundFilter:
         device: Where a frozen critic runs.
 
     Raises:
-        ValueError: If an option is unknown or out of range.
+        ValueError: If there is nothing to measure class losses on, or ``segmentor`` does not predict on images.
     """
 
     def __init__(self, options: Mapping[str, Any], real: Mapping[str, Any] | None, *, seed: int, batch_size: int = 4,
                  device: torch.device | str = 'cpu') -> None:
-        wrong = filter_problems(options)
-        if wrong:
-            raise ValueError(f'online synthesis: {"; ".join(wrong)}.')
         if real is None and 'class_losses' not in options:
             raise ValueError('`filter` measures class losses on real images and there is no real data set; give '
                              '`filter.class_losses`.')

@@ -176,7 +176,7 @@ def open_staging(root: str | Path) -> list[str]:
 
 
 def discard(path: Path) -> None:
-    """Remove a file or folder if it is there; what resists stays for the next run."""
+    """Remove a file or folder if it is there; one that cannot be removed stays for the next run to clear."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
         return

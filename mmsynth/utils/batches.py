@@ -1,4 +1,4 @@
-"""Batches of things that must have one shape."""
+"""Batches of items that have one shape."""
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from itertools import groupby
 from typing import TypeVar

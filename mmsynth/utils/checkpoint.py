@@ -22,7 +22,7 @@ _STAND_IN_ROOTS = ('mmengine.', 'numpy.', 'builtins.getattr', 'builtins.bytes')
 
 @dataclass
 class LoadReport:
-    """What came of loading a state dict.
+    """Which tensors of a state dict were loaded, and which did not fit.
 
     Attributes:
         loaded: Number of tensors taken over.

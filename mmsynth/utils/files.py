@@ -138,7 +138,7 @@ class FolderLock:
             self._file.close()
             own = ', which is this one: close what holds it' if holder == str(os.getpid()) else ''
             raise RuntimeError(f'{folder} is being written by process {holder or "(unknown)"}{own}. Wait until that '
-                               'has ended, or choose another --out-dir.') from error
+                               'has ended, or choose another folder.') from error
         except BaseException:
             self._file.close()
             raise

@@ -30,7 +30,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
                         help='run everything once per seed and give mean and spread; default: 0')
     parser.add_argument('--val-pattern', help="images of --data for validation, such as 'tile2_*': name a place where "
                         'images are neighbours; default: a sixth of them, chosen by seed')
-    parser.add_argument('--workers', type=int, help='trainings at once, one thread each; default: the processors that '
+    parser.add_argument('--workers', type=int, help='stages at once, one thread each; default: the processors that '
                         'there are')
     parser.add_argument('--smoke', action='store_const', const='smoke', dest='preset', help='same as --preset smoke')
     return parser.parse_args(arguments)

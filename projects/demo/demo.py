@@ -10,7 +10,9 @@ import json
 import shutil
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
@@ -26,7 +28,7 @@ from projects.demo.plan import GENERATORS, ONLINE, ONLINE_ROUNDS, PRESETS, REAL,
 from projects.demo.prepare import split_folder, write_landcover
 from projects.demo.result import SeedResult
 from projects.demo.retarget import retarget
-from projects.demo.stages import train_stages
+from projects.demo.stages import run_stages, train
 
 RESULT_FILE = 'result.json'
 _SHORTEST_SCHEDULE = 30  # iterations; a one-cycle schedule needs a few for each of its phases
@@ -42,7 +44,7 @@ class Demo:
         preset: One of :data:`~projects.demo.plan.PRESETS`.
         generator: One of :data:`~projects.demo.plan.GENERATORS`.
         val_pattern: Which images of ``data`` are for validation, see :func:`~projects.demo.prepare.split_folder`.
-        workers: Trainings at once; None for the processors that there are.
+        workers: Stages at once; None for the processors that there are. The results do not depend on it.
         control: How masks steer TODSynth, one of its network's :data:`~mmsynth.models.networks.CONTROLS`; 'triple' if
             None.
 
@@ -97,13 +99,13 @@ class Demo:
 
     def _run_stages(self, seed: int) -> SeedResult:
         result = SeedResult(seed)
-        trained = self._train(result, critic=self._reader_config('critic', seed),
-                              judge=self._reader_config('judge', seed), generator=self._generator_config(seed))
+        trained = self._train(result, generator=self._generator_config(seed),  # the longest first
+                              critic=self._reader_config('critic', seed), judge=self._reader_config('judge', seed))
         result.reference_miou |= {stage: trained[stage] for stage in ('critic', 'judge')}
         generator = _last_checkpoint(self._folder(seed, 'generator'))
-        for name, row in self.plan.rows.items():
-            pool = self._synthesize(name, row, generator, seed, result)
-            result.pools[name] = pool.root
+        self._synthesize(generator, result)
+        for name, folder in result.pools.items():
+            pool = Pool.open(folder)
             result.consistency[name] = {reader: mask_consistency(pool, self.reader(reader, seed))
                                         for reader in ('judge', 'critic')}
         result.swap = self._compare_references(result)
@@ -163,7 +165,7 @@ class Demo:
         cfg = self._config(self.generator_file, seed)
         if self.control is not None:
             cfg.model.network.control = self.control
-        self._set_references(cfg, self.plan.rows['plain'])
+        _set_references(cfg, self._references(self.plan.rows['plain']))
         _set_iterations(cfg, self.preset.generator_iters)
         critic_cfg = self._reader_config('critic', seed)
         cfg.synthesis.guidance.critic.config = str(self._folder(seed, 'configs') / 'critic.py')
@@ -171,24 +173,17 @@ class Demo:
             self._folder(seed, 'critic') / f'iter_{critic_cfg.train_cfg.max_iters}.pth')
         return cfg
 
-    def _set_references(self, cfg: Config, row: Row) -> None:
-        for transform in cfg.synthesis.dataset.pipeline:
-            if transform.type == 'mmsynth.PickReference':
-                transform.folder = str(self.data_root / 'img_dir' / row.references)
+    def _references(self, row: Row) -> Path | None:
+        return None if row.references is None else self.data_root / 'img_dir' / row.references
 
-    def _synthesize(self, name: str, row: Row, checkpoint: Path, seed: int, result: SeedResult) -> Pool:
-        start = time.perf_counter()
-        cfg = load_config(self._folder(seed, 'configs') / 'generator.py')
-        self._set_references(cfg, row)
-        pool = synthesize(
-            cfg,
-            checkpoint,
-            self._folder(seed, f'pool_{name}'),
-            guidance=row.guidance,
-            limit=self.preset.limit,
-            seed=seed)
-        result.seconds[f'synthesize {name}'] = time.perf_counter() - start
-        return pool
+    def _synthesize(self, checkpoint: Path, result: SeedResult) -> None:
+        """Synthesize the pool of every row that has one."""
+        config = self._folder(result.seed, 'configs') / 'generator.py'
+        result.pools = {name: self._folder(result.seed, f'pool_{name}') for name in self.plan.rows}
+        result.seconds |= run_stages({
+            f'synthesize {name}': partial(_synthesize, config, self._references(row), checkpoint, result.pools[name],
+                                          guidance=row.guidance, limit=self.preset.limit, seed=result.seed)
+            for name, row in self.plan.rows.items()}, self.workers)
 
     def _compare_references(self, result: SeedResult) -> ReferenceSwap | None:
         if not self.plan.transfers:
@@ -213,7 +208,7 @@ class Demo:
             paths[stage].parent.mkdir(parents=True, exist_ok=True)
             cfg.dump(paths[stage])
             print_log(f'[{stage}] training; config {paths[stage]}', logger='current')
-        trained = train_stages(paths, self.workers)
+        trained = run_stages({stage: partial(train, path) for stage, path in paths.items()}, self.workers)
         result.seconds |= {f'train {stage}': found.seconds for stage, found in trained.items()}
         return {stage: found.miou for stage, found in trained.items()}
 
@@ -238,6 +233,21 @@ def _check_choices(preset: str, generator: str, control: str | None) -> None:
     if control is not None and generator != 'todsynth':
         raise ValueError(f'`control` chooses among the networks of todsynth, got {control!r} for {generator}; leave it '
                          'out.')
+
+
+def _synthesize(config: Path, references: Path | None, checkpoint: Path, out_dir: Path, **options: Any) -> float:
+    """Synthesize a pool with references from a folder; the seconds that it took."""
+    start = time.perf_counter()
+    cfg = load_config(config)
+    _set_references(cfg, references)
+    synthesize(cfg, checkpoint, out_dir, **options)
+    return time.perf_counter() - start
+
+
+def _set_references(cfg: Config, folder: Path | None) -> None:
+    for transform in cfg.synthesis.dataset.pipeline:
+        if transform.type == 'mmsynth.PickReference':
+            transform.folder = str(folder)
 
 
 def _with_part(dataset: ConfigDict, part: str) -> ConfigDict:

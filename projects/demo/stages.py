@@ -1,4 +1,4 @@
-"""Trainings of a demo, those that do not depend on each other side by side, each in one thread.
+"""Stages of a demo: those that do not depend on each other run side by side, each in one thread.
 
 The networks are so small that a second thread gains nothing, and beside another busy process it costs a tenfold.
 """
@@ -7,16 +7,18 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmsynth.utils.cpu import available_cpus
+
+Result = TypeVar('Result')
 
 
 class Trained(NamedTuple):
@@ -26,32 +28,34 @@ class Trained(NamedTuple):
     miou: float | None
 
 
-def train_stages(configs: Mapping[str, Path], workers: int | None = None) -> dict[str, Trained]:
-    """Train what config files say, as mmseg's tools/train.py does.
+def run_stages(stages: Mapping[str, Callable[[], Result]], workers: int | None = None) -> dict[str, Result]:
+    """Call functions that do not depend on each other, in worker processes, and return what each returns.
 
     Args:
-        configs: Stage → its config file.
-        workers: How many at once; None for the processors that there are. The results do not depend on it.
+        stages: Stage → a function without arguments that can be pickled.
+        workers: How many at once, in this process if it is 1; None for the processors that there are.
 
     Raises:
-        Exception: What a training raises; the others are ended.
+        Exception: What a stage raises; the others are ended.
     """
-    workers = min(len(configs), workers or available_cpus())
+    workers = min(len(stages), workers or available_cpus())
     if workers == 1:
-        return {stage: _train(path) for stage, path in configs.items()}
+        return {stage: function() for stage, function in stages.items()}
     context = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(workers, context, _start, (os.getpid(), )) as executor:
-        futures = {stage: executor.submit(_train, path) for stage, path in configs.items()}
+        futures = {stage: executor.submit(function) for stage, function in stages.items()}
         try:
+            for future in as_completed(futures.values()):
+                future.result()  # raises what it raised, while others run
             return {stage: future.result() for stage, future in futures.items()}
         except BaseException:
-            executor.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
 
 
-def _train(path: Path) -> Trained:
+def train(path: Path) -> Trained:
+    """Train what a config file says, as mmseg's tools/train.py does."""
     start = time.perf_counter()
     runner = Runner.from_cfg(Config.fromfile(path))
     runner.train()

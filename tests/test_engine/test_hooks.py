@@ -142,6 +142,16 @@ def test_every_rank_samples_the_preview_and_the_first_writes_it(runner: SimpleNa
     assert logged == [('preview', 2)]
 
 
+def test_threads_are_set_for_a_training(small_run: SmallRun, tmp_path: Path) -> None:
+    torch.set_num_threads(2)
+    try:
+        train(small_run.config_file, tmp_path, {'train_cfg.max_iters': 1,
+                                                'default_hooks.threads': dict(type='mmsynth.NumThreadsHook')})
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_bar_shows_iterations_and_loss(small_run: SmallRun, bare: dict[str, Tensor], tmp_path: Path,
                                        capsys: pytest.CaptureFixture) -> None:
     hooks = [dict(type='mmsynth.FitLatentCodecHook', num_images=8),

@@ -308,6 +308,10 @@ def test_what_must_not_start_does_not(small_run: SmallRun, tmp_path: Path) -> No
     with pytest.raises(ValueError, match="add dict\\(type='EMAHook'\\) to `custom_hooks`"):
         train_online(config(critic='ema'))
     cfg = config()
+    cfg.model.decode_head.ignore_index = 254  # its loss would take the 255 of synthetic labels for a class
+    with pytest.raises(ValueError, match='`decode_head.ignore_index` is 254'):
+        train_online(cfg)
+    cfg = config()
     cfg.val_dataloader = dict(batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
                               dataset=cfg.train_dataloader.dataset)
     cfg.val_cfg, cfg.val_evaluator = dict(type='ValLoop'), dict(type='IoUMetric')

@@ -68,6 +68,22 @@ def test_in_training_it_follows_from_seed_iteration_and_rank(
     assert not torch.equal(other_iteration, first) and not torch.equal(draw(), first)
 
 
+def test_dropout_inside_the_network_follows_them_too(training: MessageHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LoRA's, which draws from torch's global generator."""
+    def dropped() -> torch.Tensor:
+        draw()
+        return torch.nn.functional.dropout(torch.ones(64))
+
+    first = dropped()
+    torch.manual_seed(5)
+    assert torch.equal(dropped(), first)
+    training.update_info('iter', 8)
+    assert not torch.equal(dropped(), first)
+    training.update_info('iter', 7)
+    monkeypatch.setattr(base, 'get_rank', lambda: 1)
+    assert not torch.equal(dropped(), first)
+
+
 def test_a_second_draw_in_one_iteration_is_another(training: MessageHub) -> None:
     """Such as after a training that was broken off, which leaves its stage and iteration standing."""
     rng = base.TrainingRandomness()

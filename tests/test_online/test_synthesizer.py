@@ -177,11 +177,6 @@ def test_any_critic_of_images_filters(small_run: SmallRun, monkeypatch: pytest.M
         RoundFilter(dict(segmentor=dict(type='mmsynth.LatentCritic')), real, seed=0)
 
 
-def test_a_request_without_the_segmentor_is_refused(small_run: SmallRun) -> None:
-    with pytest.raises(ValueError, match='round 4 needs the segmentor in training'):
-        synthesizer(small_run, guidance=GUIDANCE)(SynthesisRequest(4))
-
-
 # ------------------------------------------------------------------------------------------------------------- messages
 @pytest.mark.parametrize('options, names', [
     (dict(num_per_round=0), ['`num_per_round`']),
@@ -211,8 +206,6 @@ def test_what_is_missing_is_named(small_run: SmallRun) -> None:
         settings(small_run, generator=dict(config=cfg, checkpoint=str(small_run.generator)))
     with pytest.raises(ValueError, match='there is no real data set'):
         RoundSynthesizer(settings(small_run, filter=FILTER))
-    with pytest.raises(ValueError, match='`batch_size` must be at least 1, got 0'):
-        RoundSynthesizer(settings(small_run), batch_size=0)
 
 
 def test_the_pools_settings_tell_runs_apart(small_run: SmallRun) -> None:

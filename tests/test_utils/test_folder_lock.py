@@ -24,7 +24,7 @@ time.sleep(60)
 
 def test_one_holds_it_at_a_time(tmp_path: Path) -> None:
     lock = FolderLock(tmp_path)
-    with pytest.raises(RuntimeError, match='being written by process'):
+    with pytest.raises(RuntimeError, match=f'process {os.getpid()}, which is this one'):
         FolderLock(tmp_path)
     lock.release()
     lock.release()
@@ -38,7 +38,7 @@ def test_a_worker_that_outlives_a_killed_owner_does_not_hold_it(tmp_path: Path) 
     worker = int(owner.stdout.readline())
     try:
         time.sleep(0.2)  # the worker is past its start
-        with pytest.raises(RuntimeError):
+        with pytest.raises(RuntimeError, match=f'process {owner.pid}'):
             FolderLock(tmp_path)
         owner.kill()
         owner.wait()

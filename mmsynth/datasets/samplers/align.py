@@ -3,11 +3,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from mmengine.dist import broadcast_object_list
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from mmsynth.datasets.samplers.ratio_batch_sampler import RatioBatchSampler
+from mmsynth.utils.ranks import call_on_first_rank
 
 
 def align_with_runner(runner: Runner) -> None:
@@ -32,9 +32,7 @@ def align_with_runner(runner: Runner) -> None:
     if sampler.endless != has_iterator:
         raise ValueError(f'`endless` of RatioBatchSampler must be {has_iterator} with {type(loop).__name__}, got '
                          f'{sampler.endless}.')
-    seed = [runner.seed]
-    broadcast_object_list(seed)
-    sampler.set_seed(seed[0])
+    sampler.set_seed(call_on_first_rank(lambda: runner.seed))
     sampler.set_iteration(runner.iter)
     if has_iterator:
         skips_itself = hasattr(type(loop.dataloader_iterator), 'skip_iter')

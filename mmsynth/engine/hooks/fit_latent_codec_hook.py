@@ -1,5 +1,4 @@
 """Fits a latent codec that needs it (PatchPCA) on training images, once, before the first iteration."""
-from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -34,9 +33,6 @@ class FitLatentCodecHook(Hook):
         """Fit, unless the codec needs no fit or has one."""
         codec = unwrap(runner.model).latent_codec
         if codec.needs_fit and not bool(codec.fitted):
-            self._log(runner, codec.fit(draw_training_batch(runner, self.num_images, _SEED)['inputs']))
-
-    @master_only
-    def _log(self, runner: Runner, kept: float) -> None:
-        runner.logger.info(f'latent codec fitted on {self.num_images} images: its components keep {kept:.1%} of the '
-                           'variance')
+            kept = codec.fit(draw_training_batch(runner, self.num_images, _SEED)['inputs'])
+            runner.logger.info(f'latent codec fitted on {self.num_images} images: its components keep {kept:.1%} of '
+                               'the variance')

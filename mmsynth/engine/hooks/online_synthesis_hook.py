@@ -1,21 +1,13 @@
 """Synthesis while a segmentor trains: new samples, guided by the segmentor as it is, at set intervals."""
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from mmengine.config import ConfigDict
-from mmengine.dist import (
-    broadcast,
-    broadcast_object_list,
-    get_dist_info,
-    get_rank,
-    get_world_size,
-    is_main_process,
-)
+from mmengine.dist import get_dist_info, get_rank, get_world_size, is_main_process
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import BaseLoop, Runner
 from PIL import Image
@@ -25,7 +17,7 @@ from mmsynth.datasets.samplers import align_with_runner
 from mmsynth.datasets.synthetic_augment import check_validation
 from mmsynth.engine.hooks.training_samples import unwrap
 from mmsynth.online.pool import GrowingPool
-from mmsynth.online.request import InProcess, SynthesisRequest, SynthesisResult, describe, gather_results
+from mmsynth.online.request import InProcess, SynthesisRequest, SynthesisResult, gather_results
 from mmsynth.online.settings import RoundSettings
 from mmsynth.online.statistics import class_pixels, preview, round_line, round_scalars
 from mmsynth.online.synthesizer import BUILD_SYNTHESIZER, RoundSynthesizer, synthesizer_arguments
@@ -34,12 +26,12 @@ from mmsynth.pool.rounds import Round, live_ids
 from mmsynth.registry import HOOKS
 from mmsynth.utils import derive_seed, isolated_random_state
 from mmsynth.utils.labels import check_ignore_index
+from mmsynth.utils.ranks import broadcast_buffers, call_on_first_rank
 from mmsynth.visualization.plots import plot_class_balance
 
 STATE_KEY = 'mmsynth_online'
 STAGING_FOLDER = '.staging'
 _FRACTION = 10  # the part of an interval after which a pool that runs low gets its next round
-Value = TypeVar('Value')
 
 
 @HOOKS.register_module()
@@ -63,7 +55,7 @@ class OnlineSynthesisHook(Hook):
         pool: The pool's folder, kept for this run. A run that is not resumed removes an earlier run's samples.
         generator, masks, guidance, critic, filter, num_per_round: See :class:`~mmsynth.online.settings.RoundSettings`.
         interval: Iterations between rounds.
-        begin: Iterations before the first; by then the segmentor should know something, if it is the critic.
+        begin: Iterations before the first round; a critic that is the segmentor in training needs some to be of use.
         min_live: With fewer live samples the next round comes after a tenth of the interval.
         max_samples: Live samples at most; the oldest retire.
         batch_size: Images generated together.
@@ -234,7 +226,7 @@ class OnlineSynthesisHook(Hook):
         self._update(runner, runner.iter + 1)
 
     def _update(self, runner: Runner, done: int) -> None:
-        """Do what is due when so many iterations are done; called by all ranks."""
+        """Publish results and request a round if it is time, after ``done`` iterations; called by all ranks."""
         results: list[SynthesisResult] = []
         if self._backend is not None:
             results = self._backend.collect()
@@ -257,9 +249,9 @@ class OnlineSynthesisHook(Hook):
         if self._last_request is None:
             return True
         waited = done - self._last_request
-        if waited >= self.interval or not self.min_live or waited < max(1, self.interval // _FRACTION):
-            return waited >= self.interval
-        return len(live_ids(self._rounds)) < self.min_live
+        if self.min_live and waited >= max(1, self.interval // _FRACTION):
+            return waited >= self.interval or len(live_ids(self._rounds)) < self.min_live
+        return waited >= self.interval
 
     def _request_round(self, runner: Runner, done: int) -> None:
         number, self._next_round, self._last_request = self._next_round, self._next_round + 1, done
@@ -388,46 +380,6 @@ def count_replaced(data_batch: Any) -> int:
     """Count the samples of a batch that came in the place of others whose files are damaged or gone."""
     samples = data_batch.get('data_samples', ()) if isinstance(data_batch, Mapping) else ()
     return sum(int(sample.get('replaced', 0)) for sample in samples)
-
-
-def call_on_first_rank(function: Callable[..., Value], *arguments: Any) -> Value:
-    """Call a function on rank 0 and return its value on all ranks; an error there is raised on all of them."""
-    value, error = None, None
-    if is_main_process():
-        try:
-            value = function(*arguments)
-        except Exception as caught:
-            error = caught
-    box = [(value, None if error is None else describe(error))]
-    broadcast_object_list(box)
-    if error is not None:
-        raise error
-    value, message = box[0]
-    if message is not None:
-        raise RuntimeError(f'rank 0 failed: {message}')
-    return value
-
-
-@contextmanager
-def broadcast_buffers(model: nn.Module | None) -> Iterator[None]:
-    """Give a model rank 0's buffers on all ranks, and afterwards its own again; called by all ranks.
-
-    Ranks have the same weights, but running statistics of their own, unless the model's wrapper broadcasts them;
-    checkpoints hold those of rank 0. A critic must predict the same on all ranks, and after a resume.
-    """
-    if model is None or get_world_size() == 1:
-        yield
-        return
-    buffers = list(model.buffers())
-    own = [buffer.clone() for buffer in buffers]
-    try:
-        for buffer in buffers:
-            broadcast(buffer)
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in zip(buffers, own):
-                buffer.copy_(value)
 
 
 def _last_checkpoint(runner: Runner) -> str | None:

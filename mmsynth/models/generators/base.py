@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from mmengine.dist import broadcast_object_list, get_rank
+from mmengine.dist import get_rank
 from mmengine.logging import MessageHub, print_log
 from mmengine.model import BaseModel
 from mmengine.structures import PixelData
@@ -20,6 +20,7 @@ from mmsynth.registry import MODELS
 from mmsynth.structures import SynthDataSample
 from mmsynth.utils import derive_seed
 from mmsynth.utils.labels import IGNORE_INDEX
+from mmsynth.utils.ranks import call_on_first_rank
 
 TRAINABLE_STATES = ('full', 'lora', 'frozen')
 
@@ -145,7 +146,7 @@ class BaseGenerator(BaseModel):
 
         Returns:
             The samples given, each with ``generated_img`` (3, H, W), uint8, RGB, and the metainfo ``seed``,
-            ``guidance_trace`` and ``finite`` (whether all that was decoded were numbers).
+            ``guidance_trace`` and ``finite`` (False if the decoded image held NaN or infinity).
 
         Raises:
             ValueError: If counts or sizes differ, or the guidance does not fit the generator.
@@ -155,7 +156,12 @@ class BaseGenerator(BaseModel):
         if guidance is not None:
             self.check_guidance(guidance)
         masks = stack_masks(data_samples, self.device)
-        latents, traces = self._sample(data_samples, masks, seeds, guidance)
+
+        def run(seeds: Sequence[int]) -> tuple[Tensor, list[list[dict[str, float]]]]:
+            return self.sample_latents(data_samples, masks, seeds, guidance=guidance)
+
+        latents, traces = run(seeds) if guidance is None else guidance.run(
+            run, seeds, self.latent_codec.decode, masks, num_steps=self.num_steps)
         decoded = self.latent_codec.decode(latents).float()
         finite = decoded.isfinite().flatten(1).all(1).tolist()
         images = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
@@ -169,15 +175,6 @@ class BaseGenerator(BaseModel):
         codec = self.latent_codec
         guidance.check_fit(self.num_classes, channels=codec.channels, factor=codec.factor)
         guidance.check_run(self.num_steps)
-
-    def _sample(self, data_samples: Sequence[SynthDataSample], masks: Tensor, seeds: Sequence[int],
-                guidance: Guidance | None) -> tuple[Tensor, list[list[dict[str, float]]]]:
-        def sample(seeds: Sequence[int]) -> tuple[Tensor, list[list[dict[str, float]]]]:
-            return self.sample_latents(data_samples, masks, seeds, guidance=guidance)
-
-        if guidance is None:
-            return sample(seeds)
-        return guidance.run(sample, seeds, self.latent_codec.decode, masks, num_steps=self.num_steps)
 
     @property
     def device(self) -> torch.device:
@@ -287,7 +284,8 @@ class TrainingRandomness:
 
     In a runner's training it is a function of the run's seed (rank 0's), the iteration and the rank. So ranks, which
     the host seeds alike, see noise of their own, and a resumed training draws what an unbroken one would have, although
-    the host's checkpoints hold no random state. Outside of a runner it follows torch's global generator, and the rank.
+    the host's checkpoints hold no random state. For layers that draw from torch's global generators (LoRA's dropout)
+    these are seeded likewise. Outside of a runner it follows torch's global generator, and the rank.
     """
 
     def __init__(self) -> None:
@@ -300,10 +298,9 @@ class TrainingRandomness:
             return torch.Generator().manual_seed(derive_seed(int(torch.randint(2**62, ())), 'train', get_rank()))
         if iteration != self._last + 1:  # a training starts
             # With `diff_rank_seed` the host's seed is another on every rank, but after a resume rank 0's everywhere
-            seed = [info['seed']]
-            broadcast_object_list(seed)
-            self._seed = seed[0]
+            self._seed = call_on_first_rank(lambda: info['seed'])
         self._last = iteration
+        torch.manual_seed(derive_seed(self._seed, 'layers', iteration, get_rank()))
         return torch.Generator().manual_seed(derive_seed(self._seed, 'train', iteration, get_rank()))
 
 

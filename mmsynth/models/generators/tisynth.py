@@ -74,8 +74,8 @@ class TISynth(BaseGenerator):
             'v_prediction', the velocity ``alpha * eps - sigma * z0`` (arXiv 2202.00512), for backbones that do, and for
             small networks from scratch: at high noise it is the easier of the two.
         timestep_density: ``logit_mean`` and ``logit_std`` of the training timesteps, whose share of the schedule is
-            then logit-normal (arXiv 2403.03206, section 3.1); uniform by default, as released. In images of few
-            pixels most of Stable Diffusion's timesteps hide everything: a mean below 0 draws fewer of them.
+            then logit-normal (arXiv 2403.03206, section 3.1); uniform by default, as released. At most of Stable
+            Diffusion's timesteps nothing can be seen of a small image: a mean below 0 draws fewer of them.
         sampler: The diffusers scheduler of synthesis, ``type`` and its settings, see
             :func:`~mmsynth.sampling.build_sampler`; DDIM as released by default.
         trainable: State of each branch: 'full', 'lora' (its weights frozen, low-rank updates of them trained) or

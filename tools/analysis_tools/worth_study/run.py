@@ -1,6 +1,5 @@
 """All cases of a study, as processes of one thread each."""
 import multiprocessing
-import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 
 from mmsynth.utils import progress_bar
+from mmsynth.utils.cpu import available_cpus
 from worth_study.plan import Study
 
 
@@ -21,12 +21,12 @@ def run_study(study: Study, data_dir: Path, out_dir: Path, seeds: Sequence[int],
         out_dir: The study's folder.
         seeds: One case per seed and share.
         places: See :func:`worth_study.data.split_places`.
-        jobs: Cases side by side; None for the cores that this process may use.
+        jobs: Cases side by side; None for the processors that this process may use.
 
     Raises:
         ValueError: If ``jobs`` is below 1; and what a case raises, after the others have ended.
     """
-    jobs = len(os.sched_getaffinity(0)) if jobs is None else jobs
+    jobs = available_cpus() if jobs is None else jobs
     if jobs < 1:
         raise ValueError(f'`jobs` must be at least 1, got {jobs}.')
     cases = [(share, seed) for seed in seeds for share in study.shares]

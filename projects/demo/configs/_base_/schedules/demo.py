@@ -1,4 +1,4 @@
-# Sized for two CPU cores; apis/demo.py shortens `max_iters` for the smoke run.
+# Sized for two CPU cores; `--smoke` shortens `max_iters`.
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=800, val_interval=800)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
@@ -8,6 +8,7 @@ param_scheduler = [
     dict(type='OneCycleLR', eta_max=2e-3, total_steps=800, pct_start=0.1, by_epoch=False),
 ]
 default_hooks = dict(
+    threads=dict(type='mmsynth.NumThreadsHook', num_threads=1),
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
