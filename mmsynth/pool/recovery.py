@@ -56,17 +56,17 @@ def recover(root: Path) -> list[PoolRecord]:
                              f'file, choose another --out-dir, or delete the folder.')
         atomic_write(manifest, b'')
     _end_last_line(manifest)
-    parsed = parse_manifest(manifest)
-    records = apply_journal(root, parsed)
-    if (root / JOURNAL_FILE).is_file():
-        write_manifest(manifest, records)
-        (root / JOURNAL_FILE).unlink()
-    records = _drop_incomplete(root, records)
-    if not parsed and not (root / ROUNDS_FILE).is_file():
+    records = parse_manifest(manifest)
+    if not records and not (root / ROUNDS_FILE).is_file():
         count = sum(1 for path in folders[0].glob('*.png') if _POOL_NAME.fullmatch(path.name))
         if count > 1:  # a killed writer leaves one
             raise ValueError(f'{root} has {count} images and an empty {MANIFEST_FILE}, so nobody knows what they are. '
                              'Restore that file, choose another --out-dir, or delete the folder.')
+    records = apply_journal(root, records)
+    if (root / JOURNAL_FILE).is_file():
+        write_manifest(manifest, records)
+        (root / JOURNAL_FILE).unlink()
+    records = _drop_incomplete(root, records)
     _set_orphans_aside(root, folders, records)
     _check_kept(root, records)
     return records
