@@ -10,7 +10,6 @@ retired are drawn no longer; their files go later, when no checkpoint needs them
 import json
 import os
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from numbers import Integral
 from pathlib import Path
@@ -96,15 +95,9 @@ def append_round(root: str | Path, round: Round) -> None:
     """
     path = Path(root) / ROUNDS_FILE
     _check_sequence([*read_rounds(root), round])
-    length = complete_length(path.read_bytes()) if path.is_file() else 0
-    try:
-        if length:
-            os.truncate(path, length)
-        append_lines(path, round.to_json())
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.truncate(path, length)
-        raise
+    if path.is_file():
+        os.truncate(path, complete_length(path.read_bytes()))
+    append_lines(path, round.to_json())
 
 
 def write_rounds(root: str | Path, rounds: Iterable[Round]) -> None:

@@ -16,7 +16,6 @@ A sample's two files are in place before its line is written, so a killed writer
 the next one moves them to ``.orphans/``. The same goes for what a filter adds. Any MMSegmentation config can train from
 the folder with this package not installed.
 """
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -188,19 +187,16 @@ class Pool:
         if filtered is not None:
             record = record.with_filter_files(weighted=weight is not None)
             extra = self._filter_images(record, filtered, weight)
-        manifest = self.root / MANIFEST_FILE
-        length = manifest.stat().st_size
         try:
             atomic_write(self.root / record.image, encode_png(image))
             atomic_write(self.root / record.mask, encode_png(mask))
             if filtered is not None:
                 atomic_write_all(extra)
-            append_lines(manifest, record.to_json())
-            self._records[id] = record
+            append_lines(self.root / MANIFEST_FILE, record.to_json())
         except BaseException:
-            os.truncate(manifest, length)
             self._unlink(record)
             raise
+        self._records[id] = record
         return record
 
     def update(self, records: Iterable[PoolRecord], *, filtered: Mapping[str, np.ndarray] | None = None,
@@ -236,7 +232,7 @@ class Pool:
         for name in (KEPT_FILE, *SELECTION_FILES):
             (self.root / name).unlink(missing_ok=True)  # no longer the whole truth
         atomic_write_all(images)
-        self._append(self.root / JOURNAL_FILE, *(record.to_json() for record in new.values()))
+        append_lines(self.root / JOURNAL_FILE, *(record.to_json() for record in new.values()))
         superseded = {path for id, record in new.items() for path in set(self._records[id].files) - set(record.files)}
         self._records.update(new)
         if superseded:
@@ -286,16 +282,6 @@ class Pool:
             mask = np.asarray(file)
         check_mask(self.root / record.mask, mask, len(self.classes))
         return mask
-
-    def _append(self, path: Path, *lines: str) -> None:
-        """Append lines to a file, all or none."""
-        length = path.stat().st_size if path.is_file() else 0
-        try:
-            append_lines(path, *lines)
-        except BaseException:
-            if path.is_file():
-                os.truncate(path, length)
-            raise
 
     def _merge_journal(self) -> None:
         if (self.root / JOURNAL_FILE).is_file():
