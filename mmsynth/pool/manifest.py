@@ -114,7 +114,7 @@ class PoolRecord:
             ValueError: If the line is not strict JSON, or a field is missing, unknown or wrong.
         """
         try:
-            return cls(**_exact_keys(_load_strict(line), tuple(field.name for field in fields(cls))))
+            return cls(**_exact_keys(strict_json(line), tuple(field.name for field in fields(cls))))
         except (ValueError, RecursionError) as error:
             raise ValueError(f'{source}, line {line_number}: {error}. Correct the line or delete it; a deleted record '
                              f'is made again.') from error
@@ -213,8 +213,13 @@ def plain_json(value: Any) -> Any:
     raise ValueError(f'must hold numbers, strings, lists and dicts only, got a {type(value).__name__}')
 
 
-def _load_strict(line: str) -> Any:
-    """JSON without the extensions of Python's parser: no NaN, no repeated keys."""
+def strict_json(text: str) -> Any:
+    """Parse JSON without the extensions of Python's parser.
+
+    Raises:
+        ValueError: If it is no JSON, or has NaN, an infinity or a repeated key.
+        RecursionError: If it is nested too deeply.
+    """
     def refuse(constant: str) -> None:
         raise ValueError(f'{constant} is not JSON')
 
@@ -224,7 +229,7 @@ def _load_strict(line: str) -> Any:
             raise ValueError(f'a key is repeated among {[key for key, _ in pairs]!r:.80}')
         return values
 
-    return json.loads(line, parse_constant=refuse, object_pairs_hook=unique)
+    return json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
 
 
 def _exact_keys(value: Any, keys: tuple[str, ...]) -> dict[str, Any]:

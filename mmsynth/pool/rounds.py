@@ -13,9 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Any
 
-from mmsynth.pool.manifest import complete_length
+from mmsynth.pool.manifest import complete_length, strict_json
 from mmsynth.utils.files import append_lines, atomic_write
 
 ROUNDS_FILE = 'rounds.jsonl'
@@ -129,16 +128,12 @@ def published_ids(rounds: Sequence[Round]) -> list[str]:
 
 def _parse(line: bytes) -> Round:
     try:
-        values: Any = json.loads(line.decode('ascii'), parse_constant=_refuse)
+        values = strict_json(line.decode('ascii'))
     except (ValueError, RecursionError) as error:
         raise ValueError(f'it is not strict JSON ({error})') from error
     if not isinstance(values, dict) or values.keys() != set(_KEYS):
         raise ValueError(f'it must be an object with exactly the keys {", ".join(_KEYS)}, got {values!r:.80}')
     return Round(**values)
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f'{constant} is not JSON')
 
 
 def _check_sequence(rounds: Sequence[Round]) -> None:
