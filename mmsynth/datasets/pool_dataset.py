@@ -7,7 +7,7 @@ from typing import Any, Literal
 from mmseg.datasets import BaseSegDataset
 
 from mmsynth.pool import PoolRecord, read_records
-from mmsynth.pool.header import HEADER_FILE, PoolHeader
+from mmsynth.pool.header import read_header
 from mmsynth.registry import DATASETS
 
 
@@ -57,10 +57,7 @@ class PoolDataset(BaseSegDataset):
             raise ValueError(f"`labels` must be 'filtered' or 'generated', got {labels!r}.")
         if test_mode:
             raise ValueError('`test_mode` of PoolDataset must be False: validation and test see real data only.')
-        if not (Path(data_root) / HEADER_FILE).is_file():
-            raise ValueError(f'`data_root` {data_root} is not a pool (it has no {HEADER_FILE}); give the folder of a '
-                             'synthesis run.')
-        header = PoolHeader.read(Path(data_root) / HEADER_FILE)
+        header = read_header(Path(data_root))
         self.labels, self._listed = labels, ann_file
         if reduce_zero_label is None:
             reduce_zero_label = any(transform.get('reduce_zero_label') for transform in pipeline

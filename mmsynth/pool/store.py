@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from mmsynth.pool.arrays import check_filtered, check_mask, check_sample
-from mmsynth.pool.header import HEADER_FILE, PoolHeader
+from mmsynth.pool.header import HEADER_FILE, PoolHeader, check_is_pool_or_empty, open_header, read_header
 from mmsynth.pool.manifest import (
     IMAGE_FOLDER,
     JOURNAL_FILE,
@@ -35,7 +35,6 @@ from mmsynth.pool.manifest import (
     plain_json,
     read_records,
 )
-from mmsynth.pool.opening import check_is_pool_or_empty, open_header, read_header
 from mmsynth.pool.reader import ManifestIndex
 from mmsynth.pool.recovery import KEPT_FILE, SELECTION_FILES, recover, write_kept, write_manifest
 from mmsynth.utils.files import FolderLock, append_lines, atomic_write, atomic_write_all, encode_png, file_name

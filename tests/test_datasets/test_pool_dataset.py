@@ -81,7 +81,7 @@ def test_options_out_of_range(root: Path, options: dict, name: str) -> None:
 
 
 def test_folders_without_samples(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match='`data_root`.*is not a pool'):
+    with pytest.raises(ValueError, match='is not a pool.*pool.json'):
         build(tmp_path)
     with Pool.resume(root) as pool:
         pool.remove(['x'])
