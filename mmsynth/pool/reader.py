@@ -17,12 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmsynth.pool.arrays import check_mask
 from mmsynth.pool.header import HEADER_FILE, PoolHeader
 from mmsynth.pool.manifest import MANIFEST_FILE, PoolRecord, is_record
 from mmsynth.pool.rounds import ROUNDS_FILE, Round, read_rounds
 from mmsynth.utils.files import atomic_write
-from mmsynth.utils.labels import read_label
+from mmsynth.utils.labels import check_labels, read_label
 
 Signature = tuple[int, int, int]
 INDEX_FILE = 'manifest.index.npz'
@@ -294,7 +293,7 @@ class PoolReader:
 
 
 class FileCheck:
-    """Whether the files of samples are whole. Each is read in full once, and again only after it was changed.
+    """Whether the files of samples are whole. What was whole is read again only after it was changed.
 
     mmseg's loaders take what a truncated file holds, or stop the training; so files are looked at before.
 
@@ -306,27 +305,33 @@ class FileCheck:
     def __init__(self, root: Path, num_classes: int) -> None:
         self._root = root
         self._num_classes = num_classes
-        self._known: dict[str, tuple[list[Signature | None], str | None]] = {}
+        self._whole: set[int] = set()  # a hash per sample: workers come to hold one for every sample of the pool
 
     def fault(self, record: PoolRecord) -> str | None:
         """What is wrong with a sample's files, or None."""
-        files = used_files(record)
-        signatures = [_signature(self._root / file) for file in files]
-        known = self._known.get(record.id)
-        if known is None or known[0] != signatures:
-            known = self._known[record.id] = signatures, self._find_fault(*files)
-        return known[1]
-
-    def _find_fault(self, image: str, label: str, *weight: str) -> str | None:
+        image, *labels = (self._root / file for file in used_files(record))
+        state = hash(tuple(map(_signature, (image, *labels))))
+        if state in self._whole:
+            return None
         try:
-            size = _image_size(self._root / image)
-            mask = read_label(str(self._root / label))
-            check_mask(self._root / label, _in_8_bits(self._root / label, mask), self._num_classes)
-            sizes = {label: mask.shape, **{file: read_label(str(self._root / file)).shape for file in weight}}
+            with Image.open(image) as opened:
+                opened.load()
+                size = opened.height, opened.width
+        except FileNotFoundError:
+            return f'image {image} does not exist'
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            return f'image {image} cannot be read: {error}'
+        try:
+            maps = [read_label(str(path)) for path in labels]
+            check_labels(maps[0], self._num_classes, labels[0])
+        except (OSError, ValueError) as error:
             return str(error)
-        wrong = [f'{self._root / file} is {other[0]} x {other[1]}' for file, other in sizes.items() if other != size]
-        return f'{self._root / image} is {size[0]} x {size[1]} (height x width), {wrong[0]}' if wrong else None
+        for path, pixels in zip(labels, maps):
+            if pixels.shape != size:
+                return (f'{image} is {size[0]} x {size[1]} (height x width), {path} is {pixels.shape[0]} x '
+                        f'{pixels.shape[1]}')
+        self._whole.add(state)
+        return None
 
 
 def used_files(record: PoolRecord) -> tuple[str, ...]:
@@ -336,23 +341,6 @@ def used_files(record: PoolRecord) -> tuple[str, ...]:
     """
     found = record.filter or {}
     return tuple(filter(None, (record.image, found.get('label') or record.mask, found.get('weight'))))
-
-
-def _image_size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image.height, image.width
-    except FileNotFoundError:
-        raise ValueError(f'image {path} does not exist') from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f'image {path} cannot be read: {error}') from error
-
-
-def _in_8_bits(path: Path, mask: NDArray[np.int32]) -> NDArray[np.uint8]:
-    if mask.min(initial=0) < 0 or mask.max(initial=0) > 255:
-        raise ValueError(f'label {path} must have 8 bits, found values up to {mask.max()}')
-    return mask.astype(np.uint8)
 
 
 def _signature(path: Path) -> Signature | None:
