@@ -84,10 +84,9 @@ class ManifestIndex:
             signature = _signature_of(file)
             if signature == self._signature:
                 return False
-            if len(self):
-                file.seek(int(self.starts[-2]))
-                if file.read(int(self.starts[-1] - self.starts[-2])).rstrip(b'\n') != self.last_line:
-                    self.starts, self.kept = np.zeros(1, np.int64), np.zeros(0, bool)
+            if len(self) and (signature[0] != self._signature[0]
+                              or self._line(file, len(self) - 1) != self.last_line):
+                self.starts, self.kept = np.zeros(1, np.int64), np.zeros(0, bool)
             starts, kept = [self.starts], [self.kept]
             file.seek(end := int(self.starts[-1]))
             rest = b''
@@ -131,13 +130,12 @@ class ManifestIndex:
 
     def _load(self) -> None:
         """Take the stored index, if it is of the manifest as it is now."""
-        with suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), \
+        with suppress(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile), \
                 np.load(self.path.with_name(INDEX_FILE), allow_pickle=False) as stored, open(self.path, 'rb') as file:
-            starts, kept, signature = stored['starts'], stored['kept'], _signature_of(file)
-            if tuple(stored['status'].tolist()) == signature[1:] and starts.dtype == np.int64 and kept.dtype == bool \
-                    and len(starts) == len(kept) + 1 > 1 and starts[0] == 0 and (np.diff(starts) > 0).all():
-                self.starts, self.kept, self._signature = starts, kept, signature
-                self.last_line = self._line(file, len(kept) - 1)
+            signature = _signature_of(file)
+            if tuple(stored['status'].tolist()) == signature[1:]:
+                self.starts, self.kept, self._signature = stored['starts'], stored['kept'], signature
+                self.last_line = self._line(file, len(self) - 1)
 
     def _line(self, file: BinaryIO, number: int) -> bytes:
         file.seek(int(self.starts[number]))

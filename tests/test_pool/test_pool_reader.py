@@ -107,6 +107,19 @@ def test_dropped_samples_are_not_live_and_a_filter_counts_from_when_it_is_seen(p
     assert reader.update(later) and reader.live(later - 1) == [0, 2] and reader.live(later) == [0]
 
 
+def test_a_manifest_that_is_rewritten_at_equal_length_is_read_anew(pool: Pool) -> None:
+    """Another filter's result, in lines of the same lengths: the last line is where it was."""
+    add(pool, 'a', keep=True)
+    add(pool, 'b', keep=False)
+    add(pool, 'c', keep=True)
+    index = ManifestIndex(pool.root / 'manifest.jsonl')
+    size = index.path.stat().st_size
+    pool.update([replace(pool.get(id), filter=dict(keep=keep)) for id, keep in (('a', False), ('b', True))])
+    pool.write_kept()
+    assert index.path.stat().st_size == size
+    assert index.refresh() and index.kept.tolist() == [False, True, True]
+
+
 def test_removed_samples_are_named(pool: Pool) -> None:
     add(pool, 'a', 'b')
     reader = PoolReader(pool.root)
@@ -154,5 +167,6 @@ def test_the_writer_of_a_large_pool_leaves_an_index(tmp_path: Path, monkeypatch:
     monkeypatch.undo()
     path.write_text(path.read_text().replace('false', 'true'))  # an index that is older than the manifest
     assert ManifestIndex(path).kept.tolist() == [True, True, True]
-    (tmp_path / 'manifest.index.npz').write_bytes(b'PK')
-    assert len(ManifestIndex(path)) == 3
+    for damaged in (b'PK', b''):
+        (tmp_path / 'manifest.index.npz').write_bytes(damaged)
+        assert len(ManifestIndex(path)) == 3
