@@ -1,13 +1,13 @@
 """PoolDataset: a finished pool as an ordinary mmseg data set, to be mixed with the real one."""
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from mmseg.datasets import BaseSegDataset
 
-from mmsynth.pool import PoolRecord, read_records
+from mmsynth.pool import PoolRecord
 from mmsynth.pool.header import read_header
+from mmsynth.pool.manifest import iterate_records
 from mmsynth.registry import DATASETS
 
 
@@ -76,25 +76,29 @@ class PoolDataset(BaseSegDataset):
 
     def load_data_list(self) -> list[dict]:
         """Load what the pipeline starts from, in the manifest's order or that of ``ann_file``."""
-        records = {Path(record.image).stem: record for record in read_records(self.data_root)}
-        names = list(records)
+        infos: dict[str, dict[str, Any]] = {}
+        kept: dict[str, bool | None] = {}  # None where no filter ran
+        for record in iterate_records(self.data_root):
+            name = Path(record.image).stem
+            infos[name] = self._info(record)
+            kept[name] = None if record.filter is None else bool(record.filter.get('keep', True))
+        names = list(infos)
         if self._listed is not None:
             names = (Path(self.data_root) / self._listed).read_text(encoding='utf-8').split()
-            unknown = [name for name in names if name not in records]
+            unknown = [name for name in names if name not in infos]
             if unknown:
                 raise ValueError(f'`ann_file` {self._listed} names {unknown[0]!r}, which the pool {self.data_root} '
                                  f'does not hold ({len(unknown)} such names); make the list again.')
-        chosen = [records[name] for name in names]
-        if self.labels == 'filtered' and self._listed is None:
-            chosen = [record for record in chosen if record.filter is None or record.filter.get('keep', True)]
-        if not chosen:
-            raise ValueError(f'pool {self.data_root} has no samples to train on, of {len(records)}; generate more, or '
+        elif self.labels == 'filtered':
+            names = [name for name in names if kept[name] is not False]
+        if not names:
+            raise ValueError(f'pool {self.data_root} has no samples to train on, of {len(infos)}; generate more, or '
                              "filter less (`labels='generated'` takes all).")
-        counts = Counter(record.filter is not None for record in chosen)
-        if self.labels == 'filtered' and len(counts) > 1:
-            raise ValueError(f'pool {self.data_root}: {counts[False]} of {len(chosen)} samples are not filtered yet; '
+        unfiltered = sum(kept[name] is None for name in names)
+        if self.labels == 'filtered' and 0 < unfiltered < len(names):
+            raise ValueError(f'pool {self.data_root}: {unfiltered} of {len(names)} samples are not filtered yet; '
                              "run tools/filter_pool.py, or take `labels='generated'`.")
-        return [self._info(record) for record in chosen]
+        return [infos[name] for name in names]
 
     def _info(self, record: PoolRecord) -> dict[str, Any]:
         label = (record.filter or {}).get('label') if self.labels == 'filtered' else None

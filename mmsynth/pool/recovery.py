@@ -18,10 +18,10 @@ from mmsynth.pool.manifest import (
     MASK_FOLDER,
     WEIGHT_FOLDER,
     PoolRecord,
-    apply_journal,
     complete_length,
     is_record,
     parse_manifest,
+    read_journal,
 )
 from mmsynth.pool.rounds import ROUNDS_FILE
 from mmsynth.utils.files import append_lines, atomic_write, remove_temporaries
@@ -56,14 +56,15 @@ def recover(root: Path) -> list[PoolRecord]:
                              f'file, choose another --out-dir, or delete the folder.')
         atomic_write(manifest, b'')
     _end_last_line(manifest)
-    records = parse_manifest(manifest)
+    records = list(parse_manifest(manifest))
     if not records and not (root / ROUNDS_FILE).is_file():
         count = sum(1 for path in folders[0].glob('*.png') if _POOL_NAME.fullmatch(path.name))
         if count > 1:  # a killed writer leaves one
             raise ValueError(f'{root} has {count} images and an empty {MANIFEST_FILE}, so nobody knows what they are. '
                              'Restore that file, choose another --out-dir, or delete the folder.')
-    records = apply_journal(root, records)
     if (root / JOURNAL_FILE).is_file():
+        newer = read_journal(root)
+        records = [newer.get(record.id, record) for record in records]
         write_manifest(manifest, records)
         (root / JOURNAL_FILE).unlink()
     records = _drop_incomplete(root, records)
