@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from mmsynth.evaluation.judge_role import CRITIC, check_judge
 from mmsynth.filtering import ClassLossFilter, FilteredSample, label_hash
 from mmsynth.pool import Pool, PoolRecord
+from mmsynth.pool.header import read_header
 from mmsynth.registry import MODELS
 from mmsynth.utils import progress_bar
 from mmsynth.utils.batches import batches_of_one_shape
@@ -86,16 +87,14 @@ def filter_pool(pool_dir: str | Path, pixel_filter: ClassLossFilter, *, generato
     """
     if batch_size < 1:
         raise ValueError(f'`batch_size` must be at least 1, got {batch_size}.')
-    before = Pool.open(pool_dir)
-    if not len(before):
-        raise ValueError(f'pool {pool_dir} is empty; there is nothing to filter.')
-    pixel_filter.check_classes(before.classes, f'pool {pool_dir}')
-    del before  # a large pool need not be in memory twice
+    pixel_filter.check_classes(read_header(Path(pool_dir)).classes, f'pool {pool_dir}')
     with Pool.resume(pool_dir) as pool:
-        if generator is not None:
-            _check_generator(pool, config_hash(generator))
-        count = filter_open_pool(pool, pixel_filter, overwrite=overwrite, batch_size=batch_size)
-        return FilterReport(pool, count, len(pool.write_kept()))
+        if len(pool):
+            if generator is not None:
+                _check_generator(pool, config_hash(generator))
+            count = filter_open_pool(pool, pixel_filter, overwrite=overwrite, batch_size=batch_size)
+            return FilterReport(pool, count, len(pool.write_kept()))
+    raise ValueError(f'pool {pool_dir} is empty; there is nothing to filter.')
 
 
 def filter_open_pool(pool: Pool, pixel_filter: ClassLossFilter, *, batch_size: int, overwrite: bool = False) -> int:
