@@ -1,14 +1,19 @@
 """PoolDataset: a finished pool as an ordinary mmseg data set, to be mixed with the real one."""
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from mmengine.logging import print_log
 from mmseg.datasets import BaseSegDataset
 
 from mmsynth.pool import PoolRecord
 from mmsynth.pool.header import read_header
 from mmsynth.pool.manifest import iterate_records
 from mmsynth.registry import DATASETS
+
+UNUSED_WEIGHTS = ('a soft filter gave its pixels weights, and the pipeline does not load them, so that doubtful labels '
+                  "count in full; add dict(type='mmsynth.LoadPixelWeights'), or filter with `mode='hard'`")
 
 
 @DATASETS.register_module()
@@ -58,7 +63,7 @@ class PoolDataset(BaseSegDataset):
         if test_mode:
             raise ValueError('`test_mode` of PoolDataset must be False: validation and test see real data only.')
         header = read_header(Path(data_root))
-        self.labels, self._listed = labels, ann_file
+        self.labels, self._listed, self._loads_weights = labels, ann_file, loads_weights(pipeline)
         if reduce_zero_label is None:
             reduce_zero_label = any(transform.get('reduce_zero_label') for transform in pipeline
                                     if isinstance(transform, Mapping) and loads_labels(transform))
@@ -78,10 +83,12 @@ class PoolDataset(BaseSegDataset):
         """Load what the pipeline starts from, in the manifest's order or that of ``ann_file``."""
         infos: dict[str, dict[str, Any]] = {}
         kept: dict[str, bool | None] = {}  # None where no filter ran
+        is_weighted = False
         for record in iterate_records(self.data_root):
             name = Path(record.image).stem
             infos[name] = self._info(record)
             kept[name] = None if record.filter is None else bool(record.filter.get('keep', True))
+            is_weighted |= record.filter is not None and record.filter.get('weight') is not None
         names = list(infos)
         if self._listed is not None:
             names = (Path(self.data_root) / self._listed).read_text(encoding='utf-8').split()
@@ -98,6 +105,8 @@ class PoolDataset(BaseSegDataset):
         if self.labels == 'filtered' and 0 < unfiltered < len(names):
             raise ValueError(f'pool {self.data_root}: {unfiltered} of {len(names)} samples are not filtered yet; '
                              "run tools/filter_pool.py, or take `labels='generated'`.")
+        if self.labels == 'filtered' and is_weighted and not self._loads_weights:
+            print_log(f'pool {self.data_root}: {UNUSED_WEIGHTS}', logger='current', level=logging.WARNING)
         return [infos[name] for name in names]
 
     def _info(self, record: PoolRecord) -> dict[str, Any]:
@@ -113,9 +122,7 @@ def pool_pipeline(transforms: Sequence[Any]) -> list[Any]:
     Raises:
         ValueError: If weights of pixels are loaded that the last transform would leave out.
     """
-    names = [str(transform.get('type')).split('.')[-1] if isinstance(transform, Mapping) else type(transform).__name__
-             for transform in transforms]
-    if 'LoadPixelWeights' in names and 'PackSegInputs' in names:
+    if loads_weights(transforms) and 'PackSegInputs' in map(_name, transforms):
         raise ValueError('`pipeline`: mmseg\'s PackSegInputs leaves out the weights that LoadPixelWeights loads, so '
                          "they would have no effect; end it with dict(type='mmsynth.PackWeightedSegInputs').")
     coding = ('reduce_zero_label', 'num_classes', 'ignore_index')
@@ -125,4 +132,14 @@ def pool_pipeline(transforms: Sequence[Any]) -> list[Any]:
 
 def loads_labels(transform: Mapping[str, Any]) -> bool:
     """Whether a transform's config is one that loads label files."""
-    return str(transform.get('type')).split('.')[-1] in ('LoadAnnotations', 'LoadSegMap')
+    return _name(transform) in ('LoadAnnotations', 'LoadSegMap')
+
+
+def loads_weights(transforms: Sequence[Any]) -> bool:
+    """Whether a pipeline loads the weights of pixels."""
+    return 'LoadPixelWeights' in map(_name, transforms)
+
+
+def _name(transform: Any) -> str:
+    """The class of a transform, or of its config, without the scope."""
+    return str(transform.get('type')).split('.')[-1] if isinstance(transform, Mapping) else type(transform).__name__
