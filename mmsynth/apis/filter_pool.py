@@ -10,6 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 
+from mmsynth.datasets.records import first_few
 from mmsynth.evaluation.judge_role import CRITIC, check_judge
 from mmsynth.filtering import ClassLossFilter, FilteredSample, label_hash
 from mmsynth.pool import Pool, PoolRecord
@@ -20,7 +21,6 @@ from mmsynth.utils.batches import batches_of_one_shape
 from mmsynth.utils.hashes import config_hash
 
 CHUNK = 64  # samples stored together: what a killed run loses at most
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -155,9 +155,8 @@ def check_results(pool: Pool, pixel_filter: ClassLossFilter, label_hashes: Mappi
         record for record in results if record.filter.get('labels_sha256') != label_hashes[record.id]]
     problems = []
     if changed:
-        more = f', … ({len(changed) - _SHOWN} more)' if len(changed) > _SHOWN else ''
         problems.append(f'{len(changed)} labels were changed since they were filtered: '
-                        + ', '.join(record.mask for record in changed[:_SHOWN]) + more)
+                        + first_few(record.mask for record in changed))
     if others:
         problems.append(f'{len(others)} samples hold the result of another filter or of other settings '
                         f'({others[0].filter.get("filter_sha256")}, this one is {pixel_filter.identity})')

@@ -14,15 +14,12 @@ from mmengine.registry import DATASETS as HOST_DATASETS
 
 from mmsynth.datasets.pool_dataset import UNUSED_WEIGHTS, loads_weights, pool_pipeline
 from mmsynth.datasets.samplers.draws import Draw
-from mmsynth.datasets.validation_guard import check_validation
 from mmsynth.pool import PoolRecord
 from mmsynth.pool.header import PoolHeader
 from mmsynth.pool.reader import FileCheck, PoolReader, used_files
 from mmsynth.registry import DATASETS
 from mmsynth.utils import derive_seed, isolated_random_state
 from mmsynth.utils.labels import IGNORE_INDEX
-
-__all__ = ['SyntheticAugmentDataset', 'check_validation']
 
 Info = dict[str, Any]
 
@@ -196,11 +193,10 @@ class SyntheticAugmentDataset:
 
     def _check_pool(self) -> None:
         """Hold the pool's classes against the data set's, once there is a pool."""
-        if self._is_checked or (header := self._reader.header()) is None:
-            return
-        _check_classes(self._classes, self.dataset.metainfo.get('palette'), type(self.dataset).__name__, header,
-                       self.pool)
-        self._is_checked = True
+        if not self._is_checked and (header := self._reader.header()) is not None:
+            _check_classes(self._classes, self.dataset.metainfo.get('palette'), type(self.dataset).__name__, header,
+                           self.pool)
+            self._is_checked = True
 
 
 def _marked(sample: Any, **marks: Any) -> Any:
