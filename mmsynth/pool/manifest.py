@@ -145,14 +145,13 @@ def read_journal(root: Path) -> dict[str, PoolRecord]:
     Raises:
         ValueError: If a line of it is wrong; names file and line.
     """
-    path = root / JOURNAL_FILE
-    if not path.is_file():
-        return {}
-    data = path.read_bytes()
-    newer = {}
-    for number, line in enumerate(data[:complete_length(data)].split(b'\n')[:-1], start=1):
-        record = PoolRecord.from_json(line.decode('utf-8', 'replace'), source=str(path), line_number=number)
-        newer[record.id] = record
+    path, newer = root / JOURNAL_FILE, {}
+    if path.is_file():
+        with open(path, 'rb') as file:
+            for number, line in enumerate(file, start=1):
+                if line.endswith(b'\n'):  # else it was cut off while it was written
+                    record = PoolRecord.from_json(line.decode('utf-8', 'replace'), source=str(path), line_number=number)
+                    newer[record.id] = record
     return newer
 
 

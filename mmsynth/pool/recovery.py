@@ -75,10 +75,13 @@ def recover(root: Path) -> list[PoolRecord]:
 
 def _end_last_line(manifest: Path) -> None:
     """Add the line break that a whole last line lacks, or cut off a line that is torn."""
+    with open(manifest, 'rb') as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 1, 0))
+        if file.read() in (b'', b'\n'):
+            return
     data = manifest.read_bytes()
     length = complete_length(data)
-    if length == len(data):
-        return
     if is_record(data[length:]):
         append_lines(manifest, '')
         return
