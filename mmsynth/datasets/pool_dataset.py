@@ -1,5 +1,6 @@
 """PoolDataset: a finished pool as an ordinary mmseg data set, to be mixed with the real one."""
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -85,7 +86,7 @@ class PoolDataset(BaseSegDataset):
         kept: dict[str, bool | None] = {}  # None where no filter ran
         is_weighted = False
         for record in iterate_records(self.data_root):
-            name = Path(record.image).stem
+            name = record.image.removeprefix('img_dir/').removesuffix('.png')
             infos[name] = self._info(record)
             kept[name] = None if record.filter is None else bool(record.filter.get('keep', True))
             is_weighted |= record.filter is not None and record.filter.get('weight') is not None
@@ -111,9 +112,9 @@ class PoolDataset(BaseSegDataset):
 
     def _info(self, record: PoolRecord) -> dict[str, Any]:
         label = (record.filter or {}).get('label') if self.labels == 'filtered' else None
-        root = Path(self.data_root)
-        return dict(img_path=str(root / record.image), seg_map_path=str(root / (label or record.mask)),
-                    sample_id=record.id, label_map=None, reduce_zero_label=False, seg_fields=[])
+        return dict(img_path=os.path.join(self.data_root, record.image),
+                    seg_map_path=os.path.join(self.data_root, label or record.mask), sample_id=record.id,
+                    label_map=None, reduce_zero_label=False, seg_fields=[])
 
 
 def pool_pipeline(transforms: Sequence[Any]) -> list[Any]:
