@@ -98,7 +98,7 @@ def filter_pool(pool_dir: str | Path, pixel_filter: ClassLossFilter, *, generato
 
 
 def filter_open_pool(pool: Pool, pixel_filter: ClassLossFilter, *, batch_size: int, overwrite: bool = False) -> int:
-    """Filter what is not filtered yet of a pool that is open for writing; how many samples that was.
+    """Filter what is not filtered yet of a pool that is open for writing; return how many samples that was.
 
     Raises:
         ValueError: As :func:`filter_pool` does.
@@ -179,8 +179,8 @@ def _warn_of_critic(pool: Pool, pixel_filter: ClassLossFilter) -> None:
     """Say so if the filter's segmentor guided the pool; a filter without it would be better, but may not exist."""
     weights = pixel_filter.rule.class_losses.provenance.get('checkpoint_sha256')
     if weights is not None and check_judge(pool, weights, allow_critic=True) == CRITIC:
-        print_log(f'the segmentor that filters the pool {pool.root} is the critic that guided it: it finds its own '
-                  'wishes in the images, so it trusts more pixels than another segmentor would.', logger='current',
+        print_log(f'the segmentor that filters the pool {pool.root} is the critic that guided it: it finds in the '
+                  'images what it asked for, so it trusts more pixels than another segmentor would.', logger='current',
                   level=logging.WARNING)
 
 

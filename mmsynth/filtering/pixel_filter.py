@@ -1,4 +1,4 @@
-"""The pixel filter: a segmentor reads synthetic images, and pixels that fit their class too badly lose its trust.
+"""The pixel filter: a segmentor predicts synthetic images; pixels that fit their class too badly are not trusted.
 
 Legend: B batch, K classes, H W pixels.
 """

@@ -69,16 +69,16 @@ class PoolHeader:
 
 
 def check_is_pool_or_empty(root: Path) -> None:
-    """Refuse a folder that somebody else fills. A lock or temporary file is what a killed ``create`` left."""
+    """Raise ValueError for a folder with other files; a lock or temporary file is what a killed ``create`` left."""
     if root.exists() and not root.is_dir():
         raise ValueError(f'{root} must be a folder, it is a file. Choose another --out-dir.')
     if not root.exists() or (root / HEADER_FILE).is_file():
         return
-    strangers = [path.name for path in root.iterdir()
+    others = [path.name for path in root.iterdir()
                  if path.name != FolderLock.FILE and not path.name.startswith(TEMPORARY_PREFIX)]
     # The header may have been written since: a second writer started in the same moment.
-    if strangers and not (root / HEADER_FILE).is_file():
-        raise ValueError(f'{root} is not empty and not a pool (it has no {HEADER_FILE}, but {sorted(strangers)[0]!r}). '
+    if others and not (root / HEADER_FILE).is_file():
+        raise ValueError(f'{root} is not empty and not a pool (it has no {HEADER_FILE}, but {sorted(others)[0]!r}). '
                          f'Choose another --out-dir, or empty this folder.')
 
 

@@ -76,7 +76,7 @@ class ManifestIndex:
         return len(self.kept)
 
     def refresh(self) -> bool:
-        """Follow the file: add lines that were appended, read all anew if it was rewritten; whether it has changed.
+        """Add lines that were appended to the file, or read a rewritten one anew; return whether it has changed.
 
         What follows the last line break counts if it is whole.
         """
@@ -113,7 +113,7 @@ class ManifestIndex:
         return PoolRecord.from_json(text, source=str(self.path), line_number=number + 1)
 
     def find(self, wanted: Collection[str]) -> dict[str, int]:
-        """Lines of records by their ids; those that there are."""
+        """Numbers of the lines of records, by id; ids that are not there are left out."""
         found = {}
         with open(self.path, 'rb') as file:
             for line, text in zip(range(len(self)), file):
@@ -194,7 +194,7 @@ class PoolReader:
         return PoolHeader.read(path) if path.is_file() else None
 
     def update(self, iteration: int | None = None) -> bool:
-        """Look whether samples were added since; whether there is anything new.
+        """Look whether samples were added since; return whether there is anything new.
 
         Args:
             iteration: The training iteration that is about to be drawn; None looks at once, whenever the last look was.
@@ -255,7 +255,7 @@ class PoolReader:
         self._lines = {} if self._index is None else self._index.find(set(self._ids))
 
     def _follow_manifest(self) -> bool:
-        """Bring the index up to date; whether there is a manifest.
+        """Bring the index up to date; return whether there is a manifest.
 
         Raises:
             ValueError: If it is another one than before: samples that were there are not, or not in their places.
@@ -291,7 +291,7 @@ class PoolReader:
 
 
 class FileCheck:
-    """Whether the files of samples are whole. What was whole is read again only after it was changed.
+    """Check whether the files of samples are whole. What was whole is read again only after it was changed.
 
     mmseg's loaders take what a truncated file holds, or stop the training; so files are looked at before.
 
@@ -306,7 +306,7 @@ class FileCheck:
         self._whole: set[int] = set()  # a hash per sample: workers come to hold one for every sample of the pool
 
     def fault(self, record: PoolRecord) -> str | None:
-        """What is wrong with a sample's files, or None."""
+        """Return what is wrong with a sample's files, or None."""
         image, *labels = (self._root / file for file in used_files(record))
         state = hash(tuple(map(_signature, (image, *labels))))
         if state in self._whole:

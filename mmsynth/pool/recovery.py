@@ -118,7 +118,7 @@ def _set_orphans_aside(root: Path, folders: list[Path], records: list[PoolRecord
 
 
 def write_kept(root: Path, records: Iterable[PoolRecord]) -> list[str]:
-    """Write ``kept.txt``; the names in it."""
+    """Write ``kept.txt``; return the names in it."""
     names = _kept_names(records)
     atomic_write(root / KEPT_FILE, ''.join(f'{name}\n' for name in names).encode('utf-8'))
     return names

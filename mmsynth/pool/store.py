@@ -10,7 +10,7 @@
       filtered/NAME.png  the label after a filter: 255 also where not trusted         once a filter ran
       weights/NAME.png   8-bit, weight of a pixel = value / 255                       with soft weights only
       manifest.index.npz where the manifest's lines begin, for readers                in large pools
-      kept.txt           NAMEs of the samples that the filter keeps, as an ann_file   once the filter is through
+      kept.txt           NAMEs of the samples that the filter keeps, as an ann_file   once the filter has finished
 
 A sample's two files are in place before its line is written, so a killed writer leaves at most files without a line;
 the next one moves them to ``.orphans/``. The same goes for what a filter adds. Any MMSegmentation config can train from
@@ -229,7 +229,7 @@ class Pool:
             if id in filtered:
                 images |= self._filter_images(record, filtered[id], weights.get(id))
         for name in (KEPT_FILE, *SELECTION_FILES):
-            (self.root / name).unlink(missing_ok=True)  # no longer the whole truth
+            (self.root / name).unlink(missing_ok=True)  # out of date now
         atomic_write_all(images)
         append_lines(self.root / JOURNAL_FILE, *(record.to_json() for record in new.values()))
         superseded = {path for id, record in new.items() for path in set(self._records[id].files) - set(record.files)}
@@ -240,7 +240,7 @@ class Pool:
             (self.root / path).unlink(missing_ok=True)
 
     def write_kept(self) -> list[str]:
-        """Write ``kept.txt``: the file stems of the samples that a filter kept, in the manifest's order; they."""
+        """Write ``kept.txt``, the file stems of the samples that a filter kept in the manifest's order; return them."""
         self._check_writable()
         self._merge_journal()
         return write_kept(self.root, self._records.values())
