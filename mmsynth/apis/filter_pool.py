@@ -10,16 +10,17 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 
+from mmsynth.datasets.records import first_few
 from mmsynth.evaluation.judge_role import CRITIC, check_judge
 from mmsynth.filtering import ClassLossFilter, FilteredSample, label_hash
 from mmsynth.pool import Pool, PoolRecord
+from mmsynth.pool.header import read_header
 from mmsynth.registry import MODELS
 from mmsynth.utils import progress_bar
 from mmsynth.utils.batches import batches_of_one_shape
 from mmsynth.utils.hashes import config_hash
 
 CHUNK = 64  # samples stored together: what a killed run loses at most
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -86,20 +87,18 @@ def filter_pool(pool_dir: str | Path, pixel_filter: ClassLossFilter, *, generato
     """
     if batch_size < 1:
         raise ValueError(f'`batch_size` must be at least 1, got {batch_size}.')
-    before = Pool.open(pool_dir)
-    if not len(before):
-        raise ValueError(f'pool {pool_dir} is empty; there is nothing to filter.')
-    pixel_filter.check_classes(before.classes, f'pool {pool_dir}')
-    del before  # a large pool need not be in memory twice
+    pixel_filter.check_classes(read_header(Path(pool_dir)).classes, f'pool {pool_dir}')
     with Pool.resume(pool_dir) as pool:
-        if generator is not None:
-            _check_generator(pool, config_hash(generator))
-        count = filter_open_pool(pool, pixel_filter, overwrite=overwrite, batch_size=batch_size)
-        return FilterReport(pool, count, len(pool.write_kept()))
+        if len(pool):
+            if generator is not None:
+                _check_generator(pool, config_hash(generator))
+            count = filter_open_pool(pool, pixel_filter, overwrite=overwrite, batch_size=batch_size)
+            return FilterReport(pool, count, len(pool.write_kept()))
+    raise ValueError(f'pool {pool_dir} is empty; there is nothing to filter.')
 
 
 def filter_open_pool(pool: Pool, pixel_filter: ClassLossFilter, *, batch_size: int, overwrite: bool = False) -> int:
-    """Filter what is not filtered yet of a pool that is open for writing; how many samples that was.
+    """Filter what is not filtered yet of a pool that is open for writing; return how many samples that was.
 
     Raises:
         ValueError: As :func:`filter_pool` does.
@@ -156,9 +155,8 @@ def check_results(pool: Pool, pixel_filter: ClassLossFilter, label_hashes: Mappi
         record for record in results if record.filter.get('labels_sha256') != label_hashes[record.id]]
     problems = []
     if changed:
-        more = f', … ({len(changed) - _SHOWN} more)' if len(changed) > _SHOWN else ''
         problems.append(f'{len(changed)} labels were changed since they were filtered: '
-                        + ', '.join(record.mask for record in changed[:_SHOWN]) + more)
+                        + first_few(record.mask for record in changed))
     if others:
         problems.append(f'{len(others)} samples hold the result of another filter or of other settings '
                         f'({others[0].filter.get("filter_sha256")}, this one is {pixel_filter.identity})')
@@ -181,8 +179,8 @@ def _warn_of_critic(pool: Pool, pixel_filter: ClassLossFilter) -> None:
     """Say so if the filter's segmentor guided the pool; a filter without it would be better, but may not exist."""
     weights = pixel_filter.rule.class_losses.provenance.get('checkpoint_sha256')
     if weights is not None and check_judge(pool, weights, allow_critic=True) == CRITIC:
-        print_log(f'the segmentor that filters the pool {pool.root} is the critic that guided it: it finds its own '
-                  'wishes in the images, so it trusts more pixels than another segmentor would.', logger='current',
+        print_log(f'the segmentor that filters the pool {pool.root} is the critic that guided it: it finds in the '
+                  'images what it asked for, so it trusts more pixels than another segmentor would.', logger='current',
                   level=logging.WARNING)
 
 

@@ -23,8 +23,7 @@ def select_samples(root: str | Path,
         weak_classes: Names of classes that keep a sample.
         worst: Take the classes with the lowest IoU in ``scores`` as weak ones, too: so many.
         scores: What an evaluation left, see :func:`~mmsynth.filtering.scores.read_scores`.
-        min_valid: See :class:`~mmsynth.filtering.RareClassSelector`.
-        max_repeats: dito.
+        min_valid, max_repeats: See :class:`~mmsynth.filtering.RareClassSelector`.
 
     Raises:
         ValueError: If options contradict each other or do not fit the pool, or no sample is selected.

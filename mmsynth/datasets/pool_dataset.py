@@ -1,14 +1,20 @@
 """PoolDataset: a finished pool as an ordinary mmseg data set, to be mixed with the real one."""
-from collections import Counter
+import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from mmengine.logging import print_log
 from mmseg.datasets import BaseSegDataset
 
-from mmsynth.pool import PoolRecord, read_records
-from mmsynth.pool.header import HEADER_FILE, PoolHeader
+from mmsynth.pool import PoolRecord
+from mmsynth.pool.header import read_header
+from mmsynth.pool.manifest import iterate_records
 from mmsynth.registry import DATASETS
+
+UNUSED_WEIGHTS = ('a soft filter gave its pixels weights, and the pipeline does not load them, so that doubtful labels '
+                  "count in full; add dict(type='mmsynth.LoadPixelWeights'), or filter with `mode='hard'`")
 
 
 @DATASETS.register_module()
@@ -57,11 +63,8 @@ class PoolDataset(BaseSegDataset):
             raise ValueError(f"`labels` must be 'filtered' or 'generated', got {labels!r}.")
         if test_mode:
             raise ValueError('`test_mode` of PoolDataset must be False: validation and test see real data only.')
-        if not (Path(data_root) / HEADER_FILE).is_file():
-            raise ValueError(f'`data_root` {data_root} is not a pool (it has no {HEADER_FILE}); give the folder of a '
-                             'synthesis run.')
-        header = PoolHeader.read(Path(data_root) / HEADER_FILE)
-        self.labels, self._listed = labels, ann_file
+        header = read_header(Path(data_root))
+        self.labels, self._listed, self._loads_weights = labels, ann_file, loads_weights(pipeline)
         if reduce_zero_label is None:
             reduce_zero_label = any(transform.get('reduce_zero_label') for transform in pipeline
                                     if isinstance(transform, Mapping) and loads_labels(transform))
@@ -79,31 +82,39 @@ class PoolDataset(BaseSegDataset):
 
     def load_data_list(self) -> list[dict]:
         """Load what the pipeline starts from, in the manifest's order or that of ``ann_file``."""
-        records = {Path(record.image).stem: record for record in read_records(self.data_root)}
-        names = list(records)
+        infos: dict[str, dict[str, Any]] = {}
+        kept: dict[str, bool | None] = {}  # None where no filter ran
+        is_weighted = False
+        for record in iterate_records(self.data_root):
+            name = record.image.removeprefix('img_dir/').removesuffix('.png')
+            infos[name] = self._info(record)
+            kept[name] = None if record.filter is None else bool(record.filter.get('keep', True))
+            is_weighted |= record.filter is not None and record.filter.get('weight') is not None
+        names = list(infos)
         if self._listed is not None:
             names = (Path(self.data_root) / self._listed).read_text(encoding='utf-8').split()
-            unknown = [name for name in names if name not in records]
+            unknown = [name for name in names if name not in infos]
             if unknown:
                 raise ValueError(f'`ann_file` {self._listed} names {unknown[0]!r}, which the pool {self.data_root} '
                                  f'does not hold ({len(unknown)} such names); make the list again.')
-        chosen = [records[name] for name in names]
-        if self.labels == 'filtered' and self._listed is None:
-            chosen = [record for record in chosen if record.filter is None or record.filter.get('keep', True)]
-        if not chosen:
-            raise ValueError(f'pool {self.data_root} has no samples to train on, of {len(records)}; generate more, or '
+        elif self.labels == 'filtered':
+            names = [name for name in names if kept[name] is not False]
+        if not names:
+            raise ValueError(f'pool {self.data_root} has no samples to train on, of {len(infos)}; generate more, or '
                              "filter less (`labels='generated'` takes all).")
-        counts = Counter(record.filter is not None for record in chosen)
-        if self.labels == 'filtered' and len(counts) > 1:
-            raise ValueError(f'pool {self.data_root}: {counts[False]} of {len(chosen)} samples are not filtered yet; '
+        unfiltered = sum(kept[name] is None for name in names)
+        if self.labels == 'filtered' and 0 < unfiltered < len(names):
+            raise ValueError(f'pool {self.data_root}: {unfiltered} of {len(names)} samples are not filtered yet; '
                              "run tools/filter_pool.py, or take `labels='generated'`.")
-        return [self._info(record) for record in chosen]
+        if self.labels == 'filtered' and is_weighted and not self._loads_weights:
+            print_log(f'pool {self.data_root}: {UNUSED_WEIGHTS}', logger='current', level=logging.WARNING)
+        return [infos[name] for name in names]
 
     def _info(self, record: PoolRecord) -> dict[str, Any]:
         label = (record.filter or {}).get('label') if self.labels == 'filtered' else None
-        root = Path(self.data_root)
-        return dict(img_path=str(root / record.image), seg_map_path=str(root / (label or record.mask)),
-                    sample_id=record.id, label_map=None, reduce_zero_label=False, seg_fields=[])
+        return dict(img_path=os.path.join(self.data_root, record.image),
+                    seg_map_path=os.path.join(self.data_root, label or record.mask), sample_id=record.id,
+                    label_map=None, reduce_zero_label=False, seg_fields=[])
 
 
 def pool_pipeline(transforms: Sequence[Any]) -> list[Any]:
@@ -112,9 +123,7 @@ def pool_pipeline(transforms: Sequence[Any]) -> list[Any]:
     Raises:
         ValueError: If weights of pixels are loaded that the last transform would leave out.
     """
-    names = [str(transform.get('type')).split('.')[-1] if isinstance(transform, Mapping) else type(transform).__name__
-             for transform in transforms]
-    if 'LoadPixelWeights' in names and 'PackSegInputs' in names:
+    if loads_weights(transforms) and 'PackSegInputs' in map(_name, transforms):
         raise ValueError('`pipeline`: mmseg\'s PackSegInputs leaves out the weights that LoadPixelWeights loads, so '
                          "they would have no effect; end it with dict(type='mmsynth.PackWeightedSegInputs').")
     coding = ('reduce_zero_label', 'num_classes', 'ignore_index')
@@ -124,4 +133,14 @@ def pool_pipeline(transforms: Sequence[Any]) -> list[Any]:
 
 def loads_labels(transform: Mapping[str, Any]) -> bool:
     """Whether a transform's config is one that loads label files."""
-    return str(transform.get('type')).split('.')[-1] in ('LoadAnnotations', 'LoadSegMap')
+    return _name(transform) in ('LoadAnnotations', 'LoadSegMap')
+
+
+def loads_weights(transforms: Sequence[Any]) -> bool:
+    """Whether a pipeline loads the weights of pixels."""
+    return 'LoadPixelWeights' in map(_name, transforms)
+
+
+def _name(transform: Any) -> str:
+    """The class of a transform, or of its config, without the scope."""
+    return str(transform.get('type')).split('.')[-1] if isinstance(transform, Mapping) else type(transform).__name__

@@ -12,17 +12,14 @@ from mmengine.dataset import Compose
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS as HOST_DATASETS
 
-from mmsynth.datasets.pool_dataset import pool_pipeline
+from mmsynth.datasets.pool_dataset import UNUSED_WEIGHTS, loads_weights, pool_pipeline
 from mmsynth.datasets.samplers.draws import Draw
-from mmsynth.datasets.validation_guard import check_validation
 from mmsynth.pool import PoolRecord
 from mmsynth.pool.header import PoolHeader
 from mmsynth.pool.reader import FileCheck, PoolReader, used_files
 from mmsynth.registry import DATASETS
 from mmsynth.utils import derive_seed, isolated_random_state
 from mmsynth.utils.labels import IGNORE_INDEX
-
-__all__ = ['SyntheticAugmentDataset', 'check_validation']
 
 Info = dict[str, Any]
 
@@ -80,6 +77,7 @@ class SyntheticAugmentDataset:
                              'and test see real data only. Give them the wrapped data set itself.')
         self.pool = Path(pool)
         self.ratio = ratio
+        self._loads_weights = loads_weights(transforms)
         self.pipeline = Compose(copy.deepcopy(list(transforms)))
         self._reader = PoolReader(pool)
         self._classes = _class_names(self.dataset.metainfo, dataset)
@@ -151,8 +149,11 @@ class SyntheticAugmentDataset:
         record = self._reader.record(number)
         self._check_pool()
         if record is None:
-            self._warn_once(str(number), f'{self.pool} has no record of sample number {number}')
+            self._warn_once(f"sample '{number}' is replaced by another: {self.pool} has no record of sample number "
+                            f'{number}')
             return None, None
+        if len(used_files(record)) > 2 and not self._loads_weights:
+            self._warn_once(UNUSED_WEIGHTS)
         try:
             fault = self._files.fault(record)
             sample = None if fault else self.pipeline(self._info(record))
@@ -161,20 +162,20 @@ class SyntheticAugmentDataset:
             if fault is None:  # the files are whole: the pipeline is to blame
                 raise
         if fault is not None:
-            self._warn_once(record.id, fault)
+            self._warn_once(f'sample {record.id!r} is replaced by another: {fault}')
             return record, None
         return record, sample
 
     def _real_or_synthetic(self, index: int) -> int:
         """The real index, or by chance that of a synthetic sample picked among those live."""
         if self.ratio is None:
-            self._warn_once('', 'it is not drawn from: the data loader has no RatioBatchSampler and `ratio` is not set')
+            self._warn_once('it is not drawn from: the data loader has no RatioBatchSampler and `ratio` is not set')
         if self.ratio is None or np.random.random() >= self.ratio:
             return index
         self._reader.update()
         live = self._reader.live()
         if not live:
-            self._warn_once('', 'it has no usable samples yet; real ones are drawn until it has some')
+            self._warn_once('it has no usable samples yet; real ones are drawn until it has some')
             return index
         return len(self) + live[np.random.randint(len(live))]
 
@@ -185,19 +186,17 @@ class SyntheticAugmentDataset:
                     label_map=None, reduce_zero_label=False, seg_fields=[], num_classes=len(self._classes),
                     classes=self._classes, ignore_index=IGNORE_INDEX, prompt=record.prompt)
 
-    def _warn_once(self, key: str, fault: str) -> None:
-        if key not in self._warned:
-            self._warned.add(key)
-            what = f'sample {key!r} is replaced by another: ' if key else ''
-            print_log(f'pool {self.pool}: {what}{fault}', logger='current', level=logging.WARNING)
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            print_log(f'pool {self.pool}: {message}', logger='current', level=logging.WARNING)
 
     def _check_pool(self) -> None:
         """Hold the pool's classes against the data set's, once there is a pool."""
-        if self._is_checked or (header := self._reader.header()) is None:
-            return
-        _check_classes(self._classes, self.dataset.metainfo.get('palette'), type(self.dataset).__name__, header,
-                       self.pool)
-        self._is_checked = True
+        if not self._is_checked and (header := self._reader.header()) is not None:
+            _check_classes(self._classes, self.dataset.metainfo.get('palette'), type(self.dataset).__name__, header,
+                           self.pool)
+            self._is_checked = True
 
 
 def _marked(sample: Any, **marks: Any) -> Any:

@@ -6,11 +6,11 @@ from mmsynth.evaluation.generated_metric import pool_sample
 from mmsynth.evaluation.judge import Judge
 from mmsynth.evaluation.judge_role import check_judge, check_judge_of_guidance
 from mmsynth.evaluation.mask_consistency import (
-                                                 Consistency,
-                                                 ConsistencyMeter,
-                                                 MaskConsistency,
-                                                 mask_consistency,
-                                                 read_image,
+    Consistency,
+    ConsistencyMeter,
+    MaskConsistency,
+    mask_consistency,
+    read_image,
 )
 from mmsynth.evaluation.segmentor_features import FeatureSet, class_distances, feature_distance, read_with_features
 from mmsynth.evaluation.sibling_diversity import SiblingDiversity

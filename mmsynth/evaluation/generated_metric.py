@@ -15,7 +15,7 @@ Samples = Sequence[Mapping[str, Any]]
 
 
 class GeneratedImageMetric(BaseMetric):
-    """A metric of what a generator generated, one result per sample, so that ranks and batches make no difference.
+    """Base of metrics of generated images: one result per sample, so that ranks and batches make no difference.
 
     Samples are the host's: dicts with ``generated_img`` and ``gt_sem_seg``, as a generator's ``val_step`` or
     :func:`mmsynth.apis.evaluate_pool` makes them. A judge must not be the critic of the guidance, so with ``judge`` the

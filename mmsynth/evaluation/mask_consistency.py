@@ -1,6 +1,6 @@
-"""How well a segmentor reads the masks of synthetic images from the images: mask consistency.
+"""Mask consistency: how well a segmentor finds the masks in the images that were generated for them.
 
-The segmentor that judges must not be the one that guided; part of its answer would be its own wish.
+The segmentor that judges must not be the one that guided, which finds in the images what it asked for.
 
 Legend: K classes, H W pixels.
 """

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmsynth.pool.manifest import plain_json
+from mmsynth.pool.manifest import plain_json, strict_json
 from mmsynth.utils.files import atomic_write
 from mmsynth.utils.labels import IGNORE_INDEX
 
@@ -147,10 +147,7 @@ def _is(value: object, kind: type) -> bool:
 
 
 def _content(text: str) -> dict[str, Any]:
-    def refuse(constant: str) -> None:
-        raise ValueError(f'{constant} is not JSON')
-
-    content = json.loads(text, parse_constant=refuse)
+    content = strict_json(text)
     known = {'format_version', 'class_names', 'mean_loss', 'pixels', 'provenance'}
     if not isinstance(content, dict) or content.keys() != known:
         raise ValueError(f'it must be an object with exactly the keys {", ".join(sorted(known))}')

@@ -1,8 +1,6 @@
 """Hashes by which results of a filter are known again."""
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,8 +32,3 @@ def segmentor_identity(critic: Critic) -> str:
         digest.update(f'{name} {value.dtype} {tuple(value.shape)}:'.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:_LENGTH]
-
-
-def settings_identity(settings: Mapping[str, Any]) -> str:
-    """Hash of JSON values that does not depend on the order of keys."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:_LENGTH]

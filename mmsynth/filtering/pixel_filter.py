@@ -1,4 +1,4 @@
-"""The pixel filter: a segmentor reads synthetic images, and pixels that fit their class too badly lose its trust.
+"""The pixel filter: a segmentor predicts synthetic images; pixels that fit their class too badly are not trusted.
 
 Legend: B batch, K classes, H W pixels.
 """
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from mmsynth.filtering.class_losses import ClassLosses, pixel_losses
-from mmsynth.filtering.identity import label_hash, segmentor_identity, settings_identity
+from mmsynth.filtering.identity import label_hash, segmentor_identity
 from mmsynth.filtering.pixel_rule import FilteredSample, PixelRule
 from mmsynth.guidance import Critic
 from mmsynth.registry import MODELS
+from mmsynth.utils.hashes import config_hash
 
 
 @MODELS.register_module()
@@ -23,7 +24,7 @@ class ClassLossFilter(nn.Module):
 
     Args:
         segmentor: A :class:`~mmsynth.guidance.Critic` that predicts on images, or its config. One that guided the
-            synthesis finds its own wishes in the images and doubts little.
+            synthesis finds in the images what it asked for, and doubts little.
         class_losses: Its losses on real data: the file of tools/fit_class_loss.py, or what it holds.
         margin, mode, sibling_vote, min_valid, weak_classes, unseen_classes: See :class:`PixelRule`.
 
@@ -58,7 +59,7 @@ class ClassLossFilter(nn.Module):
                              f'{self.segmentor.input_type}; give a critic of images.')
         self.segmentor_sha256: str = segmentor_identity(self.segmentor)
         _check_together(self.segmentor, self.segmentor_sha256, class_losses, source)
-        self.identity: str = settings_identity(dict(self.rule.settings, segmentor=self.segmentor_sha256))
+        self.identity: str = config_hash(dict(self.rule.settings, segmentor=self.segmentor_sha256))
 
     @property
     def needs_siblings(self) -> bool:

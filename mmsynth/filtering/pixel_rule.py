@@ -118,17 +118,16 @@ class PixelRule:
 
     def _sample(self, loss: np.ndarray, mask: np.ndarray, limits: np.ndarray, doubted: np.ndarray) -> FilteredSample:
         """One sample, of whose pixels some are doubted (H, W; bool)."""
-        weight, kept_label = None, np.where(doubted, np.uint8(IGNORE_INDEX), mask)
+        within = label = np.where(doubted, np.uint8(IGNORE_INDEX), mask)
+        weight, trust = None, label != IGNORE_INDEX
         if self.mode == 'soft':
             weight = np.where(mask == IGNORE_INDEX, 0, 255).astype(np.uint8)
             weight[doubted] = np.rint(255 * soft_weight(loss[doubted], limits[doubted]))
-            doubted = doubted & (weight == 0)
-        label = np.where(doubted, np.uint8(IGNORE_INDEX), mask)
-        trust = None if weight is None else weight / 255
+            label, trust = np.where(weight == 0, np.uint8(IGNORE_INDEX), mask), weight / 255
         weak = {index: name for index, name in enumerate(self.class_losses.class_names) if name in self.weak_classes}
-        keep, reason = keep_sample(kept_label, weak, self.min_valid)
-        measured = self._measure(loss, mask, label != IGNORE_INDEX if trust is None else trust)
-        return FilteredSample(label, weight, dict(keep=keep, reason=reason) | measured)
+        keep, reason = keep_sample(within, weak, self.min_valid)
+        entry = dict(keep=keep, reason=reason, valid=float((within != IGNORE_INDEX).mean()))
+        return FilteredSample(label, weight, entry | self._measure(loss, mask, trust))
 
     def _measure(self, loss: np.ndarray, mask: np.ndarray, trust: np.ndarray) -> dict[str, Any]:
         """The numbers of an entry, per class that the mask shows."""
@@ -141,7 +140,7 @@ class PixelRule:
         removed = {name: float(pixels[index] - trusted[index]) for index, name in shown}
         if self.mode == 'hard':
             removed = {name: round(count) for name, count in removed.items()}
-        return dict(valid=float(trust.mean()), pixels={name: int(pixels[index]) for index, name in shown},
+        return dict(pixels={name: int(pixels[index]) for index, name in shown},
                     removed=removed, loss=mean, hardness=float(np.mean(ratios)) if ratios else 0.0)
 
 

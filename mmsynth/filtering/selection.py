@@ -24,30 +24,27 @@ _SHOWN = 1e-3  # pixels: sums of 8-bit weights are 0 or at least 1 / 255
 _REPEAT = re.compile(r'~\d+$')
 
 
-def keep_sample(filtered_label: NDArray[np.integer], weak_classes: Mapping[int, str], min_valid: float, *,
-                weight: NDArray[np.floating] | None = None) -> tuple[bool, str]:
+def keep_sample(filtered_label: NDArray[np.integer], weak_classes: Mapping[int, str],
+                min_valid: float) -> tuple[bool, str]:
     """The released rule: keep a sample that still shows a weak class; else one with enough valid pixels.
 
     Args:
         filtered_label: Class map (H, W) after the pixel filter; 255 where not trusted, and where never labelled.
         weak_classes: Index → name of the classes that keep a sample by a single pixel; may be empty.
         min_valid: A sample without them is kept if its valid share is *above* this, in [0, 1].
-        weight: Soft weights (H, W), [0, 1], in place of hard 255: the valid share is then their mean over the labelled
-            pixels, divided by all pixels; a class is shown where its weight is above 0.
 
     Returns:
         Whether to keep the sample, and why in a few words.
 
     Raises:
-        ValueError: If ``min_valid`` is out of range, or the label is empty or unlike its weights.
+        ValueError: If ``min_valid`` is out of range, or the label is empty.
     """
     _check_share(min_valid)
-    if not filtered_label.size or (weight is not None and weight.shape != filtered_label.shape):
-        raise ValueError('`filtered_label` must not be empty, and `weight` of its shape; got '
-                         f'{filtered_label.shape}' + ('' if weight is None else f' and {weight.shape}'))
-    trust = (filtered_label != IGNORE_INDEX) * (1.0 if weight is None else weight.astype(np.float64))
-    shown = set(np.unique(filtered_label[trust > 0]).tolist())
-    return _verdict([name for index, name in weak_classes.items() if index in shown], float(trust.mean()), min_valid)
+    if not filtered_label.size:
+        raise ValueError(f'`filtered_label` must not be empty, got {filtered_label.shape}')
+    valid = float((filtered_label != IGNORE_INDEX).mean())
+    shown = set(np.unique(filtered_label).tolist())
+    return _verdict([name for index, name in weak_classes.items() if index in shown], valid, min_valid)
 
 
 @dataclass(frozen=True)
@@ -96,8 +93,8 @@ class RareClassSelector:
 
     Args:
         weak_classes: Names of classes; a sample that still shows one of them is kept.
-        min_valid: Keep others if more than this share of their pixels is valid, in [0, 1]. None keeps those that the
-            filter kept.
+        min_valid: Keep others if more than this share of their pixels is valid, that is within the filter's margin
+            (also of a soft filter), in [0, 1]. None keeps those that the filter kept.
         max_repeats: R, at least 1.
 
     Raises:

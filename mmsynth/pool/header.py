@@ -1,4 +1,4 @@
-"""``pool.json``: what all samples of one pool have in common."""
+"""``pool.json``: what all samples of one pool have in common, and the folder that it makes a pool."""
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -6,7 +6,8 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from mmsynth.pool.manifest import plain_json
+from mmsynth.pool.manifest import IMAGE_FOLDER, MASK_FOLDER, plain_json
+from mmsynth.utils.files import TEMPORARY_PREFIX, FolderLock, atomic_write
 from mmsynth.utils.labels import IGNORE_INDEX
 
 HEADER_FILE = 'pool.json'
@@ -65,6 +66,45 @@ class PoolHeader:
         own, others = flatten(asdict(self)), flatten(asdict(other))
         return [f'{name}: {_shown(own, name)} there, {_shown(others, name)} here' for name in {**own, **others}
                 if name not in own or name not in others or own[name] != others[name]]
+
+
+def check_is_pool_or_empty(root: Path) -> None:
+    """Raise ValueError for a folder with other files; a lock or temporary file is what a killed ``create`` left."""
+    if root.exists() and not root.is_dir():
+        raise ValueError(f'{root} must be a folder, it is a file. Choose another --out-dir.')
+    if not root.exists() or (root / HEADER_FILE).is_file():
+        return
+    others = [path.name for path in root.iterdir()
+                 if path.name != FolderLock.FILE and not path.name.startswith(TEMPORARY_PREFIX)]
+    # The header may have been written since: a second writer started in the same moment.
+    if others and not (root / HEADER_FILE).is_file():
+        raise ValueError(f'{root} is not empty and not a pool (it has no {HEADER_FILE}, but {sorted(others)[0]!r}). '
+                         f'Choose another --out-dir, or empty this folder.')
+
+
+def open_header(root: Path, header: PoolHeader) -> None:
+    """Write the header, or hold an existing one against it; make the layout."""
+    path = root / HEADER_FILE
+    if not path.is_file():
+        atomic_write(path, header.to_json().encode('utf-8'))
+    differences = PoolHeader.read(path).differences(header)
+    if differences:
+        listed = '\n  '.join(differences)
+        raise ValueError(f'{root} holds a pool made with other settings:\n  {listed}\n'
+                         f'Choose another --out-dir, delete the folder, or go back to its settings.')
+    for name in (IMAGE_FOLDER, MASK_FOLDER):
+        (root / name).mkdir(exist_ok=True)
+
+
+def read_header(root: Path) -> PoolHeader:
+    """The header of an existing pool.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if not (root / HEADER_FILE).is_file():
+        raise ValueError(f'{root} is not a pool (it has no {HEADER_FILE}). Give the folder of a synthesis run.')
+    return PoolHeader.read(root / HEADER_FILE)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

@@ -5,7 +5,7 @@ A manifest is a file from outside: every line is checked in full, and a record c
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -69,7 +69,7 @@ class PoolRecord:
                 object.__setattr__(self, name, convert(getattr(self, name)))
             except ValueError as error:
                 problems.append(f'`{name}` {error}')
-        if not problems and len({Path(path).name for path in self.files}) > 1:
+        if not problems and len({path.rpartition('/')[2] for path in self.files}) > 1:
             problems.append('`image` and `mask`, and the files of `filter`, must have the same file name, got '
                             + ' and '.join(map(repr, self.files)))
         if problems:
@@ -114,7 +114,7 @@ class PoolRecord:
             ValueError: If the line is not strict JSON, or a field is missing, unknown or wrong.
         """
         try:
-            return cls(**_exact_keys(_load_strict(line), tuple(field.name for field in fields(cls))))
+            return cls(**_exact_keys(strict_json(line), tuple(field.name for field in fields(cls))))
         except (ValueError, RecursionError) as error:
             raise ValueError(f'{source}, line {line_number}: {error}. Correct the line or delete it; a deleted record '
                              f'is made again.') from error
@@ -126,51 +126,57 @@ def read_records(root: str | Path) -> list[PoolRecord]:
     Raises:
         ValueError: If ``root`` has no manifest, or a line of it is wrong.
     """
+    return list(iterate_records(root))
+
+
+def iterate_records(root: str | Path) -> Iterator[PoolRecord]:
+    """As :func:`read_records`, one record in memory at a time."""
     path = Path(root) / MANIFEST_FILE
     if not path.is_file():
         raise ValueError(f'{root} is not a pool (it has no {MANIFEST_FILE}). Give the folder of a synthesis run.')
-    return apply_journal(Path(root), parse_manifest(path))
+    newer = read_journal(Path(root))
+    for record in parse_manifest(path):
+        yield newer.get(record.id, record)
 
 
-def apply_journal(root: Path, records: list[PoolRecord]) -> list[PoolRecord]:
-    """Put the records of the journal, if there is one, in the place of those with the same ids; the last one counts.
+def read_journal(root: Path) -> dict[str, PoolRecord]:
+    """The records of the journal, if there is one, by id; they take the place of the manifest's. The last one counts.
 
     Raises:
         ValueError: If a line of it is wrong; names file and line.
     """
-    path = root / JOURNAL_FILE
-    if not path.is_file():
-        return records
-    data = path.read_bytes()
-    newer = {}
-    for number, line in enumerate(data[:complete_length(data)].split(b'\n')[:-1], start=1):
-        record = PoolRecord.from_json(line.decode('utf-8', 'replace'), source=str(path), line_number=number)
-        newer[record.id] = record
-    return [newer.get(record.id, record) for record in records]
+    path, newer = root / JOURNAL_FILE, {}
+    if path.is_file():
+        with open(path, 'rb') as file:
+            for number, line in enumerate(file, start=1):
+                if line.endswith(b'\n'):  # else it was cut off while it was written
+                    record = PoolRecord.from_json(line.decode('utf-8', 'replace'), source=str(path), line_number=number)
+                    newer[record.id] = record
+    return newer
 
 
-def parse_manifest(path: str | Path) -> list[PoolRecord]:
-    """Read a manifest. A last line without a line break counts if it is whole: else it is still being written.
+def parse_manifest(path: str | Path) -> Iterator[PoolRecord]:
+    """Read a manifest line by line; a last line without its line break, which may still be written, counts if whole.
 
     Raises:
         ValueError: On the first line that is not a valid record, or repeats an id; names file and line.
     """
-    data = Path(path).read_bytes()
-    *lines, last = data.split(b'\n')
-    if is_record(last):
-        lines.append(last)
-    records: dict[str, PoolRecord] = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            text = line.decode('utf-8')
-        except UnicodeDecodeError as error:
-            raise ValueError(f'{path}, line {number}: not UTF-8 text ({error}). Delete the line; its record is made '
-                             f'again.') from error
-        record = PoolRecord.from_json(text, source=str(path), line_number=number)
-        if record.id in records:
-            raise ValueError(f'{path}, line {number}: id {record.id!r} stands there twice. Delete one of the lines.')
-        records[record.id] = record
-    return list(records.values())
+    ids: set[str] = set()
+    with open(path, 'rb') as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b'\n') and not is_record(line):
+                return
+            try:
+                text = line.decode('utf-8')
+            except UnicodeDecodeError as error:
+                raise ValueError(f'{path}, line {number}: not UTF-8 text ({error}). Delete the line; its record is '
+                                 'made again.') from error
+            record = PoolRecord.from_json(text, source=str(path), line_number=number)
+            if record.id in ids:
+                raise ValueError(f'{path}, line {number}: id {record.id!r} stands there twice. Delete one of the '
+                                 'lines.')
+            ids.add(record.id)
+            yield record
 
 
 def is_record(line: bytes) -> bool:
@@ -213,8 +219,13 @@ def plain_json(value: Any) -> Any:
     raise ValueError(f'must hold numbers, strings, lists and dicts only, got a {type(value).__name__}')
 
 
-def _load_strict(line: str) -> Any:
-    """JSON without the extensions of Python's parser: no NaN, no repeated keys."""
+def strict_json(text: str) -> Any:
+    """Parse JSON without the extensions of Python's parser.
+
+    Raises:
+        ValueError: If it is no JSON, or has NaN, an infinity or a repeated key.
+        RecursionError: If it is nested too deeply.
+    """
     def refuse(constant: str) -> None:
         raise ValueError(f'{constant} is not JSON')
 
@@ -224,7 +235,7 @@ def _load_strict(line: str) -> Any:
             raise ValueError(f'a key is repeated among {[key for key, _ in pairs]!r:.80}')
         return values
 
-    return json.loads(line, parse_constant=refuse, object_pairs_hook=unique)
+    return json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
 
 
 def _exact_keys(value: Any, keys: tuple[str, ...]) -> dict[str, Any]:

@@ -17,12 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmsynth.pool.arrays import check_mask
 from mmsynth.pool.header import HEADER_FILE, PoolHeader
 from mmsynth.pool.manifest import MANIFEST_FILE, PoolRecord, is_record
 from mmsynth.pool.rounds import ROUNDS_FILE, Round, read_rounds
 from mmsynth.utils.files import atomic_write
-from mmsynth.utils.labels import read_label
+from mmsynth.utils.labels import check_labels, read_label
 
 Signature = tuple[int, int, int]
 INDEX_FILE = 'manifest.index.npz'
@@ -77,7 +76,7 @@ class ManifestIndex:
         return len(self.kept)
 
     def refresh(self) -> bool:
-        """Follow the file: add lines that were appended, read all anew if it was rewritten; whether it has changed.
+        """Add lines that were appended to the file, or read a rewritten one anew; return whether it has changed.
 
         What follows the last line break counts if it is whole.
         """
@@ -85,10 +84,9 @@ class ManifestIndex:
             signature = _signature_of(file)
             if signature == self._signature:
                 return False
-            if len(self):
-                file.seek(int(self.starts[-2]))
-                if file.read(int(self.starts[-1] - self.starts[-2])).rstrip(b'\n') != self.last_line:
-                    self.starts, self.kept = np.zeros(1, np.int64), np.zeros(0, bool)
+            if len(self) and (signature[0] != self._signature[0]
+                              or self._line(file, len(self) - 1) != self.last_line):
+                self.starts, self.kept = np.zeros(1, np.int64), np.zeros(0, bool)
             starts, kept = [self.starts], [self.kept]
             file.seek(end := int(self.starts[-1]))
             rest = b''
@@ -115,7 +113,7 @@ class ManifestIndex:
         return PoolRecord.from_json(text, source=str(self.path), line_number=number + 1)
 
     def find(self, wanted: Collection[str]) -> dict[str, int]:
-        """Lines of records by their ids; those that there are."""
+        """Numbers of the lines of records, by id; ids that are not there are left out."""
         found = {}
         with open(self.path, 'rb') as file:
             for line, text in zip(range(len(self)), file):
@@ -132,13 +130,12 @@ class ManifestIndex:
 
     def _load(self) -> None:
         """Take the stored index, if it is of the manifest as it is now."""
-        with suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), \
+        with suppress(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile), \
                 np.load(self.path.with_name(INDEX_FILE), allow_pickle=False) as stored, open(self.path, 'rb') as file:
-            starts, kept, signature = stored['starts'], stored['kept'], _signature_of(file)
-            if tuple(stored['status'].tolist()) == signature[1:] and starts.dtype == np.int64 and kept.dtype == bool \
-                    and len(starts) == len(kept) + 1 > 1 and starts[0] == 0 and (np.diff(starts) > 0).all():
-                self.starts, self.kept, self._signature = starts, kept, signature
-                self.last_line = self._line(file, len(kept) - 1)
+            signature = _signature_of(file)
+            if tuple(stored['status'].tolist()) == signature[1:]:
+                self.starts, self.kept, self._signature = stored['starts'], stored['kept'], signature
+                self.last_line = self._line(file, len(self) - 1)
 
     def _line(self, file: BinaryIO, number: int) -> bytes:
         file.seek(int(self.starts[number]))
@@ -197,7 +194,7 @@ class PoolReader:
         return PoolHeader.read(path) if path.is_file() else None
 
     def update(self, iteration: int | None = None) -> bool:
-        """Look whether samples were added since; whether there is anything new.
+        """Look whether samples were added since; return whether there is anything new.
 
         Args:
             iteration: The training iteration that is about to be drawn; None looks at once, whenever the last look was.
@@ -258,7 +255,7 @@ class PoolReader:
         self._lines = {} if self._index is None else self._index.find(set(self._ids))
 
     def _follow_manifest(self) -> bool:
-        """Bring the index up to date; whether there is a manifest.
+        """Bring the index up to date; return whether there is a manifest.
 
         Raises:
             ValueError: If it is another one than before: samples that were there are not, or not in their places.
@@ -294,7 +291,7 @@ class PoolReader:
 
 
 class FileCheck:
-    """Whether the files of samples are whole. Each is read in full once, and again only after it was changed.
+    """Check whether the files of samples are whole. What was whole is read again only after it was changed.
 
     mmseg's loaders take what a truncated file holds, or stop the training; so files are looked at before.
 
@@ -306,27 +303,33 @@ class FileCheck:
     def __init__(self, root: Path, num_classes: int) -> None:
         self._root = root
         self._num_classes = num_classes
-        self._known: dict[str, tuple[list[Signature | None], str | None]] = {}
+        self._whole: set[int] = set()  # a hash per sample: workers come to hold one for every sample of the pool
 
     def fault(self, record: PoolRecord) -> str | None:
-        """What is wrong with a sample's files, or None."""
-        files = used_files(record)
-        signatures = [_signature(self._root / file) for file in files]
-        known = self._known.get(record.id)
-        if known is None or known[0] != signatures:
-            known = self._known[record.id] = signatures, self._find_fault(*files)
-        return known[1]
-
-    def _find_fault(self, image: str, label: str, *weight: str) -> str | None:
+        """Return what is wrong with a sample's files, or None."""
+        image, *labels = (self._root / file for file in used_files(record))
+        state = hash(tuple(map(_signature, (image, *labels))))
+        if state in self._whole:
+            return None
         try:
-            size = _image_size(self._root / image)
-            mask = read_label(str(self._root / label))
-            check_mask(self._root / label, _in_8_bits(self._root / label, mask), self._num_classes)
-            sizes = {label: mask.shape, **{file: read_label(str(self._root / file)).shape for file in weight}}
+            with Image.open(image) as opened:
+                opened.load()
+                size = opened.height, opened.width
+        except FileNotFoundError:
+            return f'image {image} does not exist'
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            return f'image {image} cannot be read: {error}'
+        try:
+            maps = [read_label(str(path)) for path in labels]
+            check_labels(maps[0], self._num_classes, labels[0])
+        except (OSError, ValueError) as error:
             return str(error)
-        wrong = [f'{self._root / file} is {other[0]} x {other[1]}' for file, other in sizes.items() if other != size]
-        return f'{self._root / image} is {size[0]} x {size[1]} (height x width), {wrong[0]}' if wrong else None
+        for path, pixels in zip(labels, maps):
+            if pixels.shape != size:
+                return (f'{image} is {size[0]} x {size[1]} (height x width), {path} is {pixels.shape[0]} x '
+                        f'{pixels.shape[1]}')
+        self._whole.add(state)
+        return None
 
 
 def used_files(record: PoolRecord) -> tuple[str, ...]:
@@ -336,23 +339,6 @@ def used_files(record: PoolRecord) -> tuple[str, ...]:
     """
     found = record.filter or {}
     return tuple(filter(None, (record.image, found.get('label') or record.mask, found.get('weight'))))
-
-
-def _image_size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image.height, image.width
-    except FileNotFoundError:
-        raise ValueError(f'image {path} does not exist') from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f'image {path} cannot be read: {error}') from error
-
-
-def _in_8_bits(path: Path, mask: NDArray[np.int32]) -> NDArray[np.uint8]:
-    if mask.min(initial=0) < 0 or mask.max(initial=0) > 255:
-        raise ValueError(f'label {path} must have 8 bits, found values up to {mask.max()}')
-    return mask.astype(np.uint8)
 
 
 def _signature(path: Path) -> Signature | None:

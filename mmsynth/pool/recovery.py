@@ -18,10 +18,10 @@ from mmsynth.pool.manifest import (
     MASK_FOLDER,
     WEIGHT_FOLDER,
     PoolRecord,
-    apply_journal,
     complete_length,
     is_record,
     parse_manifest,
+    read_journal,
 )
 from mmsynth.pool.rounds import ROUNDS_FILE
 from mmsynth.utils.files import append_lines, atomic_write, remove_temporaries
@@ -56,17 +56,18 @@ def recover(root: Path) -> list[PoolRecord]:
                              f'file, choose another --out-dir, or delete the folder.')
         atomic_write(manifest, b'')
     _end_last_line(manifest)
-    parsed = parse_manifest(manifest)
-    records = apply_journal(root, parsed)
-    if (root / JOURNAL_FILE).is_file():
-        write_manifest(manifest, records)
-        (root / JOURNAL_FILE).unlink()
-    records = _drop_incomplete(root, records)
-    if not parsed and not (root / ROUNDS_FILE).is_file():
+    records = list(parse_manifest(manifest))
+    if not records and not (root / ROUNDS_FILE).is_file():
         count = sum(1 for path in folders[0].glob('*.png') if _POOL_NAME.fullmatch(path.name))
         if count > 1:  # a killed writer leaves one
             raise ValueError(f'{root} has {count} images and an empty {MANIFEST_FILE}, so nobody knows what they are. '
                              'Restore that file, choose another --out-dir, or delete the folder.')
+    if (root / JOURNAL_FILE).is_file():
+        newer = read_journal(root)
+        records = [newer.get(record.id, record) for record in records]
+        write_manifest(manifest, records)
+        (root / JOURNAL_FILE).unlink()
+    records = _drop_incomplete(root, records)
     _set_orphans_aside(root, folders, records)
     _check_kept(root, records)
     return records
@@ -74,10 +75,13 @@ def recover(root: Path) -> list[PoolRecord]:
 
 def _end_last_line(manifest: Path) -> None:
     """Add the line break that a whole last line lacks, or cut off a line that is torn."""
+    with open(manifest, 'rb') as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 1, 0))
+        if file.read() in (b'', b'\n'):
+            return
     data = manifest.read_bytes()
     length = complete_length(data)
-    if length == len(data):
-        return
     if is_record(data[length:]):
         append_lines(manifest, '')
         return
@@ -114,7 +118,7 @@ def _set_orphans_aside(root: Path, folders: list[Path], records: list[PoolRecord
 
 
 def write_kept(root: Path, records: Iterable[PoolRecord]) -> list[str]:
-    """Write ``kept.txt``; the names in it."""
+    """Write ``kept.txt``; return the names in it."""
     names = _kept_names(records)
     atomic_write(root / KEPT_FILE, ''.join(f'{name}\n' for name in names).encode('utf-8'))
     return names

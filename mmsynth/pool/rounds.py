@@ -10,13 +10,11 @@ retired are drawn no longer; their files go later, when no checkpoint needs them
 import json
 import os
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Any
 
-from mmsynth.pool.manifest import complete_length
+from mmsynth.pool.manifest import complete_length, strict_json
 from mmsynth.utils.files import append_lines, atomic_write
 
 ROUNDS_FILE = 'rounds.jsonl'
@@ -96,15 +94,9 @@ def append_round(root: str | Path, round: Round) -> None:
     """
     path = Path(root) / ROUNDS_FILE
     _check_sequence([*read_rounds(root), round])
-    length = complete_length(path.read_bytes()) if path.is_file() else 0
-    try:
-        if length:
-            os.truncate(path, length)
-        append_lines(path, round.to_json())
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.truncate(path, length)
-        raise
+    if path.is_file():
+        os.truncate(path, complete_length(path.read_bytes()))
+    append_lines(path, round.to_json())
 
 
 def write_rounds(root: str | Path, rounds: Iterable[Round]) -> None:
@@ -136,16 +128,12 @@ def published_ids(rounds: Sequence[Round]) -> list[str]:
 
 def _parse(line: bytes) -> Round:
     try:
-        values: Any = json.loads(line.decode('ascii'), parse_constant=_refuse)
+        values = strict_json(line.decode('ascii'))
     except (ValueError, RecursionError) as error:
         raise ValueError(f'it is not strict JSON ({error})') from error
     if not isinstance(values, dict) or values.keys() != set(_KEYS):
         raise ValueError(f'it must be an object with exactly the keys {", ".join(_KEYS)}, got {values!r:.80}')
     return Round(**values)
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f'{constant} is not JSON')
 
 
 def _check_sequence(rounds: Sequence[Round]) -> None:

@@ -10,13 +10,12 @@
       filtered/NAME.png  the label after a filter: 255 also where not trusted         once a filter ran
       weights/NAME.png   8-bit, weight of a pixel = value / 255                       with soft weights only
       manifest.index.npz where the manifest's lines begin, for readers                in large pools
-      kept.txt           NAMEs of the samples that the filter keeps, as an ann_file   once the filter is through
+      kept.txt           NAMEs of the samples that the filter keeps, as an ann_file   once the filter has finished
 
 A sample's two files are in place before its line is written, so a killed writer leaves at most files without a line;
 the next one moves them to ``.orphans/``. The same goes for what a filter adds. Any MMSegmentation config can train from
 the folder with this package not installed.
 """
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from mmsynth.pool.arrays import check_filtered, check_mask, check_sample
-from mmsynth.pool.header import HEADER_FILE, PoolHeader
+from mmsynth.pool.header import HEADER_FILE, PoolHeader, check_is_pool_or_empty, open_header, read_header
 from mmsynth.pool.manifest import (
     IMAGE_FOLDER,
     JOURNAL_FILE,
@@ -36,7 +35,6 @@ from mmsynth.pool.manifest import (
     plain_json,
     read_records,
 )
-from mmsynth.pool.opening import check_is_pool_or_empty, open_header, read_header
 from mmsynth.pool.reader import ManifestIndex
 from mmsynth.pool.recovery import KEPT_FILE, SELECTION_FILES, recover, write_kept, write_manifest
 from mmsynth.utils.files import FolderLock, append_lines, atomic_write, atomic_write_all, encode_png, file_name
@@ -188,19 +186,16 @@ class Pool:
         if filtered is not None:
             record = record.with_filter_files(weighted=weight is not None)
             extra = self._filter_images(record, filtered, weight)
-        manifest = self.root / MANIFEST_FILE
-        length = manifest.stat().st_size
         try:
             atomic_write(self.root / record.image, encode_png(image))
             atomic_write(self.root / record.mask, encode_png(mask))
             if filtered is not None:
                 atomic_write_all(extra)
-            append_lines(manifest, record.to_json())
-            self._records[id] = record
+            append_lines(self.root / MANIFEST_FILE, record.to_json())
         except BaseException:
-            os.truncate(manifest, length)
             self._unlink(record)
             raise
+        self._records[id] = record
         return record
 
     def update(self, records: Iterable[PoolRecord], *, filtered: Mapping[str, np.ndarray] | None = None,
@@ -234,9 +229,9 @@ class Pool:
             if id in filtered:
                 images |= self._filter_images(record, filtered[id], weights.get(id))
         for name in (KEPT_FILE, *SELECTION_FILES):
-            (self.root / name).unlink(missing_ok=True)  # no longer the whole truth
+            (self.root / name).unlink(missing_ok=True)  # out of date now
         atomic_write_all(images)
-        self._append(self.root / JOURNAL_FILE, *(record.to_json() for record in new.values()))
+        append_lines(self.root / JOURNAL_FILE, *(record.to_json() for record in new.values()))
         superseded = {path for id, record in new.items() for path in set(self._records[id].files) - set(record.files)}
         self._records.update(new)
         if superseded:
@@ -245,7 +240,7 @@ class Pool:
             (self.root / path).unlink(missing_ok=True)
 
     def write_kept(self) -> list[str]:
-        """Write ``kept.txt``: the file stems of the samples that a filter kept, in the manifest's order; they."""
+        """Write ``kept.txt``, the file stems of the samples that a filter kept in the manifest's order; return them."""
         self._check_writable()
         self._merge_journal()
         return write_kept(self.root, self._records.values())
@@ -286,16 +281,6 @@ class Pool:
             mask = np.asarray(file)
         check_mask(self.root / record.mask, mask, len(self.classes))
         return mask
-
-    def _append(self, path: Path, *lines: str) -> None:
-        """Append lines to a file, all or none."""
-        length = path.stat().st_size if path.is_file() else 0
-        try:
-            append_lines(path, *lines)
-        except BaseException:
-            if path.is_file():
-                os.truncate(path, length)
-            raise
 
     def _merge_journal(self) -> None:
         if (self.root / JOURNAL_FILE).is_file():

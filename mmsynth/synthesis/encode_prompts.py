@@ -83,9 +83,9 @@ def encode_prompts(config: Config | str | Path,
 def collect_prompts(config: Config) -> list[str]:
     """The distinct prompts of a config's datasets in their first order, after the empty one.
 
-    Every data set is looked at whose records have prompts or whose pipeline builds them, whatever its type: those of
-    the data loaders, of ``synthesis``, and the masks of OnlineSynthesisHook in ``custom_hooks`` (its own, or those of
-    the config of its generator). The log says which have no prompts.
+    Looks at the data sets of the data loaders, of ``synthesis``, and at the masks of OnlineSynthesisHook in
+    ``custom_hooks`` (its own, or those of the config of its generator): at those of this package, and at those of
+    others if their pipeline has BuildPrompt. The log says which are left out.
 
     Raises:
         ValueError: If no dataset has prompts.
@@ -98,7 +98,7 @@ def collect_prompts(config: Config) -> list[str]:
             print_log(f'{key} ({dataset_config["type"]}) has no prompts, and its pipeline no BuildPrompt: left out',
                       'current')
             continue
-        for dataset in leaf_datasets(build_dataset(dataset_config)):
+        for dataset in leaf_datasets(build_dataset(without_live_critics(dataset_config))):
             prompt_of = _prompt_reader(dataset, key)
             if prompt_of is None:
                 print_log(f'{key} ({type(dataset).__name__}) has no prompts, and its pipeline no BuildPrompt: left out',
@@ -121,7 +121,7 @@ def _dataset_configs(config: Config) -> Iterator[tuple[str, dict]]:
             yield f'{key}.dataset', dataset
     for place, hook in _online_hooks(config):
         if hook.get('masks') is not None:
-            yield f'{place}.masks', without_live_critics(hook['masks'])
+            yield f'{place}.masks', hook['masks']
             continue
         generator = _generator_config(hook)
         masks = generator and (generator.get('synthesis') or {}).get('dataset')

@@ -79,15 +79,21 @@ def atomic_write_all(files: Mapping[Path, bytes]) -> None:
 
 
 def append_lines(path: str | Path, *lines: str) -> None:
-    """Append lines and wait until they are on the disk.
+    """Append lines, all or none, and wait until they are on the disk.
 
     Raises:
-        OSError: If it cannot be written; a part of it may be in the file then.
+        OSError: If they cannot be written (disk full, no permission); the file is as before then.
     """
     with open(path, 'ab') as file:
-        file.write(''.join(f'{line}\n' for line in lines).encode('utf-8'))
-        file.flush()
-        os.fsync(file.fileno())
+        length = file.tell()
+    try:
+        with open(path, 'ab') as file:
+            file.write(''.join(f'{line}\n' for line in lines).encode('utf-8'))
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        os.truncate(path, length)
+        raise
 
 
 def remove_temporaries(folder: Path) -> None:

@@ -18,7 +18,7 @@ class FilterResult:
     Attributes:
         keep: Whether the sample is trained on.
         reason: Why.
-        valid: Share of the pixels that stay labelled, in [0, 1]; None if not recorded.
+        valid: Share of all pixels that are labelled and within the filter's margin, in [0, 1]; None if not recorded.
         hardness: Mean over the present classes of loss / mean loss of real data; None if not recorded.
         pixels: Labelled pixels before the filter, by class name.
         removed: How many of them are not trusted; with soft weights the sum of 1 - weight.
@@ -73,7 +73,7 @@ def sum_classes(results: Sequence[FilterResult], classes: Sequence[str]) -> list
 
 
 def count_reasons(results: Sequence[FilterResult]) -> list[tuple[bool, str, int]]:
-    """CriticOutput, reason and number of samples, kept first, most frequent first.
+    """Whether kept, reason and number of samples; kept first, most frequent first.
 
     Reasons that differ in the sample's own share of pixels alone are one: '91 % valid' and '84 % valid'.
     """

@@ -64,7 +64,7 @@ def draw_grid(columns: Mapping[str, Sequence[np.ndarray | None]], *, tile_size: 
 
 
 def colorize(mask: np.ndarray, palette: Sequence[Color], ignore_index: int = 255) -> np.ndarray:
-    """Generate a class map.
+    """Colour a class map.
 
     Args:
         mask: (H, W), integer class indices.

@@ -200,7 +200,7 @@ def plot_valid_shares(kept: Sequence[float], dropped: Sequence[float]) -> bytes:
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(lambda value, _: f'{value * 100:g}%')
     axes.yaxis.get_major_locator().set_params(integer=True)
-    axes.set_xlabel('pixels that stay labelled')
+    axes.set_xlabel("pixels within the filter's margin")
     axes.set_ylabel('samples')
     figure.legend(fontsize=9, ncols=2, loc='outside upper right', frameon=False)
     return _png(figure)

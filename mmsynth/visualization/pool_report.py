@@ -307,7 +307,7 @@ def _add_verdicts(report: Report, results: Sequence[FilterResult]) -> None:
               for keep in (True, False)}
     if any(shares.values()):
         report.add_figure(heading, plot_valid_shares(shares[True], shares[False]),
-                          'Samples by the share of their pixels that stay labelled.')
+                          "Samples by the share of their pixels that are labelled and within the filter's margin.")
         heading = ''
     rows = [['kept' if keep else 'dropped', reason, count, percent(count / len(results))]
             for keep, reason, count in count_reasons(results)]

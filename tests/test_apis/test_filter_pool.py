@@ -14,7 +14,7 @@ from small_run import CLASSES, PALETTE, ROOT, SmallRun
 from mmsynth.apis import filter_pool, fit_class_loss
 from mmsynth.apis.filter_pool import build_filter
 from mmsynth.filtering import ClassLosses, ClassLossFilter
-from mmsynth.pool import Pool
+from mmsynth.pool import Pool, store
 from mmsynth.synthesis.build import load_config
 
 PER_MASK = 3
@@ -98,6 +98,14 @@ def assert_alike(one: dict[str, list], other: dict[str, list]) -> None:
     assert one.keys() == other.keys()
     different = [np.abs(np.subtract(one[path], other[path])) > 1 for path in one]
     assert np.mean(different) < 1e-3
+
+
+def test_the_manifest_is_rewritten_once_however_many_samples_there_are(
+        small_run: SmallRun, losses: Path, pool_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written, write = [], store.write_manifest
+    monkeypatch.setattr(store, 'write_manifest', lambda *arguments: written.append(write(*arguments)))
+    monkeypatch.setattr(sys.modules['mmsynth.apis.filter_pool'], 'CHUNK', 2)
+    assert filter_pool(pool_dir, make(small_run, losses)).filtered == 4 * PER_MASK and len(written) == 1
 
 
 @pytest.mark.parametrize('options', [{}, dict(mode='soft'), dict(sibling_vote='median')])

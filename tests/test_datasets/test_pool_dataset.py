@@ -72,6 +72,22 @@ def test_weights_reach_the_sample_or_are_refused(root: Path) -> None:
         SyntheticAugmentDataset(real, root, synthetic_pipeline=[*WEIGHTS, dict(type='PackSegInputs')])
 
 
+def test_weights_that_the_pipeline_does_not_load_are_warned_about(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A soft filter alone leaves nearly every label as it is."""
+    told: list[str] = []
+    for name in ('pool_dataset', 'synthetic_augment'):
+        monkeypatch.setattr(f'mmsynth.datasets.{name}.print_log', lambda message, **options: told.append(message))
+    build(root, [*WEIGHTS, dict(type='mmsynth.PackWeightedSegInputs')])
+    build(root, labels='generated')
+    assert not told
+    build(root)
+    mixed = SyntheticAugmentDataset(dict(type='mmsynth.PoolDataset', data_root=str(root), pipeline=PIPELINE,
+                                         labels='generated'), root)
+    for _ in range(2):
+        assert mixed[2]['data_samples'].origin == 'synthetic'
+    assert len(told) == 2 and all('LoadPixelWeights' in message for message in told)
+
+
 @pytest.mark.parametrize('options, name', [
     (dict(labels='all'), 'labels'), (dict(test_mode=True), 'test_mode'),
 ])
@@ -81,7 +97,7 @@ def test_options_out_of_range(root: Path, options: dict, name: str) -> None:
 
 
 def test_folders_without_samples(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match='`data_root`.*is not a pool'):
+    with pytest.raises(ValueError, match='is not a pool.*pool.json'):
         build(tmp_path)
     with Pool.resume(root) as pool:
         pool.remove(['x'])

@@ -63,7 +63,7 @@ DAMAGES = {
     'label with a foreign class': (lambda root, k: swap(file_of(root, k, 'ann_dir'), np.full((16, 24), 7, np.uint8)),
                                    'class ids below 3'),
     'label of 16 bits': (lambda root, k: swap(file_of(root, k, 'ann_dir'), np.full((16, 24), 700, np.uint16)),
-                         'must have 8 bits'),
+                         'class ids below 3'),
 }
 
 

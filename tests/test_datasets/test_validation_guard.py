@@ -5,7 +5,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
-from mmsynth.datasets.synthetic_augment import check_validation
+from mmsynth.datasets.validation_guard import check_validation
 
 
 def config(root, *, name='val_dataloader', wrap=None, **changes):

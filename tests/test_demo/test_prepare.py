@@ -287,6 +287,11 @@ def test_broken_files_are_listed_together_with_name_and_value(data, tmp_path):
             'images/tile5_part.png cannot be read as an image')
 
 
+def test_labels_that_count_from_one_are_said_so(data, tmp_path):
+    Image.fromarray(np.full((64, 64), 3, np.uint8)).save(data / 'masks/tile0_part.png')
+    refused(data, tmp_path, 'masks/tile0_part.png: labels .*if its ids are 1 … 3, subtract 1')
+
+
 @pytest.mark.parametrize('count', [1, 2])
 def test_too_few_images(tmp_path, count):
     data = write_data(tmp_path / 'data', count=count)

@@ -53,7 +53,7 @@ def test_a_soft_rule_writes_weights_in_the_place_of_255() -> None:
     expected = [1, np.exp(-(1.3 / 1.25 - 1)**2), 1, np.exp(-1), 0]
     assert found.weight.dtype == np.uint8 and found.weight[0] / 255 == pytest.approx(expected, abs=1 / 500)
     assert np.array_equal(found.label, MASK)
-    assert found.entry['valid'] == pytest.approx((found.weight / 255).mean())
+    assert found.entry['valid'] == pytest.approx(2 / 5)  # as of a hard rule, so that `min_valid` means the same
     assert found.entry['removed']['road'] == pytest.approx(2 - found.weight[0, 2:4].sum() / 255)
     lost = rule(mode='soft').decide([np.full_like(LOSS, 100)], MASK)[0]
     assert (lost.label == 255).all() and not lost.weight.any()

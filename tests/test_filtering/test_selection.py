@@ -36,20 +36,11 @@ def test_the_released_rule(weak: dict[int, str], min_valid: float, expected: tup
     assert keep_sample(TWO_IGNORED, weak, min_valid) == expected
 
 
-def test_soft_weights_count_by_their_mean() -> None:
-    weight = np.full((SIDE, SIDE), 0.5)
-    assert keep_sample(TWO_IGNORED, {}, 0.3, weight=weight) == (True, '40 % valid')
-    weight[:, 7] = 0
-    assert keep_sample(TWO_IGNORED, {1: 'road'}, 0.9, weight=weight) == (False, '35 % valid, below 90 %')
-    weight[3, 7] = 1 / 255
-    assert keep_sample(TWO_IGNORED, {1: 'road'}, 0.9, weight=weight) == (True, 'weak class road')
-
-
 def test_mistakes_in_the_rule_are_named() -> None:
     with pytest.raises(ValueError, match=r'`min_valid` must be in \[0, 1\], got 80'):
         keep_sample(TWO_IGNORED, {}, 80)
-    with pytest.raises(ValueError, match=r'must not be empty, and `weight` of its shape; got \(10, 10\) and \(2, 2\)'):
-        keep_sample(TWO_IGNORED, {}, 0.5, weight=np.ones((2, 2)))
+    with pytest.raises(ValueError, match='`filtered_label` must not be empty'):
+        keep_sample(TWO_IGNORED[:0], {}, 0.5)
 
 
 # ---- a pool

@@ -92,7 +92,7 @@ def test_wrong_fields_are_named_with_file_and_line(tmp_path, changes, message):
     path = tmp_path / 'manifest.jsonl'
     path.write_text(f'{line(id="first", image="img_dir/f.png", mask="ann_dir/f.png")}\n{line(**changes)}\n')
     with pytest.raises(ValueError) as error:
-        parse_manifest(path)
+        list(parse_manifest(path))
     assert message in str(error.value) and f'{path}, line 2' in str(error.value)
 
 
@@ -123,7 +123,7 @@ def test_repeated_id_and_bytes_that_are_no_text(tmp_path):
     path = tmp_path / 'manifest.jsonl'
     path.write_text(f'{line()}\n{line()}\n')
     with pytest.raises(ValueError, match='line 2: id .* stands there twice'):
-        parse_manifest(path)
+        list(parse_manifest(path))
     path.write_bytes(b'\xff\xfe\n')
     with pytest.raises(ValueError, match='line 1: not UTF-8'):
-        parse_manifest(path)
+        list(parse_manifest(path))

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmsynth.pool import rounds as module
 from mmsynth.pool.rounds import ROUNDS_FILE, Round, append_round, live_ids, published_ids, read_rounds, write_rounds
+from mmsynth.utils import files
 
 FIRST = Round(0, 3, ('a', 'b'), dropped=2)
 SECOND = Round(2, 7, ('c', ), retired=('a', ))
@@ -56,14 +56,12 @@ def test_an_offline_pool_has_no_rounds(tmp_path: Path) -> None:
 
 def test_a_round_that_cannot_be_written_leaves_the_file_as_it_was(tmp_path: Path,
                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
-    def tear(path: Path, line: str) -> None:
-        with open(path, 'a') as file:
-            file.write(line[:9])
+    def fail(descriptor: int) -> None:
         raise OSError(28, 'No space left on device')
 
     append_round(tmp_path, FIRST)
     before = (tmp_path / ROUNDS_FILE).read_bytes()
-    monkeypatch.setattr(module, 'append_lines', tear)
+    monkeypatch.setattr(files.os, 'fsync', fail)
     with pytest.raises(OSError, match='No space left'):
         append_round(tmp_path, SECOND)
     assert (tmp_path / ROUNDS_FILE).read_bytes() == before

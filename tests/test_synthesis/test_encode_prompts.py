@@ -130,9 +130,12 @@ def test_a_validation_set_of_another_package_is_looked_at(tmp_path):
 
 
 def test_masks_of_online_synthesis_are_looked_at(tmp_path):
-    (tmp_path / 'generator.py').write_text(f'synthesis = dict(dataset={records("b")!r})\n')
-    hooks = [dict(type='mmsynth.OnlineSynthesisHook', masks=dict(
-                  type='mmsynth.UncertainMasks', critic='runner', dataset=records('a'))),
+    def uncertain(prompt):
+        """Masks that only a segmentor in training can choose."""
+        return dict(type='mmsynth.UncertainMasks', critic='runner', dataset=records(prompt))
+
+    (tmp_path / 'generator.py').write_text(f'synthesis = dict(dataset={uncertain("b")!r})\n')
+    hooks = [dict(type='mmsynth.OnlineSynthesisHook', masks=uncertain('a')),
              dict(type='mmsynth.OnlineSynthesisHook', generator=dict(config=str(tmp_path / 'generator.py'))),
              dict(type='EMAHook')]
     assert collect_prompts(Config(dict(custom_hooks=hooks))) == ['', 'a', 'b']

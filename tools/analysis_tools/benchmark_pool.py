@@ -15,12 +15,14 @@ ROOT = Path(__file__).resolve().parents[2]
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__ + ' Writes a manifest of so many records (no images) to a temporary folder; opens it as a '
-        'RatioBatchSampler does and draws from it, without and with the index of a closed pool, then as tools do.',
+        'RatioBatchSampler does and draws from it, without and with the index of a closed pool, then as '
+        'PoolDataset and as tools do.',
         epilog='Example: python tools/analysis_tools/benchmark_pool.py --records 1000000')
     parser.add_argument('--records', type=int, default=100_000, help='records in the pool; default: 100000')
     parser.add_argument('--steps', type=int, default=0,
                         help='guided steps in each record, as CRFM leaves them; default: 0')
-    parser.add_argument('--reader-only', action='store_true', help='leave out Pool.open, which takes much memory')
+    parser.add_argument('--reader-only', action='store_true',
+                        help='leave out PoolDataset and Pool.open, which take much memory')
     parser.add_argument('--dir', type=Path, help='where the temporary folder is made; default: the system\'s')
     return parser.parse_args()
 
@@ -72,6 +74,15 @@ def save_index(root: str) -> str:
     return f'written in {time.perf_counter() - start:.2f} s'
 
 
+def open_dataset(root: str) -> str:
+    """Open a pool as an mmseg data set of its own, whose list of files the host keeps in memory."""
+    from mmsynth.datasets import PoolDataset
+    before, start = peak_memory(), time.perf_counter()
+    count = len(PoolDataset(root, []))
+    seconds = time.perf_counter() - start
+    return f'{count:,} samples in {seconds:.1f} s; peak memory {peak_memory():.0f} MiB, of it {before:.0f} before'
+
+
 def open_pool(root: str) -> str:
     """Open a pool as tools do, with all records in memory."""
     from mmsynth.pool import Pool
@@ -97,7 +108,7 @@ def main() -> None:
         steps = [('PoolReader, which reads the manifest', open_reader), ('index', save_index),
                  ('PoolReader with the index', open_reader)]
         if not args.reader_only:
-            steps.append(('Pool.open', open_pool))
+            steps += [('PoolDataset', open_dataset), ('Pool.open', open_pool)]
         for name, measure in steps:
             with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process:  # memory of its own
                 print(f'{name}: {process.submit(measure, folder).result()}', flush=True)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from mmsynth.datasets.samplers import align_with_runner
-from mmsynth.datasets.synthetic_augment import check_validation
+from mmsynth.datasets.validation_guard import check_validation
 from mmsynth.engine.hooks.training_samples import unwrap
 from mmsynth.online.pool import GrowingPool
 from mmsynth.online.request import InProcess, SynthesisRequest, SynthesisResult, gather_results
