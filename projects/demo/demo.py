@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
+from mmengine.runner import find_latest_checkpoint
 
 from mmsynth.apis.synthesize import synthesize
 from mmsynth.evaluation import mask_consistency
@@ -100,7 +101,7 @@ class Demo:
         trained = self._train(result, critic=self._reader_config('critic', seed),
                               judge=self._reader_config('judge', seed), generator=self._generator_config(seed))
         result.reference_miou |= {stage: trained[stage] for stage in ('critic', 'judge')}
-        generator = _last_checkpoint(self._folder(seed, 'generator'))
+        generator = find_latest_checkpoint(self._folder(seed, 'generator'))
         for name, row in self.plan.rows.items():
             pool = self._synthesize(name, row, generator, seed, result)
             result.pools[name] = pool.root
@@ -137,7 +138,7 @@ class Demo:
         synthetic.times = max(1, round(num_real / num_synthetic))
         return cfg
 
-    def _online_config(self, generator: Path, seed: int) -> Config:
+    def _online_config(self, generator: str, seed: int) -> Config:
         """As many images as the other rows have, in equal rounds; the segmentor in training guides."""
         cfg = self._config('segmentor_online.py', seed)
         _set_iterations(cfg, self.preset.segmentor_iters)
@@ -145,7 +146,7 @@ class Demo:
         hook = next(hook for hook in cfg.custom_hooks if hook.type == 'mmsynth.OnlineSynthesisHook')
         hook.begin = hook.interval = max(1, cfg.train_cfg.max_iters // ONLINE_ROUNDS)
         hook.num_per_round = max(1, len(Pool.open(self._folder(seed, 'pool_crfm'))) // (ONLINE_ROUNDS - 1))
-        hook.generator = dict(config=str(self._folder(seed, 'configs') / 'generator.py'), checkpoint=str(generator))
+        hook.generator = dict(config=str(self._folder(seed, 'configs') / 'generator.py'), checkpoint=generator)
         hook.pool = cfg.train_dataloader.dataset.pool = str(self._folder(seed, 'pool_online'))
         hook.seed = seed
         return cfg
@@ -176,7 +177,7 @@ class Demo:
             if transform.type == 'mmsynth.PickReference':
                 transform.folder = str(self.data_root / 'img_dir' / row.references)
 
-    def _synthesize(self, name: str, row: Row, checkpoint: Path, seed: int, result: SeedResult) -> Pool:
+    def _synthesize(self, name: str, row: Row, checkpoint: str, seed: int, result: SeedResult) -> Pool:
         start = time.perf_counter()
         cfg = load_config(self._folder(seed, 'configs') / 'generator.py')
         self._set_references(cfg, row)
@@ -198,7 +199,7 @@ class Demo:
     def reader(self, stage: str, seed: int) -> SegmentorCritic:
         """The trained 'critic' or 'judge' of a seed, to read images with."""
         return SegmentorCritic(
-            str(self._folder(seed, 'configs') / f'{stage}.py'), str(_last_checkpoint(self._folder(seed, stage))))
+            str(self._folder(seed, 'configs') / f'{stage}.py'), find_latest_checkpoint(self._folder(seed, stage)))
 
     def _train(self, result: SeedResult, **configs: Config) -> dict[str, float | None]:
         """Train stages that do not depend on each other; the mIoU of each.
@@ -258,7 +259,3 @@ def _set_iterations(cfg: Config, iterations: int | None) -> None:
     for hook in cfg.get('custom_hooks', []):
         if 'interval' in hook:
             hook.interval = iterations
-
-
-def _last_checkpoint(folder: Path) -> Path:
-    return Path((folder / 'last_checkpoint').read_text().strip())
