@@ -109,12 +109,12 @@ def train_latent_critic(cfg: Config,
     with isolated_random_state(seed):
         critic = _new_head(teacher, width).to(device)
         learning, held_out = _split(cfg)
-        exam = [teacher.prepare(data, with_estimates=True) for data in DataLoader(
+        held_out_batches = [teacher.prepare(data, with_estimates=True) for data in DataLoader(
             held_out, batch_size, collate_fn=pseudo_collate)]  # first: what is wrong with the data shows at once
         sampler = InfiniteSampler(learning, seed=seed)
         loader = DataLoader(learning, batch_size, sampler=sampler, collate_fn=pseudo_collate)
         _fit(critic, teacher, iter(loader), iters, lr, mask_weight)
-        agreement = examine(critic, teacher, exam)
+        agreement = measure_agreement(critic, teacher, held_out_batches)
     origin = dict(config_sha256=config_hash(cfg.model), weights_sha256=file_hash(checkpoint),
                   critic=cfg.synthesis.guidance.critic.to_dict(), iters=iters, seed=seed, agreement=asdict(agreement))
     Path(out).parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,7 @@ class Teacher(Guidance):
 
     @torch.no_grad()
     def prepare(self, data: dict[str, Any], *, with_estimates: bool) -> DistillationBatch:
-        """Encode a batch of the data loader, and have the generator generate its masks if estimates are asked for."""
+        """Encode a batch of the data loader, and sample images for its masks if estimates are asked for."""
         data = self.generator.data_preprocessor(data)
         samples = data['data_samples']
         masks = stack_masks(samples, self.generator.device)
@@ -203,7 +203,7 @@ def distillation_loss(logits: Tensor, target: Tensor, masks: Tensor, *, mask_wei
     return divergence + mask_weight * entropy / (masks != -100).sum().clamp_min(1)
 
 
-def examine(critic: LatentCritic, teacher: Teacher, batches: Sequence[DistillationBatch]) -> Agreement:
+def measure_agreement(critic: LatentCritic, teacher: Teacher, batches: Sequence[DistillationBatch]) -> Agreement:
     """Compare a latent critic with its segmentor on prepared batches that have clean estimates."""
     guidance = Guidance(critic)
     clean, estimates, cosines = [], [], []

@@ -15,7 +15,7 @@ Samples = Sequence[Mapping[str, Any]]
 
 
 class GeneratedImageMetric(BaseMetric):
-    """A metric of what a generator generated, one result per sample, so that ranks and batches make no difference.
+    """A metric of generated images, one result per sample, so that ranks and batches make no difference.
 
     Samples are the host's: dicts with ``generated_img`` and ``gt_sem_seg``, as a generator's ``val_step`` or
     :func:`mmsynth.apis.evaluate_pool` makes them. A judge must not be the critic of the guidance, so with ``judge`` the
@@ -89,7 +89,7 @@ def generated_images(samples: Samples) -> list[Tensor]:
 
 
 def masks_of(samples: Samples) -> list[Tensor]:
-    """The masks that were generated, each (H, W), int64."""
+    """The masks that the images were generated for, each (H, W), int64."""
     return [sample['gt_sem_seg']['data'].squeeze(0).long().cpu() for sample in samples]
 
 
@@ -99,7 +99,7 @@ def pool_sample(id: str, image: np.ndarray, mask: np.ndarray, trusted: np.ndarra
     Args:
         id: Its id.
         image: (H, W, 3), uint8, RGB.
-        mask: (H, W), the classes that were generated.
+        mask: (H, W), the classes that it was generated for.
         trusted: (H, W), what of the mask a filter left; None if none ran.
     """
     sample: dict[str, Any] = dict(

@@ -1,6 +1,6 @@
 """How well a segmentor reads the masks of synthetic images from the images: mask consistency.
 
-The segmentor that judges must not be the one that guided; part of its answer would be its own wish.
+The segmentor that judges must not be the one that guided: the images were optimised for that one.
 
 Legend: K classes, H W pixels.
 """

@@ -57,7 +57,7 @@ class ClassFilter:
 
 
 def read_filter(record: PoolRecord) -> FilterResult | None:
-    """The entry, if there is one with a verdict and counts per class; other filters write what they like."""
+    """The entry, if it says whether the sample is kept and counts per class; other filters write what they like."""
     entry = record.filter or {}
     if not isinstance(entry.get('keep'), bool) or not all(
             isinstance(entry.get(key), Mapping) for key in ('pixels', 'removed')):
@@ -73,7 +73,7 @@ def sum_classes(results: Sequence[FilterResult], classes: Sequence[str]) -> list
 
 
 def count_reasons(results: Sequence[FilterResult]) -> list[tuple[bool, str, int]]:
-    """CriticOutput, reason and number of samples, kept first, most frequent first.
+    """Whether kept, reason and number of samples, kept first, most frequent first.
 
     Reasons that differ in the sample's own share of pixels alone are one: '91 % valid' and '84 % valid'.
     """

@@ -16,7 +16,7 @@ from mmsynth.engine.train_latent_critic import (
     DistillationBatch,
     Teacher,
     distillation_loss,
-    examine,
+    measure_agreement,
     train_latent_critic,
 )
 from mmsynth.guidance import Critic, LatentCritic
@@ -111,7 +111,7 @@ def test_the_teacher_reads_the_decoded_latent() -> None:
 def test_a_head_that_reads_as_the_segmentor_agrees_in_everything() -> None:
     teacher = Teacher(Brightness(), oracle(num_steps=2))
     data = teacher.prepare(batch(), with_estimates=True)
-    agreement = examine(DecodedBrightness(teacher.generator), teacher, [data, data])
+    agreement = measure_agreement(DecodedBrightness(teacher.generator), teacher, [data, data])
     assert (agreement.images, agreement.clean, agreement.estimates) == (8, 1, 1)
     assert agreement.gradient == pytest.approx(1, abs=1e-5)
     assert agreement.critic_miou == agreement.segmentor_miou
@@ -126,14 +126,14 @@ def test_what_is_not_labelled_does_not_count_for_the_miou() -> None:
     data = teacher.prepare(batch(), with_estimates=True)
     masks = torch.where(torch.rand(data.masks.shape) < 0.5, teacher.predict_logits(data.clean).argmax(1), 255)
     right = DistillationBatch(data.clean, masks, data.estimates)
-    assert examine(DecodedBrightness(teacher.generator), teacher, [right]).segmentor_miou == 1
+    assert measure_agreement(DecodedBrightness(teacher.generator), teacher, [right]).segmentor_miou == 1
 
 
 def test_an_untrained_head_does_not_agree() -> None:
     teacher = Teacher(Brightness(), oracle(num_steps=1))
     data = teacher.prepare(batch(), with_estimates=True)
     torch.manual_seed(0)
-    agreement = examine(LatentCritic(48, 4, 3, 8), teacher, [data])
+    agreement = measure_agreement(LatentCritic(48, 4, 3, 8), teacher, [data])
     assert agreement.clean < 0.6 and abs(agreement.gradient) < 0.5
     assert 'of real images' in str(agreement) and f'{agreement.gradient:.2f}' in str(agreement)
 
@@ -209,20 +209,19 @@ def test_the_tool_trains_and_says_how_well(small_run: SmallRun, tmp_path: Path, 
 
 
 def test_options_and_config_are_checked_before_anything_is_built(small_run: SmallRun, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match='`iters` must be positive, got 0; `batch_size` must be positive, got -1; '
-                       '`mask_weight` must be at least 0, got -0.5; `out` must end in .safetensors, got head.pth'):
+    with pytest.raises(ValueError, match='`iters`.* 0; `batch_size`.* -1; `mask_weight`.* -0.5; `out`.* head.pth'):
         train_latent_critic(small_run.config(), 'gone.pth', 'head.pth', iters=0, batch_size=-1, mask_weight=-0.5)
-    with pytest.raises(ValueError, match='no `synthesis.guidance.critic`; .*; the config has no `train_dataloader`'):
+    with pytest.raises(ValueError, match='`synthesis.guidance.critic`.*`train_dataloader`'):
         train_latent_critic(Config(dict(model=dict())), 'gone.pth', 'head.safetensors')
     (tmp_path / 'head.safetensors').write_bytes(b'mine')
-    with pytest.raises(FileExistsError, match='head.safetensors exists; remove it or choose another --out'):
+    with pytest.raises(FileExistsError, match='head.safetensors exists'):
         train_latent_critic(small_run.config(), 'gone.pth', tmp_path / 'head.safetensors')
     assert (tmp_path / 'head.safetensors').read_bytes() == b'mine'
 
 
 def test_a_latent_critic_cannot_teach(small_run: SmallRun, trained: Path, tmp_path: Path) -> None:
     line = dict(_delete_=True, type='mmsynth.LatentCritic', checkpoint=str(trained))
-    with pytest.raises(ValueError, match='is a LatentCritic, which reads latents; set it to the segmentor'):
+    with pytest.raises(ValueError, match='`synthesis.guidance.critic` is a LatentCritic'):
         train_latent_critic(small_run.config(synthesis__guidance__critic=line), small_run.generator,
                             tmp_path / 'head.safetensors')
     assert not (tmp_path / 'head.safetensors').exists()
