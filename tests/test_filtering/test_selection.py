@@ -48,7 +48,7 @@ def test_soft_weights_count_by_their_mean() -> None:
 def test_mistakes_in_the_rule_are_named() -> None:
     with pytest.raises(ValueError, match=r'`min_valid` must be in \[0, 1\], got 80'):
         keep_sample(TWO_IGNORED, {}, 80)
-    with pytest.raises(ValueError, match=r'must not be empty, and `weight` of its shape; got \(10, 10\) and \(2, 2\)'):
+    with pytest.raises(ValueError, match=r'`weight`.* got \(10, 10\) and \(2, 2\)'):
         keep_sample(TWO_IGNORED, {}, 0.5, weight=np.ones((2, 2)))
 
 
@@ -137,9 +137,9 @@ def test_mmseg_trains_on_the_list(tmp_path: Path) -> None:
 
 
 def test_pools_that_cannot_be_selected_from(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"`weak_classes` has 'raod', which .* does not know; its classes are field"):
+    with pytest.raises(ValueError, match="`weak_classes` has 'raod'.* field"):
         RareClassSelector(['raod']).select(make_pool(tmp_path / 'a'))
-    with pytest.raises(ValueError, match="5 samples are with other labels than those .*, such as 'a'. Run tools"):
+    with pytest.raises(ValueError, match="5 samples .*other labels.* 'a'"):
         RareClassSelector().select(make_pool(tmp_path / 'b', labels_sha256='0'))
     with pytest.raises(ValueError, match='it is empty'):
         RareClassSelector().select(make_pool(tmp_path / 'c', {}))
