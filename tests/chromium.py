@@ -94,9 +94,9 @@ class Chromium:
         self._events.clear()
         self._call('Page.navigate', session, url=path.resolve().as_uri())
         self._wait_for('Page.loadEventFired', session)
-        answer = self._call('Runtime.evaluate', session, expression=PROBE, awaitPromise=True, returnByValue=True)
+        response = self._call('Runtime.evaluate', session, expression=PROBE, awaitPromise=True, returnByValue=True)
         picture = self._call('Page.captureScreenshot', session, captureBeyondViewport=True)
-        page = PageProbe(layout=answer['result']['value'], screenshot=base64.b64decode(picture['data']))
+        page = PageProbe(layout=response['result']['value'], screenshot=base64.b64decode(picture['data']))
         for event in self._events:
             if event.get('sessionId') == session:
                 _note(event, page, path.resolve().as_uri())
@@ -110,11 +110,11 @@ class Chromium:
         while data:
             data = data[os.write(self._to, data):]
         while True:
-            answer = self._receive()
-            if answer.get('id') == self._number:
-                assert 'error' not in answer, f'{method}: {answer["error"]}'
-                return answer['result']
-            self._events.append(answer)
+            response = self._receive()
+            if response.get('id') == self._number:
+                assert 'error' not in response, f'{method}: {response["error"]}'
+                return response['result']
+            self._events.append(response)
 
     def _wait_for(self, method: str, session: str) -> None:
         def arrived() -> bool:

@@ -62,7 +62,8 @@ class Colours(nn.Module):
         return F.interpolate(last_layer(cells), scale_factor=2)[..., :height, :width]
 
 
-def generate(mask: np.ndarray) -> np.ndarray:
+def coloured(mask: np.ndarray) -> np.ndarray:
+    """The image (H, W, 3) of a mask in which every class has its palette colour."""
     return np.asarray([*PALETTE, (0, 0, 0)], np.uint8)[np.where(mask == IGNORED, len(PALETTE), mask)]
 
 

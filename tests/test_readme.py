@@ -1,16 +1,18 @@
-"""The README's example of mixing, run as it stands there, on LoveDA with the pipeline of mmseg."""
+"""The README's examples, run as they stand there: mixing, on LoveDA with the pipeline of mmseg, and Python."""
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 from mmseg.datasets import LoveDADataset
 from PIL import Image
-from small_run import ROOT, train
+from small_run import ROOT, SmallRun, train
 
 from mmsynth.pool import Pool
+from mmsynth.utils import read_checkpoint
 
 CLASSES, PALETTE = LoveDADataset.METAINFO['classes'], LoveDADataset.METAINFO['palette']
 BASE = """
@@ -97,3 +99,20 @@ def test_a_plain_data_set_would_be_refused_or_mislabelled(root: Path) -> None:
     both = DATASETS.build(pair | dict(ignore_keys=['reduce_zero_label'], datasets=[
         base.train_dataloader.dataset, plain | dict(pipeline=own)]))
     assert labels(both) == [[0, 1, 2, 3, 4, 5, 6, 255]] * 2
+
+
+def test_the_python_example_runs(small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the device is another; the judge is the critic with other weights."""
+    [lines] = re.findall(r'```python\n(from mmsynth import .*?)```', (ROOT / 'README.md').read_text(), re.S)
+    for name, path in {'generator.py': small_run.config_file, 'generator.pth': small_run.generator,
+                       'critic.py': small_run.critic_config_file, 'critic.pth': small_run.critic,
+                       'judge.py': small_run.critic_config_file, 'runtime.py': small_run.folder / 'runtime.py'}.items():
+        (tmp_path / name).symlink_to(path)
+    state = read_checkpoint(small_run.critic)
+    torch.save({name: value + 0.01 if value.is_floating_point() else value for name, value in state.items()},
+               tmp_path / 'judge.pth')
+    monkeypatch.chdir(tmp_path)
+    exec(lines.replace("'cuda'", "'cpu'"), {})
+    pool = Pool.open('pool')
+    assert len(pool) == 4 and all(record.filter is not None for record in pool.records)
+    assert 'judge' in (pool.root / 'report.html').read_text()

@@ -1,4 +1,4 @@
-# TISynth on LoveDA, from rural to urban: rural masks generated in the style of unlabelled urban images.
+# TISynth on LoveDA, from rural to urban: images for rural masks in the style of unlabelled urban images.
 #   python tools/encode_prompts.py configs/tisynth/tisynth_sd15_1xb2-100k_loveda-rural2urban-512x512.py
 #   python tools/train.py configs/tisynth/tisynth_sd15_1xb2-100k_loveda-rural2urban-512x512.py
 #   python tools/synthesize.py configs/tisynth/tisynth_sd15_1xb2-100k_loveda-rural2urban-512x512.py CHECKPOINT --out-dir DIR

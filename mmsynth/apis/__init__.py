@@ -1,5 +1,5 @@
 """What a user calls from Python or a notebook, and the tools from the shell."""
-from mmsynth.apis.evaluate_pool import evaluate_pool
+from mmsynth.apis.evaluate_pool import RealImages, evaluate_pool
 from mmsynth.apis.filter_pool import filter_pool
 from mmsynth.apis.fit_class_loss import fit_class_loss
 from mmsynth.apis.inference import init_critic, init_generator
@@ -8,6 +8,6 @@ from mmsynth.apis.select_samples import select_samples
 from mmsynth.apis.synthesize import synthesize
 
 __all__ = [
-    'evaluate_pool', 'filter_pool', 'fit_class_loss', 'init_critic', 'init_generator', 'report', 'select_samples',
-    'synthesize'
+    'RealImages', 'evaluate_pool', 'filter_pool', 'fit_class_loss', 'init_critic', 'init_generator', 'report',
+    'select_samples', 'synthesize'
 ]

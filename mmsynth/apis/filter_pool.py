@@ -179,8 +179,8 @@ def _warn_of_critic(pool: Pool, pixel_filter: ClassLossFilter) -> None:
     """Say so if the filter's segmentor guided the pool; a filter without it would be better, but may not exist."""
     weights = pixel_filter.rule.class_losses.provenance.get('checkpoint_sha256')
     if weights is not None and check_judge(pool, weights, allow_critic=True) == CRITIC:
-        print_log(f'the segmentor that filters the pool {pool.root} is the critic that guided it: it finds in the '
-                  'images what it asked for, so it trusts more pixels than another segmentor would.', logger='current',
+        print_log(f'the segmentor that filters the pool {pool.root} is the critic that guided it: the images '
+                  'were optimised for it, so it trusts more pixels than another segmentor would.', logger='current',
                   level=logging.WARNING)
 
 

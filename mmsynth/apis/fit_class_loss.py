@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmsynth.filtering import ClassLosses, ClassLossMeter, pixel_losses, segmentor_identity
 from mmsynth.filtering.real_pairs import class_names, real_pairs
 from mmsynth.guidance import SegmentorCritic
-from mmsynth.synthesis.build import build_dataset
+from mmsynth.synthesis.build import build_dataset, load_config
 from mmsynth.utils import progress_bar
 from mmsynth.utils.batches import batches_of_one_shape
 from mmsynth.utils.datasets import leaf_datasets
@@ -18,15 +18,15 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 
 @torch.no_grad()
-def fit_class_loss(cfg: Config, checkpoint: str | Path, *, split: str = 'train', batch_size: int = 8,
-                   device: torch.device | str = 'cpu') -> ClassLosses:
+def fit_class_loss(cfg: Config | str | Path, checkpoint: str | Path, *, split: str = 'train',
+                   batch_size: int = 8, device: torch.device | str = 'cpu') -> ClassLosses:
     """Let a segmentor read all images of a split as it does at test time, whole and in their own size.
 
     Of the data set's pipeline only what loads is used: no crop, flip or resizing. Of wrappers (ConcatDataset,
     RepeatDataset) the data sets inside count, each image once.
 
     Args:
-        cfg: The segmentor's config.
+        cfg: The segmentor's config, or its path.
         checkpoint: Its weights.
         split: 'train', 'val' or 'test': whose dataloader names the data set.
         batch_size: Images read together; does not change the result.
@@ -38,6 +38,7 @@ def fit_class_loss(cfg: Config, checkpoint: str | Path, *, split: str = 'train',
     """
     if batch_size < 1:
         raise ValueError(f'`batch_size` must be at least 1, got {batch_size}.')
+    cfg = load_config(cfg)
     settings = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
     if settings is None:
         raise ValueError(f'{cfg.filename}: it has no `{split}_dataloader.dataset`, on whose images the losses would be '

@@ -26,7 +26,7 @@ def init_generator(config: str | Path | Config, checkpoint: str | Path,
         ValueError: If the model is no generator, or the weights do not fit.
         FileNotFoundError: If a file does not exist.
     """
-    return build_generator(config if isinstance(config, Config) else load_config(config), checkpoint, device)
+    return build_generator(load_config(config), checkpoint, device)
 
 
 def init_critic(config: str | Path | Config | Mapping[str, Any], checkpoint: str | Path | None = None,

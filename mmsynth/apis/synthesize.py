@@ -14,7 +14,7 @@ from mmsynth.filtering import ClassLossFilter
 from mmsynth.guidance import Guidance
 from mmsynth.pool import Pool, PoolRecord
 from mmsynth.synthesis import Generator, Request, generate_batch, load_batches
-from mmsynth.synthesis.build import build_dataset, build_generator
+from mmsynth.synthesis.build import build_dataset, build_generator, load_config
 from mmsynth.synthesis.guidance import build_guidance, critic_hashes, guidance_settings
 from mmsynth.utils import derive_seed, progress_bar
 from mmsynth.utils.hashes import config_and_files_hash, config_hash, file_hash
@@ -30,7 +30,7 @@ class NotFiniteError(RuntimeError):
     """Some images held values that are no numbers; they were left out of the pool."""
 
 
-def synthesize(cfg: Config,
+def synthesize(cfg: Config | str | Path,
                checkpoint: str | Path,
                out_dir: str | Path,
                *,
@@ -47,8 +47,8 @@ def synthesize(cfg: Config,
     A run that was killed continues where it was: samples that the pool holds are not generated again.
 
     Args:
-        cfg: A config with ``model`` (a generator) and ``synthesis``: ``dataset``, and optionally ``guidance``,
-            ``filter``, ``num_per_mask`` and ``batch_size``.
+        cfg: A config, or its path, with ``model`` (a generator) and ``synthesis``: ``dataset``, and optionally
+            ``guidance``, ``filter``, ``num_per_mask`` and ``batch_size``.
         checkpoint: The generator's weights.
         out_dir: The pool's folder; new, empty, or a pool of the same settings.
         guidance: 'crfm', 'best-of-n', 'none', or None for what the config has. 'best-of-n' takes the critic of the
@@ -68,6 +68,7 @@ def synthesize(cfg: Config,
         ValueError: If options, data set, generator, critic and pool do not fit each other.
         NotFiniteError: After everything else is done, if images were not finite.
     """
+    cfg = load_config(cfg)
     settings = _synthesis_settings(cfg)
     num_per_mask = settings.get('num_per_mask', 1) if num_per_mask is None else num_per_mask
     batch_size = settings.get('batch_size', 4) if batch_size is None else batch_size
@@ -163,8 +164,8 @@ def _check_unique(requests: Sequence[Request]) -> None:
 def _synthesis_settings(cfg: Config) -> Any:
     settings = cfg.get('synthesis')
     if not settings or 'dataset' not in settings:
-        raise ValueError(f'{cfg.filename}: it has no `synthesis.dataset`; name there the data set whose masks are '
-                         'generated, as projects/demo/configs/todsynth.py does.')
+        raise ValueError(f'{cfg.filename}: it has no `synthesis.dataset`; name there the data set of the masks to '
+                         'generate images for, as projects/demo/configs/todsynth.py does.')
     known = {'dataset', 'filter', 'guidance', 'num_per_mask', 'batch_size'}
     if settings.keys() - known:
         raise ValueError(f'{cfg.filename}: `synthesis` does not know {", ".join(sorted(settings.keys() - known))}; it '

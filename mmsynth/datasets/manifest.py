@@ -16,6 +16,7 @@ from mmseg.datasets import BaseSegDataset
 from mmsynth.datasets.records import Record, first_few, parse_manifest, read_meta_file, read_text
 from mmsynth.datasets.seeded import SeededItems
 from mmsynth.registry import DATASETS
+from mmsynth.utils.labels import IGNORE_INDEX
 
 _MANIFEST_SUFFIXES = ('.jsonl', '.json')
 _PREFIX_KEYS = ('img_path', 'seg_map_path')
@@ -76,7 +77,7 @@ class ManifestDataset(SeededItems, BaseSegDataset):
                  test_mode: bool = False,
                  lazy_init: bool = False,
                  max_refetch: int = 1000,
-                 ignore_index: int = 255,
+                 ignore_index: int = IGNORE_INDEX,
                  reduce_zero_label: bool = False,
                  backend_args: dict | None = None,
                  masks_only: bool = False,

@@ -19,6 +19,7 @@ from mmsynth.pool.header import PoolHeader
 from mmsynth.pool.reader import FileCheck, PoolReader, used_files
 from mmsynth.registry import DATASETS
 from mmsynth.utils import derive_seed, isolated_random_state
+from mmsynth.utils.datasets import leaf_datasets
 from mmsynth.utils.labels import IGNORE_INDEX
 
 Info = dict[str, Any]
@@ -72,7 +73,7 @@ class SyntheticAugmentDataset:
             raise ValueError(f'`ratio` must be a probability in [0, 1], None with a RatioBatchSampler, got {ratio!r}.')
         transforms = pool_pipeline(_real_pipeline(dataset) if synthetic_pipeline is None else synthetic_pipeline)
         self.dataset = HOST_DATASETS.build(copy.deepcopy(dict(dataset)))
-        if test_mode or any(_is_testing(self.dataset)):
+        if test_mode or any(getattr(leaf, 'test_mode', False) for leaf in leaf_datasets(self.dataset)):
             raise ValueError('`test_mode` of SyntheticAugmentDataset and of what it wraps must be False: validation '
                              'and test see real data only. Give them the wrapped data set itself.')
         self.pool = Path(pool)
@@ -216,14 +217,6 @@ def _real_pipeline(dataset: Mapping[str, Any]) -> Sequence[Any]:
         raise ValueError(f'`synthetic_pipeline` must be given where `dataset` is a {dataset.get("type")}, whose '
                          'pipeline is for several images.')
     return dataset.get('pipeline') or ()
-
-
-def _is_testing(dataset: Any) -> Iterator[bool]:
-    """``test_mode`` of a data set and of those inside it."""
-    yield bool(getattr(dataset, 'test_mode', False))
-    for inner in [getattr(dataset, 'dataset', None), *(getattr(dataset, 'datasets', None) or ())]:
-        if inner is not None:
-            yield from _is_testing(inner)
 
 
 def _class_names(metainfo: Info, dataset: Mapping[str, Any]) -> tuple[str, ...]:

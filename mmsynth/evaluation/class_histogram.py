@@ -16,7 +16,7 @@ from mmsynth.registry import METRICS
 class ClassHistogram(GeneratedImageMetric):
     """Share of every class in the labelled pixels of the masks, in percent.
 
-    Gives ``before.NAME`` for the masks that were generated and ``before.unlabelled``, the share of all pixels without a
+    Gives ``before.NAME`` for the masks of the samples and ``before.unlabelled``, the share of all pixels without a
     label. Where the samples say what a filter left of their masks (``trusted_sem_seg``: a pool, through
     ``tools/analysis_tools/evaluate_pool.py``), also ``after.NAME`` and ``after.unlabelled`` of that; a sample that was
     filtered out as a whole counts as unlabelled. Classes without a pixel are given as 0; without any labelled pixel

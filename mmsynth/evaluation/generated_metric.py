@@ -89,7 +89,7 @@ def generated_images(samples: Samples) -> list[Tensor]:
 
 
 def masks_of(samples: Samples) -> list[Tensor]:
-    """The masks that were generated, each (H, W), int64."""
+    """The masks that the images were generated for, each (H, W), int64."""
     return [sample['gt_sem_seg']['data'].squeeze(0).long().cpu() for sample in samples]
 
 
@@ -99,7 +99,7 @@ def pool_sample(id: str, image: np.ndarray, mask: np.ndarray, trusted: np.ndarra
     Args:
         id: Its id.
         image: (H, W, 3), uint8, RGB.
-        mask: (H, W), the classes that were generated.
+        mask: (H, W), the classes that it was generated for.
         trusted: (H, W), what of the mask a filter left; None if none ran.
     """
     sample: dict[str, Any] = dict(

@@ -1,6 +1,6 @@
 """Mask consistency: how well a segmentor finds the masks in the images that were generated for them.
 
-The segmentor that judges must not be the one that guided, which finds in the images what it asked for.
+The segmentor that judges must not be the one that guided: the images were optimised for that one.
 
 Legend: K classes, H W pixels.
 """
@@ -20,6 +20,7 @@ from mmsynth.guidance import Critic
 from mmsynth.pool import Pool
 from mmsynth.registry import METRICS
 from mmsynth.utils import progress_bar
+from mmsynth.utils.labels import IGNORE_INDEX
 
 
 @METRICS.register_module()
@@ -41,7 +42,7 @@ class MaskConsistency(GeneratedImageMetric):
     def __init__(self,
                  judge: Mapping[str, Any] | Critic | Judge,
                  *,
-                 ignore_index: int = 255,
+                 ignore_index: int = IGNORE_INDEX,
                  guidance: Mapping[str, Any] | None = None,
                  allow_critic: bool = False,
                  device: str | None = None,
@@ -105,7 +106,7 @@ class ConsistencyMeter:
         ignore_index: Value of unlabelled pixels in the masks; they do not count.
     """
 
-    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
+    def __init__(self, num_classes: int, ignore_index: int = IGNORE_INDEX) -> None:
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self._totals = torch.zeros(4, num_classes, dtype=torch.float64)
@@ -119,7 +120,7 @@ class ConsistencyMeter:
         return Consistency.of_areas(self._totals)
 
 
-def class_areas(readings: Tensor, masks: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
+def class_areas(readings: Tensor, masks: Tensor, num_classes: int, ignore_index: int = IGNORE_INDEX) -> Tensor:
     """Pixels of intersection, union, reading and mask per class (4, K), where the masks are labelled."""
     return torch.stack(IoUMetric.intersect_and_union(
         readings.cpu().long(), masks.cpu().long(), num_classes, ignore_index))

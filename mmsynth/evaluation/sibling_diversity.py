@@ -90,7 +90,7 @@ class SiblingDiversity(GeneratedImageMetric):
         families = [group for group in groups.values() if len(group) > 1]
         values = dict(masks=float(len(families)))
         if not families:
-            print_log('SiblingDiversity: no mask was generated more than once; there is nothing to compare.',
+            print_log('SiblingDiversity: no mask has more than one image; there is nothing to compare.',
                       logger='current', level=logging.WARNING)
             return values
         values['pixels'] = fmean(_pixel_distance(family) for family in families)

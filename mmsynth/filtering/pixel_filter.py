@@ -24,7 +24,7 @@ class ClassLossFilter(nn.Module):
 
     Args:
         segmentor: A :class:`~mmsynth.guidance.Critic` that predicts on images, or its config. One that guided the
-            synthesis finds in the images what it asked for, and doubts little.
+            synthesis doubts little, for the images were optimised for it.
         class_losses: Its losses on real data: the file of tools/fit_class_loss.py, or what it holds.
         margin, mode, sibling_vote, min_valid, weak_classes, unseen_classes: See :class:`PixelRule`.
 

@@ -44,7 +44,7 @@ def keep_sample(filtered_label: NDArray[np.integer], weak_classes: Mapping[int, 
         raise ValueError(f'`filtered_label` must not be empty, got {filtered_label.shape}')
     valid = float((filtered_label != IGNORE_INDEX).mean())
     shown = set(np.unique(filtered_label).tolist())
-    return _verdict([name for index, name in weak_classes.items() if index in shown], valid, min_valid)
+    return _decide([name for index, name in weak_classes.items() if index in shown], valid, min_valid)
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,10 @@ class RareClassSelector:
         records = pool.records
         check_filtered(pool)
         repeats = self._mask_repeats(records)
-        verdicts = {Path(record.image).stem: (record, *self._keep(record.filter)) for record in records}
+        found = {Path(record.image).stem: (record, *self._keep(record.filter)) for record in records}
         return Selection(
-            repeats={stem: repeats[mask_id(record)] * keep for stem, (record, keep, _) in verdicts.items()},
-            reasons={stem: reason for stem, (*_, reason) in verdicts.items()},
+            repeats={stem: repeats[mask_id(record)] * keep for stem, (record, keep, _) in found.items()},
+            reasons={stem: reason for stem, (*_, reason) in found.items()},
             images_per_mask=repeats)
 
     def _keep(self, entry: Mapping[str, Any]) -> tuple[bool, str]:
@@ -138,7 +138,7 @@ class RareClassSelector:
         shown = [name for name in self.weak_classes if left.get(name, 0) > _SHOWN]
         if self.min_valid is None and not shown:
             return entry['keep'], entry['reason']
-        return _verdict(shown, entry['valid'], self.min_valid or 0)
+        return _decide(shown, entry['valid'], self.min_valid or 0)
 
     def _mask_repeats(self, records: Sequence[PoolRecord]) -> dict[str, int]:
         """Mask id → how often its kept samples are repeated."""
@@ -183,7 +183,7 @@ def _first_few(ids: Collection[str], what: str) -> str:
     return f'{len(ids)} samples are {what}, such as {next(iter(ids))!r}' if ids else ''
 
 
-def _verdict(shown: Sequence[str], valid: float, min_valid: float) -> tuple[bool, str]:
+def _decide(shown: Sequence[str], valid: float, min_valid: float) -> tuple[bool, str]:
     """Keep or not, by the weak classes that a sample shows and its valid share."""
     if shown:
         return True, f'weak class {shown[0]}'

@@ -15,6 +15,7 @@ from mmsynth.guidance.base import Critic, CriticOutput
 from mmsynth.registry import MODELS
 from mmsynth.utils.checkpoint import load_state_dict, read_checkpoint
 from mmsynth.utils.files import atomic_write
+from mmsynth.utils.labels import IGNORE_INDEX
 
 _METADATA_KEY = 'mmsynth.LatentCritic'
 _SETTINGS = ('channels', 'factor', 'num_classes', 'width', 'ignore_index')
@@ -139,7 +140,7 @@ def _merge_settings(given: Mapping[str, int | None], stored: Mapping[str, int],
         raise ValueError(f'LatentCritic: {checkpoint} was trained with other settings: {listed}. Leave them out; they '
                          'are taken from the file.')
     known = {name: value for name, value in given.items() if value is not None}
-    settings = dict(width=64, ignore_index=255) | dict(stored) | known
+    settings = dict(width=64, ignore_index=IGNORE_INDEX) | dict(stored) | known
     missing = [f'`{name}`' for name in given if name not in settings]
     if missing:
         raise ValueError(f'LatentCritic: {", ".join(missing)} must be given, or `checkpoint` a file written by '

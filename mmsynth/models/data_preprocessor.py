@@ -17,7 +17,7 @@ from mmsynth.structures import SynthDataSample
 class SynthDataPreprocessor(BaseDataPreprocessor):
     """Stack images and bring them from [0, 255], BGR, to [-1, 1], RGB; references likewise. Masks stay class ids.
 
-    Nothing is resized or padded: what a generator is shown and generates is exactly what the pipeline gave.
+    Nothing is resized or padded: a generator is given exactly what the pipeline gave.
 
     Args:
         bgr_to_rgb: Images come as BGR, as the host loads them.

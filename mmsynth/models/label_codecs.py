@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmsynth.registry import MODELS
+from mmsynth.utils.labels import IGNORE_INDEX
 
 
 class LabelCodec(nn.Module):
@@ -32,13 +33,13 @@ class LabelCodec(nn.Module):
     is_image: bool
     channels: int
 
-    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
+    def __init__(self, num_classes: int, ignore_index: int = IGNORE_INDEX) -> None:
         super().__init__()
         if num_classes < 1:
             raise ValueError(f'`num_classes` must be at least 1, got {num_classes}.')
         if 0 <= ignore_index < num_classes:
             raise ValueError(f'`ignore_index` {ignore_index} is the id of a class (0 … {num_classes - 1}); '
-                             'choose a value that no class has, such as 255.')
+                             f'choose a value that no class has, such as {IGNORE_INDEX}.')
         self.num_classes = num_classes
         self.ignore_index = ignore_index
 
@@ -104,7 +105,7 @@ class PaletteCodec(LabelCodec):
     is_image = True
     channels = 3
 
-    def __init__(self, palette: Sequence[Sequence[int]], ignore_index: int = 255) -> None:
+    def __init__(self, palette: Sequence[Sequence[int]], ignore_index: int = IGNORE_INDEX) -> None:
         super().__init__(len(palette), ignore_index)
         colours = [tuple(int(value) for value in colour) for colour in palette]
         for index, colour in enumerate(colours):
@@ -124,7 +125,7 @@ class OneHotCodec(LabelCodec):
 
     is_image = False
 
-    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
+    def __init__(self, num_classes: int, ignore_index: int = IGNORE_INDEX) -> None:
         super().__init__(num_classes, ignore_index)
         self.channels = num_classes
 

@@ -22,7 +22,7 @@ from mmsynth.utils.labels import check_ignore_index
 
 
 class PixelWeights(BasePixelSampler):
-    """Answers a decode head with the weights of the current batch, times those of the sampler that it had.
+    """Give a decode head the weights of the current batch, times those of the sampler that it had.
 
     Args:
         own: The head's own sampler, such as OHEM, or None.

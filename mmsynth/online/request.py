@@ -100,7 +100,7 @@ class SynthesisResult:
             return self.error
         causes = [f'{count} x {message}' for message, count in failed.items()]
         causes += [f'{not_finite} x values that are not finite'] if not_finite else []
-        return f'no mask could be generated: {"; ".join(causes[:3])}'
+        return f'no image could be generated: {"; ".join(causes[:3])}'
 
 
 class Synthesizer(Protocol):

@@ -2,7 +2,7 @@
 
 They are counts and sums, so those of several ranks add up::
 
-    requested      masks that were to be generated
+    requested      images that were to be generated
     failed         number of masks by the message of the error that each raised
     not_finite     images with values that are not finite
     filtered       images that the filter judged; of these filter_kept were kept, and trusted is the sum of their

@@ -37,7 +37,7 @@ class PoolRecord:
         id: Unique in its pool, not empty.
         image: ``img_dir/NAME.png``, RGB.
         mask: ``ann_dir/NAME.png`` with the same NAME, 8-bit class indices.
-        source_mask: The mask that was generated, as its dataset calls it.
+        source_mask: The mask that it was generated for, as its dataset calls it.
         prompt: The text the generator was given, may be empty.
         reference: The style image, or None.
         seed: The sample's own seed, not negative.
@@ -45,7 +45,7 @@ class PoolRecord:
         guidance: ``name`` (str) and ``trace``, a list with one dict of numbers per guided step; None without guidance.
         filter: What a filter found, a JSON object; None if none ran. ``label`` and ``weight`` in it, if they are not
             null, are its files: ``filtered/NAME.png`` and ``weights/NAME.png`` with the NAME of the image.
-        mask_origin: How the generated mask was made of ``source_mask``, any JSON object; None for the mask as it is.
+        mask_origin: How its mask was made of ``source_mask``, any JSON object; None for the mask as it is.
 
     Raises:
         ValueError: If a field breaks its rule; all broken fields are named at once.

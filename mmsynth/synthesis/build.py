@@ -15,17 +15,20 @@ from mmsynth.utils.configs import find_config
 from mmsynth.utils.hashes import file_hash
 
 
-def load_config(config: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Config:
+def load_config(config: str | Path | Mapping[str, Any] | Config,
+                overrides: Mapping[str, Any] | None = None) -> Config:
     """Read a config file, apply ``--cfg-options``, and import what it asks for.
 
     Args:
-        config: The file, see :func:`~mmsynth.utils.configs.find_config`, or its content as a dict.
+        config: The file, see :func:`~mmsynth.utils.configs.find_config`, or what it holds, which is not changed.
         overrides: Values by dotted key.
 
     Raises:
         FileNotFoundError: If there is no such file.
     """
-    if isinstance(config, Mapping):
+    if isinstance(config, Config):
+        cfg = config.copy()
+    elif isinstance(config, Mapping):
         cfg = Config(ConfigDict(config).to_dict())
     else:
         cfg = Config.fromfile(str(find_config(config)))

@@ -64,7 +64,7 @@ def encode_prompts(config: Config | str | Path,
         ValueError: If the config names no encoder or no cache and none is given, if no dataset has prompts, or if the
             config reads another identity than the encoder's.
     """
-    config = config if isinstance(config, Config) else load_config(config)
+    config = load_config(config)
     reader = _cache_reader(config)
     folder = _cache_folder(reader, cache_dir)
     encoder_config = _encoder_config(reader, pretrained)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from mmsynth.utils.labels import IGNORE_INDEX
+
 TEMPLATE = 'a satellite image of {classes}'
 _FIELD = '{classes}'
 # The placeholder with the word that ties it to the text before it.
@@ -14,7 +16,7 @@ _TIED_FIELD = re.compile(r'[\s,;:]*(?:\b(?:of|with|showing|containing|including)
 def build_prompt(mask: NDArray[np.integer],
                  classes: Sequence[str],
                  template: str = TEMPLATE,
-                 ignore_index: int = 255,
+                 ignore_index: int = IGNORE_INDEX,
                  *,
                  separator: str = ', ') -> str:
     """Name the classes that a mask holds, in class order.

@@ -57,7 +57,7 @@ class ClassFilter:
 
 
 def read_filter(record: PoolRecord) -> FilterResult | None:
-    """The entry, if there is one with a verdict and counts per class; other filters write what they like."""
+    """The entry, if it says whether the sample is kept and counts per class; other filters write what they like."""
     entry = record.filter or {}
     if not isinstance(entry.get('keep'), bool) or not all(
             isinstance(entry.get(key), Mapping) for key in ('pixels', 'removed')):

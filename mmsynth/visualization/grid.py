@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mmsynth.utils.files import atomic_write, encode_png
+from mmsynth.utils.labels import IGNORE_INDEX, check_labels
 
 Color = Sequence[int]
 
@@ -63,29 +64,24 @@ def draw_grid(columns: Mapping[str, Sequence[np.ndarray | None]], *, tile_size: 
     return np.asarray(canvas).copy()
 
 
-def colorize(mask: np.ndarray, palette: Sequence[Color], ignore_index: int = 255) -> np.ndarray:
+def colorize(mask: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
     """Colour a class map.
 
     Args:
-        mask: (H, W), integer class indices.
+        mask: (H, W), integer class indices; 255, unlabelled, becomes black.
         palette: One RGB colour in [0, 255] per class.
-        ignore_index: This value becomes black.
 
     Returns:
         (H, W, 3), uint8, RGB.
 
     Raises:
-        ValueError: If a value is neither a class nor ``ignore_index``.
+        ValueError: If a value is neither a class nor 255.
     """
     if mask.ndim != 2 or not np.issubdtype(mask.dtype, np.integer):
         raise ValueError(f'`mask` must be (H, W) of integers, got {mask.shape} {mask.dtype}')
-    ignored = mask == ignore_index
-    wrong = mask[~ignored & ((mask < 0) | (mask >= len(palette)))]
-    if wrong.size:
-        raise ValueError(f'`mask` must hold class indices below {len(palette)} (the length of `palette`) or '
-                         f'{ignore_index}, got {int(wrong[0])}')
+    check_labels(mask, len(palette), '`mask`')
     colors = np.array([*palette, (0, 0, 0)], dtype=np.uint8)
-    return colors[np.where(ignored, len(palette), mask)]
+    return colors[np.where(mask == IGNORE_INDEX, len(palette), mask)]
 
 
 def save_png(image: np.ndarray, path: str | Path) -> None:

@@ -207,7 +207,7 @@ def plot_valid_shares(kept: Sequence[float], dropped: Sequence[float]) -> bytes:
 
 
 def shorten(name: str) -> str:
-    """A class name as a plot of this width has room for."""
+    """A class name, cut to what fits into a plot of this width."""
     return name if len(name) <= _LONGEST_NAME else f'{name[:_LONGEST_NAME - 1].rstrip()}…'
 
 

@@ -258,12 +258,12 @@ def add_filter(report: Report, records: Sequence[PoolRecord], classes: Sequence[
     results = list(filter_results(records).values())
     others = sum(record.filter is not None for record in records) - len(results)
     if others:
-        report.add_text('Other filters', f'{others:,} samples carry a result without verdict or counts per class, '
-                        'which this page cannot show.')
+        report.add_text('Other filters', f'{others:,} samples carry a result that does not say whether they are kept, '
+                        'or has no counts per class, which this page cannot show.')
     if not results:
         return
     _add_rates(report, results, len(records), classes, palette)
-    _add_verdicts(report, results)
+    _add_reasons(report, results)
 
 
 def add_extremes(report: Report, records: Sequence[PoolRecord], cards: CardMaker) -> None:
@@ -301,7 +301,7 @@ def _add_rates(report: Report, results: Sequence[FilterResult], number: int, cla
                      f'{len(results):,} of {number:,} samples went through the filter.')
 
 
-def _add_verdicts(report: Report, results: Sequence[FilterResult]) -> None:
+def _add_reasons(report: Report, results: Sequence[FilterResult]) -> None:
     heading = 'Kept and dropped samples'
     shares = {keep: [_share(result.valid) for result in results if result.keep is keep and result.valid is not None]
               for keep in (True, False)}
@@ -312,7 +312,7 @@ def _add_verdicts(report: Report, results: Sequence[FilterResult]) -> None:
     rows = [['kept' if keep else 'dropped', reason, count, percent(count / len(results))]
             for keep, reason, count in count_reasons(results)]
     kept = sum(result.keep for result in results)
-    report.add_table(heading, ['verdict', 'reason', 'samples', 'share'], rows,
+    report.add_table(heading, ['filter', 'reason', 'samples', 'share'], rows,
                      f'{kept:,} of {len(results):,} filtered samples were kept.')
 
 

@@ -99,8 +99,8 @@ class _Picture:
 class Report:
     """Collects sections and writes them as one page. All text is escaped.
 
-    What is added without a heading belongs to the section before, and stands beside what is there if the window has
-    room for both.
+    What is added without a heading belongs to the section before, and stands beside what is there if both fit into
+    the window.
 
     Args:
         title: The page's title.
@@ -150,7 +150,7 @@ class Report:
 
     def add_gallery(self, heading: str, images: Sequence[np.ndarray | bytes], caption: str, *,
                     legend: Sequence[tuple[str, Sequence[int]]] = ()) -> None:
-        """Add pictures beside each other, as many per line as the window has room for.
+        """Add pictures beside each other, as many per line as fit into the window.
 
         Args:
             heading: The section's heading.

@@ -16,6 +16,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
+from mmengine.runner import find_latest_checkpoint
 
 from mmsynth.apis.synthesize import synthesize
 from mmsynth.evaluation import mask_consistency
@@ -102,7 +103,7 @@ class Demo:
         trained = self._train(result, generator=self._generator_config(seed),  # the longest first
                               critic=self._reader_config('critic', seed), judge=self._reader_config('judge', seed))
         result.reference_miou |= {stage: trained[stage] for stage in ('critic', 'judge')}
-        generator = _last_checkpoint(self._folder(seed, 'generator'))
+        generator = find_latest_checkpoint(self._folder(seed, 'generator'))
         self._synthesize(generator, result)
         for name, folder in result.pools.items():
             pool = Pool.open(folder)
@@ -139,7 +140,7 @@ class Demo:
         synthetic.times = max(1, round(num_real / num_synthetic))
         return cfg
 
-    def _online_config(self, generator: Path, seed: int) -> Config:
+    def _online_config(self, generator: str, seed: int) -> Config:
         """As many images as the other rows have, in equal rounds; the segmentor in training guides."""
         cfg = self._config('segmentor_online.py', seed)
         _set_iterations(cfg, self.preset.segmentor_iters)
@@ -147,7 +148,7 @@ class Demo:
         hook = next(hook for hook in cfg.custom_hooks if hook.type == 'mmsynth.OnlineSynthesisHook')
         hook.begin = hook.interval = max(1, cfg.train_cfg.max_iters // ONLINE_ROUNDS)
         hook.num_per_round = max(1, len(Pool.open(self._folder(seed, 'pool_crfm'))) // (ONLINE_ROUNDS - 1))
-        hook.generator = dict(config=str(self._folder(seed, 'configs') / 'generator.py'), checkpoint=str(generator))
+        hook.generator = dict(config=str(self._folder(seed, 'configs') / 'generator.py'), checkpoint=generator)
         hook.pool = cfg.train_dataloader.dataset.pool = str(self._folder(seed, 'pool_online'))
         hook.seed = seed
         return cfg
@@ -193,7 +194,7 @@ class Demo:
     def reader(self, stage: str, seed: int) -> SegmentorCritic:
         """The trained 'critic' or 'judge' of a seed, to read images with."""
         return SegmentorCritic(
-            str(self._folder(seed, 'configs') / f'{stage}.py'), str(_last_checkpoint(self._folder(seed, stage))))
+            str(self._folder(seed, 'configs') / f'{stage}.py'), find_latest_checkpoint(self._folder(seed, stage)))
 
     def _train(self, result: SeedResult, **configs: Config) -> dict[str, float | None]:
         """Train stages that do not depend on each other; the mIoU of each.
@@ -268,7 +269,3 @@ def _set_iterations(cfg: Config, iterations: int | None) -> None:
     for hook in cfg.get('custom_hooks', []):
         if 'interval' in hook:
             hook.interval = iterations
-
-
-def _last_checkpoint(folder: Path) -> Path:
-    return Path((folder / 'last_checkpoint').read_text().strip())

@@ -93,9 +93,9 @@ def _render(rng: Generator, layout: Layout, look: Look) -> NDArray[np.uint8]:
     sun = rng.uniform(0, 2 * np.pi)
     dry = max(0.0, rng.normal(0.05, 0.1)) + look.dry
     image = np.zeros((n, n, 3), np.float32)
-    for index, generate in enumerate((_ground, _roofs, _roads, _water, _fields, _canopy)):
+    for index, colour in enumerate((_ground, _roofs, _roads, _water, _fields, _canopy)):
         here = layout.classes == index
-        colours = generate(rng, layout, texture[:, here], here, sun)
+        colours = colour(rng, layout, texture[:, here], here, sun)
         image[here] = _dried(colours, dry) if index in (BACKGROUND, FIELD, FOREST) else colours
     image[_shadows(rng, layout.classes, sun)] *= rng.uniform(0.45, 0.7)
     return _photograph(rng, image, look)
@@ -150,8 +150,8 @@ def _water(rng: Generator, layout: Layout, texture: NDArray, here: NDArray, sun:
 def _roads(rng: Generator, layout: Layout, texture: NDArray, here: NDArray, sun: float) -> NDArray[np.float32]:
     """Asphalt, concrete or gravel, with what lane marks the layout has."""
     fine, small, medium, _ = texture
-    generate = rng.uniform(30, 70) * layout.marks[here]
-    return _tint(rng, _ASPHALT[rng.integers(len(_ASPHALT))]) + (generate + 3 * fine + 2 * small + 4 * medium)[:, None]
+    marks = rng.uniform(30, 70) * layout.marks[here]
+    return _tint(rng, _ASPHALT[rng.integers(len(_ASPHALT))]) + (marks + 3 * fine + 2 * small + 4 * medium)[:, None]
 
 
 def _roofs(rng: Generator, layout: Layout, texture: NDArray, here: NDArray, sun: float) -> NDArray[np.float32]:

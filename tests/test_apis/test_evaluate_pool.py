@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from colour_judges import CLASSES, PALETTE, ColourJudge, generate, halves
+from colour_judges import CLASSES, PALETTE, ColourJudge, coloured, halves
 from PIL import Image
 from small_run import ROOT, SmallRun
 
@@ -57,7 +57,7 @@ def test_the_tool_writes_what_the_metrics_say(small_run: SmallRun, pool: Pool, j
 
 def test_the_critic_may_judge_if_it_is_said(small_run: SmallRun, pool: Pool) -> None:
     critic = pool.root, small_run.critic_config_file, small_run.critic
-    with pytest.raises(ValueError, match=r'is the critic of the pool .*set `allow_critic` \(--allow-critic\)'):
+    with pytest.raises(ValueError, match='`allow_critic`'):
         evaluate_pool(*critic)
     assert evaluate_pool(*critic, allow_critic=True)['judge']['role'] == 'the critic itself'
 
@@ -68,14 +68,14 @@ def test_a_filtered_pool_shows_what_is_left(small_run: SmallRun, judge: Path, tm
     with Pool.create(tmp_path / 'pool', {}, CLASSES, PALETTE) as made:
         for number, keep in enumerate((True, False)):
             mask = halves(0, 1, side=16)
-            made.add(str(number), generate(mask), mask, source_mask='m', prompt='', seed=number,
+            made.add(str(number), coloured(mask), mask, source_mask='m', prompt='', seed=number,
                      generator=dict(type='x', config_sha256='', weights_sha256=None),
                      filter=dict(keep=keep, labels_sha256=label_hash(mask)), filtered=left)
     metrics = evaluate_pool(tmp_path / 'pool', small_run.critic_config_file, judge)['metrics']
     assert metrics['classes/before.road'] == 50 and metrics['classes/after.road'] == 0
     assert metrics['classes/after.field'] == 100 and metrics['classes/after.unlabelled'] == 75
     Image.fromarray(halves(0, 2, side=16)).save(made.root / made.records[1].mask)
-    with pytest.raises(ValueError, match="sample '1': its mask .* was changed after the filter ran; run tools"):
+    with pytest.raises(ValueError, match="sample '1': its mask .* changed"):
         evaluate_pool(tmp_path / 'pool', small_run.critic_config_file, judge)
 
 
@@ -103,5 +103,5 @@ def test_what_cannot_be_evaluated(small_run: SmallRun, pool: Pool, judge: Path, 
         evaluate_pool(*given[:2], 'gone.pth')
     with pytest.raises(ValueError, match='it has no `val_dataloader.dataset`.*another --real-split'):
         evaluate_pool(*given, real=RealImages(small_run.critic_config_file, 'val'))
-    with pytest.raises(ValueError, match="`split` must be one of train, val, test, got 'all'"):
+    with pytest.raises(ValueError, match="`split`.* got 'all'"):
         RealImages(small_run.critic_config_file, 'all')

@@ -126,7 +126,7 @@ class TestChoice:
     def test_crfm_on_a_config_of_best_of_n_is_refused(self, small_run: SmallRun) -> None:
         cfg = small_run.config()
         cfg.synthesis.guidance = dict(type='mmsynth.BestOfN', critic=cfg.synthesis.guidance.critic)
-        with pytest.raises(ValueError, match="'crfm' is asked for, .* is mmsynth.BestOfN; change it to"):
+        with pytest.raises(ValueError, match="'crfm'.* mmsynth.BestOfN"):
             guidance_settings(cfg, 'crfm')
 
     def test_no_candidates_are_refused(self, small_run: SmallRun, tmp_path: Path) -> None:

@@ -22,5 +22,5 @@ def test_an_image_beside_the_mask_is_refused() -> None:
 
 
 def test_a_size_below_one_is_named() -> None:
-    with pytest.raises(ValueError, match=r'`crop_size` must be \(height, width\), both at least 1, got \(0, 2\)'):
+    with pytest.raises(ValueError, match=r'`crop_size`.* got \(0, 2\)'):
         CropSegMap((0, 2))

@@ -136,7 +136,7 @@ def test_num_classes_is_checked_at_once():
 @pytest.mark.parametrize('shape', [(2, 3, 3), (2, 3, 4)])
 def test_colour_labels_are_refused(tmp_path, shape):
     path = save(tmp_path, np.zeros(shape), np.uint8)
-    with pytest.raises(ValueError, match=rf'label\.png must be a single band.*found mode RGBA? of {shape[2]} band'):
+    with pytest.raises(ValueError, match=rf'label\.png .*mode RGBA? of {shape[2]} band'):
         load(path, num_classes=5)
 
 
@@ -183,7 +183,7 @@ def test_a_reference_may_be_optional():
 def test_other_references_are_refused(tmp_path, array, found):
     path = tmp_path / 'ref.png'
     path.write_bytes(b'no image' if array is None else cv2.imencode('.png', array)[1].tobytes())
-    with pytest.raises(ValueError, match=rf'reference .*ref\.png must be .* 8 bits and 3 bands, found {found}'):
+    with pytest.raises(ValueError, match=rf'ref\.png .* found {found}'):
         LoadReference()(dict(reference_path=str(path)))
 
 

@@ -25,9 +25,9 @@ ROW = np.uint8([[1, 0, 0, 0]])
 POND = np.uint8([[0, 2], [0, 0]])
 
 
-def generate_all(value: int):
+def fill_all(value: int):
     """A step that makes the whole mask one class."""
-    return lambda mask: (np.full_like(mask, value), dict(source='generate', value=value))
+    return lambda mask: (np.full_like(mask, value), dict(source='fill', value=value))
 
 
 def apply(steps: tuple, **results: object) -> dict:
@@ -38,9 +38,9 @@ def apply(steps: tuple, **results: object) -> dict:
 
 
 def test_steps_are_taken_in_order_and_origins_chained():
-    results = apply((generate_all(1), generate_all(2)))
+    results = apply((fill_all(1), fill_all(2)))
     assert results['gt_seg_map'].tolist() == [[2, 2, 2, 2]] and results['img_shape'] == (1, 4)
-    assert results['mask_origin'] == dict(source='generate', value=2, of=dict(source='generate', value=1, of='a'))
+    assert results['mask_origin'] == dict(source='fill', value=2, of=dict(source='fill', value=1, of='a'))
     assert 'mask_recipe' not in results
 
 
@@ -51,7 +51,7 @@ def test_a_sample_without_recipe_passes_unchanged():
 def test_a_prompt_goes_only_where_the_classes_are_others():
     turned = apply((lambda mask: (mask[:, ::-1], dict(source='flip')), ), prompt='road and field')
     assert turned['prompt'] == 'road and field'
-    assert 'prompt' not in apply((generate_all(1), ), prompt='road and field')
+    assert 'prompt' not in apply((fill_all(1), ), prompt='road and field')
 
 
 def test_configs_reach_the_transform():
@@ -59,8 +59,8 @@ def test_configs_reach_the_transform():
 
 
 def test_an_image_beside_a_changed_mask_is_refused():
-    with pytest.raises(ValueError, match='the mask of a is changed and its image no longer fits'):
-        apply((generate_all(1), ), img=np.zeros((1, 4, 3), np.uint8))
+    with pytest.raises(ValueError, match='mask of a .*image'):
+        apply((fill_all(1), ), img=np.zeros((1, 4, 3), np.uint8))
     assert 'img' in apply((lambda mask: (mask, dict(source='chosen')), ), img=np.zeros((1, 4, 3), np.uint8))
 
 
@@ -85,10 +85,10 @@ def test_a_pipeline_may_name_another_place():
 def test_a_data_set_that_loads_no_masks_is_refused():
     dataset = MemoryMasks([ROW])
     dataset.pipeline.transforms.pop(0)
-    with pytest.raises(ValueError, match='the pipeline of MemoryMasks loads no masks; add'):
+    with pytest.raises(ValueError, match='MemoryMasks loads no masks'):
         TransformedMasks(dataset)
     del dataset.pipeline
-    with pytest.raises(ValueError, match='MemoryMasks has no pipeline of its own, .* wrap each'):
+    with pytest.raises(ValueError, match='MemoryMasks has no pipeline'):
         TransformedMasks(dataset)
 
 

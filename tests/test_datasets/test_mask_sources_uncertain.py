@@ -173,9 +173,9 @@ def test_changed_masks_are_refused(records):
 
 def test_missing_and_unfit_images_are_named(tmp_path, records):
     stored = [np.zeros((4, 4), np.uint8)]
-    with pytest.raises(ValueError, match="m0 has no image to be unsure of; give it 'target'"):
+    with pytest.raises(ValueError, match="m0 has no image.*'target'"):
         UncertainMasks(Records(tmp_path, [None], stored), GreyCritic())
-    with pytest.raises(ValueError, match=r'is 3 x 4 \(height x width\), the mask of m0 is 4 x 4'):
+    with pytest.raises(ValueError, match='3 x 4 .* m0 is 4 x 4'):
         UncertainMasks(Records(tmp_path, [grey(SURE, (3, 4))], stored), GreyCritic())
     Path(records.images[0]).unlink()
     with pytest.raises(FileNotFoundError, match='0.png does not exist'):
@@ -203,11 +203,11 @@ def test_a_broken_segmentor_is_refused(records):
     critic = GreyCritic()
     critic.weight.data.fill_(float('nan'))
     critic.predict_logits = lambda images: images * critic.weight
-    with pytest.raises(ValueError, match='not finite for 4 images, the first of them that of m0; check its weights'):
+    with pytest.raises(ValueError, match='not finite for 4 images.* m0'):
         UncertainMasks(records, critic)
 
 
 def test_a_segmentor_of_other_classes_is_refused(records):
     records.metainfo['classes'] = CLASSES[:2]
-    with pytest.raises(ValueError, match='the segmentor has 3 classes, the data set has 2'):
+    with pytest.raises(ValueError, match='3 classes.* 2'):
         UncertainMasks(records, GreyCritic())

@@ -93,7 +93,7 @@ def test_weights_are_packed_in_unit_range_beside_what_mmseg_packs(pool: Path) ->
 def test_data_without_weight_maps_counts_in_full_where_that_is_asked_for(pool: Path) -> None:
     sample = dataset(pool, names=('c', ), load=dict(required=False))[0]['data_samples']
     assert sample.gt_pixel_weight.data.shape == (1, *SIZE) and bool((sample.gt_pixel_weight.data == 1).all())
-    with pytest.raises(FileNotFoundError, match=r'filtered/c.png has no weight map .*weights/c.png; filter the pool'):
+    with pytest.raises(FileNotFoundError, match='filtered/c.png .*weights/c.png'):
         dataset(pool, names=('c', ))[0]
 
 
@@ -104,16 +104,16 @@ def test_a_pipeline_without_weights_packs_as_mmseg(pool: Path) -> None:
 
 
 def test_mistakes_are_named(pool: Path) -> None:
-    with pytest.raises(ValueError, match='LoadPixelWeights found no label; put LoadAnnotations before it'):
+    with pytest.raises(ValueError, match='LoadPixelWeights.* LoadAnnotations'):
         LoadPixelWeights()(dict(seg_map_path='a'))
-    with pytest.raises(ValueError, match="`folder` must be the name of a folder .*, got 'a/b'"):
+    with pytest.raises(ValueError, match="`folder`.* got 'a/b'"):
         LoadPixelWeights(folder='a/b')
-    with pytest.raises(ValueError, match=r'became 32 x 40, its weights 24 x 30 .* let `data_preprocessor` pad'):
+    with pytest.raises(ValueError, match='32 x 40, its weights 24 x 30 .*`data_preprocessor`'):
         dataset(pool, dict(type='Pad', size=(40, 32)))[0]
-    with pytest.raises(ValueError, match='`swap_seg_labels` of RandomFlip swaps values of the weights as well'):
+    with pytest.raises(ValueError, match='`swap_seg_labels` of RandomFlip'):
         dataset(pool, dict(type='RandomFlip', prob=1.0, swap_seg_labels=[(1, 2)]))[0]
     Image.fromarray(np.zeros((3, 4), np.uint8)).save(pool / 'weights/a.png')
-    with pytest.raises(ValueError, match=r'weights/a.png is 3 x 4, its label 24 x 30 \(height x width\); filter'):
+    with pytest.raises(ValueError, match='weights/a.png is 3 x 4, its label 24 x 30'):
         dataset(pool)[0]
     Image.fromarray(np.full(SIZE, 300, np.uint16)).save(pool / 'weights/a.png')
     with pytest.raises(ValueError, match='must have 8 bits, found values up to 300'):

@@ -153,7 +153,7 @@ class TestFit:
         mask = np.zeros((12, 16), np.uint8)
         assert FitReference()(dict(gt_seg_map=mask, reference=picture()))['reference'].shape == (12, 16, 3)
         assert FitReference()(dict(gt_seg_map=mask)).keys() == {'gt_seg_map'}
-        with pytest.raises(ValueError, match='FitReference gives a reference the size of the mask, and there is none'):
+        with pytest.raises(ValueError, match='FitReference .*mask'):
             FitReference()(dict(reference=picture()))
         with pytest.raises(ValueError, match="`fit` must be one of resize, crop, got 'pad'"):
             FitReference('pad')
@@ -236,23 +236,23 @@ class TestPickReference:
     ], ids=['grey', 'alpha', '16 bit', 'damaged'])
     def test_what_is_no_colour_image_is_named(self, tmp_path: Path, write: Callable, message: str) -> None:
         write(tmp_path / 'one.png')
-        with pytest.raises(ValueError, match=rf'reference .*one\.png must be an image of 8 bits .*{message}'):
+        with pytest.raises(ValueError, match=rf'one\.png .*{message}'):
             PickReference(str(tmp_path))(info())
 
     def test_mistakes(self, folder: Path, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError, match='there is no folder .*/none; give one with images of the domain'):
+        with pytest.raises(FileNotFoundError, match='no folder .*/none'):
             PickReference(str(tmp_path / 'none'))
         (tmp_path / 'empty').mkdir()
         with pytest.raises(FileNotFoundError, match=r'empty holds no image \(\.png'):
             PickReference(str(tmp_path / 'empty'))
         with pytest.raises(ValueError, match="`fit` must be one of resize, crop, got 'pad'"):
             PickReference(str(folder), fit='pad')
-        with pytest.raises(ValueError, match='PickReference gives a reference the size of the mask, and there is none'):
+        with pytest.raises(ValueError, match='PickReference .*mask'):
             PickReference(str(folder))(dict(seg_map_path='a.png'))
 
     def test_a_folder_with_nothing_but_the_own_image(self, tmp_path: Path) -> None:
         Image.fromarray(picture()).save(tmp_path / 'a.png')
-        with pytest.raises(ValueError, match='holds no image but the one that belongs to the mask masks/a itself'):
+        with pytest.raises(ValueError, match='no image but .*masks/a'):
             PickReference(str(tmp_path))(info())
 
     def test_a_file_that_has_gone(self, tmp_path: Path) -> None:

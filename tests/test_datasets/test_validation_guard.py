@@ -68,7 +68,7 @@ def test_files_by_name_may_have_the_pool_beside_them(tmp_path):
 @pytest.mark.parametrize('wrap', [None, wrapped])
 def test_a_mixed_data_set_is_refused(tmp_path, wrap):
     mixed = config(tmp_path, wrap=wrap, type='mmsynth.SyntheticAugmentDataset')
-    with pytest.raises(ValueError, match=re.escape('is a SyntheticAugmentDataset; use the real data set alone')):
+    with pytest.raises(ValueError, match='is a SyntheticAugmentDataset'):
         check_validation(mixed, tmp_path / 'pool')
 
 

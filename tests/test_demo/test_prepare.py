@@ -83,7 +83,7 @@ def test_more_scenes_leave_the_first_ones_as_they_are(tmp_path):
 
 
 def test_landcover_names_wrong_numbers_at_once(tmp_path):
-    with pytest.raises(ValueError, match='(?s)`num_val` must be at least 1, got 0.*`tile_size` must be .*, got 48'):
+    with pytest.raises(ValueError, match='(?s)`num_val`.* got 0.*`tile_size`.* got 48'):
         write_landcover(tmp_path / 'out', num_val=0, size=32, tile_size=48)
     with pytest.raises(ValueError, match='tiles show two classes; raise `tile_size`'):
         list(prepare._drawn_tiles(1, 16, 17, 0))
@@ -114,7 +114,7 @@ def test_a_folder_of_the_user_is_never_deleted(data, tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / 'thesis.txt').write_text('mine')
     for name in ('set', 'other', 'third'):
-        with pytest.raises(ValueError, match='exists and was not written by this tool; give another `out`'):
+        with pytest.raises(ValueError, match='exists .*`out`'):
             write_landcover(tmp_path / name, **SMALL)
     with pytest.raises(ValueError, match='was not written by this tool'):
         split(data, data)

@@ -303,7 +303,7 @@ def test_what_must_not_start_does_not(small_run: SmallRun, tmp_path: Path) -> No
     def config(**changes):
         return online_config(small_run, pool, tmp_path / 'work', hooks=[hook_config(small_run, pool, **changes)])
 
-    with pytest.raises(ValueError, match='holds a pool made with other settings:\n  settings.seed: 5 there, 0 here'):
+    with pytest.raises(ValueError, match='settings.seed: 5 there, 0 here'):
         train_online(config())
     with pytest.raises(ValueError, match="add dict\\(type='EMAHook'\\) to `custom_hooks`"):
         train_online(config(critic='ema'))
@@ -387,7 +387,7 @@ def test_the_filter_measures_on_real_data_alone() -> None:
 
 
 def test_wrong_options_are_named() -> None:
-    with pytest.raises(ValueError, match='`interval` must be at least 1, got 0; `max_samples` must be at least 64'):
+    with pytest.raises(ValueError, match='`interval`.* got 0; `max_samples`.* 64'):
         OnlineSynthesisHook('pool', dict(config='c', checkpoint='c'), interval=0, max_samples=10)
 
 

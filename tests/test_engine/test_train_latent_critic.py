@@ -209,13 +209,12 @@ def test_the_tool_trains_and_says_how_well(small_run: SmallRun, tmp_path: Path, 
 
 
 def test_options_and_config_are_checked_before_anything_is_built(small_run: SmallRun, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match='`iters` must be positive, got 0; `batch_size` must be positive, got -1; '
-                       '`mask_weight` must be at least 0, got -0.5; `out` must end in .safetensors, got head.pth'):
+    with pytest.raises(ValueError, match='`iters`.* 0; `batch_size`.* -1; `mask_weight`.* -0.5; `out`.* head.pth'):
         train_latent_critic(small_run.config(), 'gone.pth', 'head.pth', iters=0, batch_size=-1, mask_weight=-0.5)
     with pytest.raises(ValueError, match='`synthesis.guidance.critic`.*`train_dataloader`'):
         train_latent_critic(Config(dict(model=dict())), 'gone.pth', 'head.safetensors')
     (tmp_path / 'head.safetensors').write_bytes(b'mine')
-    with pytest.raises(FileExistsError, match='head.safetensors exists; remove it or choose another --out'):
+    with pytest.raises(FileExistsError, match='head.safetensors exists'):
         train_latent_critic(small_run.config(), 'gone.pth', tmp_path / 'head.safetensors')
     assert (tmp_path / 'head.safetensors').read_bytes() == b'mine'
 

@@ -2,18 +2,18 @@
 import numpy as np
 import pytest
 import torch
-from colour_judges import IGNORED, generate, generated, halves, measure
+from colour_judges import IGNORED, coloured, generated, halves, measure
 
 from mmsynth.evaluation import ClassHistogram, pool_sample
 
 
 def filtered(mask: np.ndarray, trusted: np.ndarray) -> dict:
-    return pool_sample('s', generate(mask), mask, trusted)
+    return pool_sample('s', coloured(mask), mask, trusted)
 
 
 def test_shares_of_the_labelled_pixels() -> None:
     masks = halves(0, 1), halves(0, IGNORED)
-    result = measure(ClassHistogram(), generated(*((generate(mask), mask) for mask in masks)), batch_size=1)
+    result = measure(ClassHistogram(), generated(*((coloured(mask), mask) for mask in masks)), batch_size=1)
     assert result == pytest.approx({'classes/before.field': 200 / 3, 'classes/before.road': 100 / 3,
                                     'classes/before.water': 0, 'classes/before.unlabelled': 25})
 
@@ -32,7 +32,7 @@ def test_what_a_filter_left() -> None:
 
 def test_nothing_labelled_has_no_shares() -> None:
     mask = halves(IGNORED, IGNORED)
-    assert measure(ClassHistogram(), generated((generate(mask), mask))) == {'classes/before.unlabelled': 100}
+    assert measure(ClassHistogram(), generated((coloured(mask), mask))) == {'classes/before.unlabelled': 100}
 
 
 def test_counts_beyond_float32_are_exact() -> None:
@@ -43,11 +43,11 @@ def test_counts_beyond_float32_are_exact() -> None:
 
 
 def test_a_pool_filtered_in_part() -> None:
-    samples = [filtered(halves(0, 1), halves(0, 1)), *generated((generate(halves(0, 1)), halves(0, 1)))]
-    with pytest.raises(ValueError, match='1 of 2 samples say what a filter left.*run the filter over all'):
+    samples = [filtered(halves(0, 1), halves(0, 1)), *generated((coloured(halves(0, 1)), halves(0, 1)))]
+    with pytest.raises(ValueError, match='1 of 2 samples .*filter'):
         measure(ClassHistogram(), samples)
 
 
 def test_no_class_names() -> None:
     with pytest.raises(ValueError, match='ClassHistogram needs the class names'):
-        measure(ClassHistogram(), generated((generate(halves(0, 1)), halves(0, 1))), classes=())
+        measure(ClassHistogram(), generated((coloured(halves(0, 1)), halves(0, 1))), classes=())

@@ -114,12 +114,12 @@ def test_one_image_is_too_few() -> None:
 def test_real_images_of_other_classes(real_set: dict, tmp_path: Path) -> None:
     meta = dict(name='x', classes=CLASSES[::-1], palette=PALETTE)
     (tmp_path / 'meta.json').write_text(json.dumps(meta))
-    with pytest.raises(ValueError, match='`real` has the classes water, road, field; the masks.*field, road, water'):
+    with pytest.raises(ValueError, match='`real`.* water, road, field; .*field, road, water'):
         measure(frechet(real=real_set), generated((flat(colours(1)), MASK)))
 
 
 def test_no_real_images() -> None:
-    with pytest.raises(ValueError, match=r'no real images to compare with.*LoadImageFromFile.*or give `real`'):
+    with pytest.raises(ValueError, match='LoadImageFromFile.*`real`'):
         measure(frechet(), generated((flat(colours(1)), MASK)))
 
 
@@ -146,5 +146,5 @@ def test_options_that_do_not_fit(options: dict, message: str) -> None:
 def test_a_judge_of_windows() -> None:
     segmentor = Colours()
     segmentor.test_cfg = dict(mode='slide')
-    with pytest.raises(ValueError, match=r"in several windows.*set `model.test_cfg=dict\(mode='whole'\)`"):
+    with pytest.raises(ValueError, match='`model.test_cfg='):
         FrechetDistance(Judge(segmentor.judge()), guidance={})

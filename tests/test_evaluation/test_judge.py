@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import tiny_generator
 import torch
-from colour_judges import ColourJudge, Colours, generate, generated, halves, measure
+from colour_judges import ColourJudge, Colours, coloured, generated, halves, measure
 from mmengine.config import Config
 from torch import Tensor
 
@@ -66,7 +66,7 @@ def test_a_batch_is_read_once_for_all_metrics() -> None:
     read = segmentor.predict_logits
     segmentor.predict_logits = lambda pixels: calls.append(len(pixels)) or read(pixels)
     judge, mask = Judge(segmentor), halves(0, 1)
-    pixels, masks = [torch.from_numpy(generate(mask)).permute(2, 0, 1)], [torch.from_numpy(mask)]
+    pixels, masks = [torch.from_numpy(coloured(mask)).permute(2, 0, 1)], [torch.from_numpy(mask)]
     samples, others = [dict()], [dict()]
     first = judge.predict(pixels, masks, batch=samples)
     assert judge.predict(pixels, masks, batch=samples) is first and calls == [1]
@@ -92,11 +92,11 @@ def test_what_reads_latents_is_no_judge() -> None:
 
 def test_any_critic_of_images_judges_without_features() -> None:
     left, right = halves(0, 1), halves(1, 2)
-    samples = generated((generate(left), left), (generate(left), left), (generate(right), right))
+    samples = generated((coloured(left), left), (coloured(left), left), (coloured(right), right))
     assert measure(MaskConsistency(ColourJudge(), guidance={}), samples)['consistency/mIoU'] == 100
     diversity = measure(SiblingDiversity(ColourJudge(), guidance={}), samples)
     assert diversity['diversity/pixels'] == 0 and 'diversity/features' not in diversity
-    with pytest.raises(ValueError, match='FrechetDistance: the `judge` ColourJudge has no decode head'):
+    with pytest.raises(ValueError, match='FrechetDistance: the `judge` ColourJudge'):
         FrechetDistance(ColourJudge(), guidance={})
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from colour_judges import CLASSES, IGNORED, PALETTE, ColourJudge, generate, generated, halves, measure
+from colour_judges import CLASSES, IGNORED, PALETTE, ColourJudge, coloured, generated, halves, measure
 
 from mmsynth.evaluation import ConsistencyMeter, Judge, MaskConsistency, mask_consistency, read_image
 from mmsynth.guidance import SegmentorCritic
@@ -16,7 +16,7 @@ def make_pool(root: Path, *pairs: tuple[np.ndarray, np.ndarray], classes: tuple[
     """A pool of (what is seen, mask) pairs, both class maps."""
     with Pool.create(root, {}, classes, PALETTE[:len(classes)]) as pool:
         for index, (seen, mask) in enumerate(pairs):
-            pool.add(str(index), generate(seen), mask, source_mask='m', prompt='', seed=0,
+            pool.add(str(index), coloured(seen), mask, source_mask='m', prompt='', seed=0,
                      generator=dict(type='x', config_sha256='', weights_sha256=None))
     return Pool.open(root)
 
@@ -74,7 +74,7 @@ def test_a_meter_counts_more_pixels_than_float32_can() -> None:
 
 def test_read_image_gives_classes() -> None:
     mask = halves(2, 1)
-    reading = read_image(ColourJudge(), generate(mask))
+    reading = read_image(ColourJudge(), coloured(mask))
     assert reading.dtype == np.uint8 and np.array_equal(reading, mask)
 
 
@@ -100,12 +100,12 @@ def test_a_segmentor_reads_images_of_any_size(critic: SegmentorCritic, tmp_path:
 
 def test_judge_of_other_classes(critic: SegmentorCritic, tmp_path: Path) -> None:
     pool = make_pool(tmp_path, (halves(0, 1), halves(0, 1)), classes=CLASSES[:2])
-    with pytest.raises(ValueError, match='the segmentor has 3 classes, the data set has 2'):
+    with pytest.raises(ValueError, match='3 classes.* 2'):
         mask_consistency(pool, critic)
 
 
 def test_empty_pool(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f'pool {tmp_path} is empty; there is nothing to judge'):
+    with pytest.raises(ValueError, match=f'pool {tmp_path} is empty'):
         mask_consistency(make_pool(tmp_path), ColourJudge())
 
 
@@ -120,13 +120,13 @@ def random_samples(count: int = 5) -> list[dict]:
     rng = np.random.default_rng(0)
     seen, masks = rng.integers(0, 3, (2, count, 8, 8), dtype=np.uint8)
     masks[:, 0] = IGNORED
-    return generated(*((generate(reading), mask) for reading, mask in zip(seen, masks)))
+    return generated(*((coloured(reading), mask) for reading, mask in zip(seen, masks)))
 
 
 def test_the_metric_gives_mmseg_s_names_in_percent() -> None:
     """IoU 32 of 96 for field and road; half of the pixels, and half of each class's, are read right."""
     seen_and_meant = (halves(0, 0), halves(0, 1)), (halves(1, 1), halves(0, 1))
-    result = measure(metric(), generated(*((generate(seen), mask) for seen, mask in seen_and_meant)))
+    result = measure(metric(), generated(*((coloured(seen), mask) for seen, mask in seen_and_meant)))
     assert result == pytest.approx({
         'consistency/mIoU': 100 / 3, 'consistency/aAcc': 50, 'consistency/mAcc': 50, 'consistency/IoU.field': 100 / 3,
         'consistency/IoU.road': 100 / 3})  # no water: left out
@@ -136,7 +136,7 @@ def test_the_metric_says_what_the_pool_s_measure_says(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     pairs = [tuple(rng.integers(0, 3, (2, 8, 8), dtype=np.uint8)) for _ in range(3)]
     expected = mask_consistency(make_pool(tmp_path, *pairs), ColourJudge())
-    result = measure(metric(), generated(*((generate(seen), mask) for seen, mask in pairs)))
+    result = measure(metric(), generated(*((coloured(seen), mask) for seen, mask in pairs)))
     assert result['consistency/mIoU'] == pytest.approx(100 * expected.mean_iou)
     assert result['consistency/mAcc'] == pytest.approx(100 * expected.mean_accuracy)
 
@@ -160,36 +160,36 @@ def test_batches_and_ranks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_unlabelled_masks_give_nothing() -> None:
-    assert measure(metric(), generated((generate(halves(0, 1)), halves(IGNORED, IGNORED)))) == {}
+    assert measure(metric(), generated((coloured(halves(0, 1)), halves(IGNORED, IGNORED)))) == {}
 
 
 def test_a_metric_of_another_ignore_index() -> None:
-    samples = generated((generate(halves(0, 1)), halves(0, 2)))
+    samples = generated((coloured(halves(0, 1)), halves(0, 2)))
     assert measure(metric(ignore_index=2), samples)['consistency/aAcc'] == 100
 
 
 def test_images_of_different_sizes() -> None:
-    pairs = [(generate(mask), mask) for mask in (halves(0, 1), halves(0, 1, side=4), halves(2, 1))]
+    pairs = [(coloured(mask), mask) for mask in (halves(0, 1), halves(0, 1, side=4), halves(2, 1))]
     assert measure(metric(), generated(*pairs), batch_size=3)['consistency/mIoU'] == 100
 
 
 def test_a_metric_that_is_given_no_generated_image() -> None:
     own = metric()
     own.dataset_meta = dict(classes=CLASSES)
-    with pytest.raises(ValueError, match='no `generated_img`.*in the `val_evaluator` of a generator, or tools'):
+    with pytest.raises(ValueError, match='`generated_img`'):
         own.process({}, [dict(gt_sem_seg=dict(data=torch.zeros(1, 4, 4)))])
 
 
 def test_a_metric_without_class_names() -> None:
-    with pytest.raises(ValueError, match='MaskConsistency needs the class names.*`metainfo` with `classes`'):
+    with pytest.raises(ValueError, match='MaskConsistency .*`classes`'):
         metric().dataset_meta = {}
 
 
 def test_a_metric_of_other_classes(critic: SegmentorCritic) -> None:
-    with pytest.raises(ValueError, match='the segmentor has 3 classes, the data set has 2'):
+    with pytest.raises(ValueError, match='3 classes.* 2'):
         MaskConsistency(critic, guidance={}).dataset_meta = dict(classes=CLASSES[:2])
 
 
 def test_a_judge_without_weights() -> None:
-    with pytest.raises(ValueError, match='`judge` needs a `checkpoint`: a segmentor with random weights judges noth'):
+    with pytest.raises(ValueError, match='`judge` needs a `checkpoint`'):
         MaskConsistency(dict(type='mmsynth.SegmentorCritic', config='c.py'))

@@ -69,12 +69,12 @@ def test_losses_of_another_segmentor_are_refused() -> None:
 def test_another_class_list_is_refused() -> None:
     with pytest.raises(ValueError, match='they are of 2 classes, the segmentor has 3'):
         ClassLossFilter(critic(), ClassLosses(('a', 'b'), (1.0, 1.0), (1, 1)))
-    with pytest.raises(ValueError, match='pool p has the classes road, field, water; the class losses are of field, r'):
+    with pytest.raises(ValueError, match='pool p .* road, field, water; .* field, r'):
         ClassLossFilter(critic(), LOSSES).check_classes(('road', 'field', 'water'), 'pool p')
 
 
 def test_siblings_are_not_decided_on_one_by_one() -> None:
-    with pytest.raises(ValueError, match='`sibling_vote` decides on all samples of a mask together'):
+    with pytest.raises(ValueError, match='`sibling_vote`'):
         ClassLossFilter(critic(), LOSSES, sibling_vote='median')(*samples())
 
 

@@ -90,7 +90,7 @@ def test_a_larger_margin_trusts_no_less(loss: np.ndarray) -> None:
 
 def test_a_class_that_the_real_data_lacks() -> None:
     mask, loss = np.array([[0, 2, 2]], np.uint8), np.array([[0.1, 0.1, 9.0]], np.float32)
-    with pytest.raises(ValueError, match="shows water, which the real data .* lacks.*`unseen_classes` to 'drop'"):
+    with pytest.raises(ValueError, match='shows water.*`unseen_classes`'):
         rule().decide([loss], mask)
     for unseen, label in (('drop', [[0, 255, 255]]), ('keep', [[0, 2, 2]])):
         for mode in ('hard', 'soft'):

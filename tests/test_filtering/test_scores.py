@@ -18,7 +18,7 @@ def test_the_worst_come_first_and_what_was_not_evaluated_is_left_out() -> None:
     assert worst_classes(scores, 1) == ('b', )
     assert worst_classes(scores, 3) == ('b', 'd', 'a')
     for count in (0, 5):
-        with pytest.raises(ValueError, match=f'`count` of worst classes must be between 1 and 4, .* got {count}'):
+        with pytest.raises(ValueError, match=f'`count`.* got {count}'):
             worst_classes(scores, count)
 
 
@@ -53,10 +53,10 @@ def test_json_is_read(text: str, tmp_path: Path) -> None:
 
 
 def test_what_has_no_scores_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r'scores .*none.json do not exist; give a JSON file'):
+    with pytest.raises(FileNotFoundError, match='none.json do not exist'):
         read_scores(tmp_path / 'none.json', CLASSES)
     (tmp_path / 'means.json').write_text('{"aAcc": 80.1, "mIoU": 51.2, "step": 4000}\n')
-    with pytest.raises(ValueError, match=r'no score of field, dirt road, water; .* whose scalars.json has the means'):
+    with pytest.raises(ValueError, match='no score of field, dirt road, water'):
         read_scores(tmp_path / 'means.json', CLASSES)
     (tmp_path / 'other.json').write_text('{"field": 1, "dirt road": true, "water": 2}')
     with pytest.raises(ValueError, match='has no score of dirt road;'):

@@ -128,9 +128,9 @@ def test_mmseg_trains_on_the_list(tmp_path: Path) -> None:
 
 
 def test_pools_that_cannot_be_selected_from(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"`weak_classes` has 'raod', which .* does not know; its classes are field"):
+    with pytest.raises(ValueError, match="`weak_classes` has 'raod'.* field"):
         RareClassSelector(['raod']).select(make_pool(tmp_path / 'a'))
-    with pytest.raises(ValueError, match="5 samples are with other labels than those .*, such as 'a'. Run tools"):
+    with pytest.raises(ValueError, match="5 samples .*other labels.* 'a'"):
         RareClassSelector().select(make_pool(tmp_path / 'b', labels_sha256='0'))
     with pytest.raises(ValueError, match='it is empty'):
         RareClassSelector().select(make_pool(tmp_path / 'c', {}))

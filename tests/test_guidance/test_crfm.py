@@ -242,7 +242,7 @@ class TestRun:
         assert (losses[1] < losses[0]).all()
 
     def test_more_steps_than_the_run_has_are_refused(self) -> None:
-        with pytest.raises(ValueError, match="`steps` 6 is more than the run's 5 sampling steps; use 0 to 5, or 'all'"):
+        with pytest.raises(ValueError, match='`steps` 6 .* 5 sampling steps'):
             crfm(steps=6).check_run(5)
         crfm(steps=5).check_run(5)
         crfm(steps='all').check_run(1)

@@ -129,7 +129,7 @@ class TestFrozen:
         assert not any(module.training for module in ours.modules())
         assert not any(parameter.requires_grad for parameter in ours.parameters())
 
-    def test_judging_changes_nothing_in_it(self) -> None:
+    def test_predicting_changes_nothing_in_it(self) -> None:
         ours = critic()
         before = {key: value.clone() for key, value in ours.state_dict().items()}
         ours(image().float() / 255, masks())
@@ -172,13 +172,13 @@ class TestBuild:
 class TestErrors:
 
     def test_another_class_count_is_named(self) -> None:
-        with pytest.raises(ValueError, match='the segmentor has 3 classes, the data set has 5. Use a segmentor'):
+        with pytest.raises(ValueError, match='3 classes.* 5'):
             SegmentorCritic(dict(model=segmentor()), num_classes=5)
 
     def test_a_sigmoid_head_is_refused(self) -> None:
         loss = dict(type='CrossEntropyLoss', use_sigmoid=True)
         head = dict(num_classes=2, out_channels=1, threshold=0.3, loss_decode=loss)
-        with pytest.raises(ValueError, match=r'1 output channel\(s\) for 2 classes \(sigmoid\) cannot guide'):
+        with pytest.raises(ValueError, match=r'1 output channel\(s\) for 2 classes'):
             SegmentorCritic(dict(model=segmentor(head=head)))
 
     def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ class TestErrors:
             SegmentorCritic(dict(model=segmentor()), checkpoint=str(tmp_path / 'missing.pth'))
 
     def test_a_config_without_model_is_named(self) -> None:
-        with pytest.raises(ValueError, match='`config` has no `model`; give a complete mmseg config'):
+        with pytest.raises(ValueError, match='`config` has no `model`'):
             SegmentorCritic(dict(type='EncoderDecoder'))
 
     def test_weights_of_another_segmentor_are_refused(self, tmp_path: Path) -> None:

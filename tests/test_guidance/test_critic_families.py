@@ -135,7 +135,7 @@ class TestBorrowed:
         assert all(torch.equal(value, before[key]) for key, value in model.named_buffers())
         assert {module.with_cp for module in model.modules() if hasattr(module, 'with_cp')} == {reentrant}
 
-    def test_it_is_put_back_when_judging_fails(self) -> None:
+    def test_it_is_put_back_when_predicting_fails(self) -> None:
         model = build(model_config('PSPNet')).train()
         with pytest.raises(RuntimeError):
             SegmentorCritic(segmentor=model).predict_logits(torch.zeros(1, 5, SIDE, SIDE))
@@ -192,26 +192,26 @@ class TestIgnored:
 class TestErrors:
 
     def test_config_or_segmentor(self) -> None:
-        with pytest.raises(ValueError, match='exactly one of `config` and `segmentor` must be given, got neither'):
+        with pytest.raises(ValueError, match='`config` and `segmentor`.* neither'):
             SegmentorCritic()
-        with pytest.raises(ValueError, match='exactly one of `config` and `segmentor` must be given, got both'):
+        with pytest.raises(ValueError, match='`config` and `segmentor`.* both'):
             SegmentorCritic(dict(model=segmentor()), segmentor=build(segmentor()))
         with pytest.raises(ValueError, match='`checkpoint` goes with `config`'):
             SegmentorCritic(segmentor=build(segmentor()), checkpoint='weights.pth')
 
     def test_a_model_that_is_no_segmentor(self) -> None:
-        with pytest.raises(ValueError, match='the model is Conv2d; it must be an EncoderDecoder of mmseg'):
+        with pytest.raises(ValueError, match='Conv2d.* EncoderDecoder'):
             SegmentorCritic(segmentor=nn.Conv2d(3, 3, 1))
         codec = dict(type='mmsynth.PatchPCACodec')
-        with pytest.raises(ValueError, match='the model is PatchPCACodec; it must be an EncoderDecoder'):
+        with pytest.raises(ValueError, match='PatchPCACodec.* EncoderDecoder'):
             SegmentorCritic(dict(model=codec))
 
     def test_a_segmentor_that_does_not_say_how_images_are_normalised(self) -> None:
         config = segmentor()
         config.pop('data_preprocessor')
-        with pytest.raises(ValueError, match="`data_preprocessor` is BaseDataPreprocessor, .*use mmseg's SegDataPre"):
+        with pytest.raises(ValueError, match='`data_preprocessor` is BaseDataPreprocessor'):
             SegmentorCritic(dict(model=config))
 
     def test_another_class_count_is_named(self) -> None:
-        with pytest.raises(ValueError, match='the segmentor has 3 classes, the data set has 5'):
+        with pytest.raises(ValueError, match='3 classes.* 5'):
             SegmentorCritic(segmentor=build(model_config('OCRNet in a cascade')), num_classes=5)

@@ -30,7 +30,7 @@ def never(latents: Tensor) -> Tensor:
     raise AssertionError('the codec decodes, though another decoder is set')
 
 
-def generate(latents: Tensor) -> Tensor:
+def enlarge(latents: Tensor) -> Tensor:
     """A codec of factor 2: three of the channels, enlarged."""
     return F.interpolate(latents[:, :3], scale_factor=2.0, mode='nearest')
 
@@ -72,13 +72,12 @@ class TestTiny:
     @pytest.mark.parametrize('channels, factor', [(16, 2), (4, 8)])
     def test_another_codec_is_refused(self, channels: int, factor: int) -> None:
         TinyDecoder(config=TINY).check_latents(4, 2)
-        with pytest.raises(ValueError, match=f'decodes latents of 4 channels and 2 pixels per cell, .* has {channels} '
-                           f'and {factor}; use the tiny autoencoder'):
+        with pytest.raises(ValueError, match=f' 4 channels and 2 pixels .* {channels} and {factor};'):
             TinyDecoder(config=TINY).check_latents(channels, factor)
 
     @pytest.mark.parametrize('given', [dict(), dict(pretrained='folder', config=TINY)])
     def test_exactly_one_source(self, given: dict) -> None:
-        with pytest.raises(ValueError, match='`pretrained` and `config`: exactly one must be given'):
+        with pytest.raises(ValueError, match='`pretrained` and `config`'):
             TinyDecoder(**given)
 
 
@@ -88,32 +87,32 @@ class TestReduced:
     def test_a_smooth_codec_loses_the_average_alone(self, factor: int) -> None:
         latents = torch.randn(2, 4, 8, 4)
         means = latents[:, :3].unfold(2, factor, factor).unfold(3, factor, factor).mean((-1, -2))
-        image = ReducedDecoder(factor).around(generate)(latents)
+        image = ReducedDecoder(factor).around(enlarge)(latents)
         assert image.shape == (2, 3, 16, 8)
-        torch.testing.assert_close(image, F.interpolate(generate(means), (16, 8), mode='bilinear'))
+        torch.testing.assert_close(image, F.interpolate(enlarge(means), (16, 8), mode='bilinear'))
 
     def test_what_is_constant_is_kept(self) -> None:
         latents = torch.tensor([0.3, -0.5, 0.8, 0.0])[None, :, None, None].expand(1, 4, 4, 4)
-        torch.testing.assert_close(ReducedDecoder(2).around(generate)(latents), generate(latents))
+        torch.testing.assert_close(ReducedDecoder(2).around(enlarge)(latents), enlarge(latents))
 
     def test_the_codec_sees_a_smaller_latent(self) -> None:
         seen = []
 
         def decode(latents: Tensor) -> Tensor:
             seen.append(latents.shape)
-            return generate(latents)
+            return enlarge(latents)
 
         ReducedDecoder(4).around(decode)(torch.randn(1, 4, 8, 8))
         assert seen == [(1, 4, 2, 2)]
 
     @pytest.mark.parametrize('factor', [1, 0, -2, 2.0])
     def test_a_wrong_factor_is_named(self, factor: float) -> None:
-        with pytest.raises(ValueError, match=f'`factor` must be a whole number of at least 2, got {factor}'):
+        with pytest.raises(ValueError, match=f'`factor`.* got {factor}'):
             ReducedDecoder(factor)
 
     def test_an_indivisible_latent_is_refused(self) -> None:
-        with pytest.raises(ValueError, match='the latent is 8x6 cells, both sides must be multiples of `factor` 4'):
-            ReducedDecoder(4).around(generate)(torch.randn(1, 4, 8, 6))
+        with pytest.raises(ValueError, match='8x6 cells.*`factor` 4'):
+            ReducedDecoder(4).around(enlarge)(torch.randn(1, 4, 8, 6))
 
     def test_any_codec_fits(self) -> None:
         ReducedDecoder(2).check_latents(16, 8)
@@ -130,6 +129,6 @@ def test_crfm_lowers_the_critics_loss_through_each(decoder: dict | None) -> None
     guidance.check_fit(3, channels=4, factor=2)
     masks = torch.randint(3, (2, 16, 16))
     step = SamplingStep(1, 4, torch.randn(2, 4, 8, 8), alpha=0.4, sigma=0.6)
-    guide = guidance.bind(never if decoder and 'Tiny' in decoder['type'] else generate, masks)
+    guide = guidance.bind(never if decoder and 'Tiny' in decoder['type'] else enlarge, masks)
     _, records = guide(torch.randn(2, 4, 8, 8), step)
     assert all(record['loss_after'] < record['loss_before'] and record['relative_change'] > 0 for record in records)

@@ -63,7 +63,7 @@ def test_it_is_built_from_configs_and_stays_frozen() -> None:
     nn.ModuleList([ensemble]).train()
     assert not any(module.training for module in ensemble.modules())
     assert ensemble.num_classes == 3 and ensemble.ignore_index == 255 and ensemble.input_type == 'images'
-    with pytest.raises(ValueError, match='the segmentor has 3 classes, the data set has 4'):
+    with pytest.raises(ValueError, match='3 classes.* 4'):
         ensemble.check_num_classes(4)
 
 

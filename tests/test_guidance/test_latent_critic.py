@@ -80,8 +80,7 @@ class TestGuiding:
 
     @pytest.mark.parametrize('channels, factor', [(16, 2), (4, 8)])
     def test_another_codec_is_refused(self, channels: int, factor: int) -> None:
-        with pytest.raises(ValueError, match=f'takes latents of 4 channels and 2 pixels per cell, .* has {channels} '
-                           f'and {factor}; train one'):
+        with pytest.raises(ValueError, match=f' 4 channels and 2 pixels .* {channels} and {factor};'):
             critic().check_latents(channels, factor)
 
     def test_other_classes_are_refused(self) -> None:
@@ -89,7 +88,7 @@ class TestGuiding:
             critic().check_num_classes(5)
 
     def test_masks_of_another_size_are_refused(self) -> None:
-        with pytest.raises(ValueError, match=r'\(4, 4\) cells stand for masks of \(8, 8\) pixels, got \(4, 8\)'):
+        with pytest.raises(ValueError, match=r'\(4, 4\) cells .*\(8, 8\) pixels, got \(4, 8\)'):
             critic()(torch.randn(1, 4, 4, 4), torch.zeros(1, 4, 8, dtype=torch.long))
 
 
@@ -113,7 +112,7 @@ class TestFile:
         for name in ('head.pth', 'head.safetensors'):
             again = LatentCritic(**SETTINGS, checkpoint=str(tmp_path / name))
             assert torch.equal(again.head.weight, ours.head.weight)
-            with pytest.raises(ValueError, match='`channels`, `factor`, `num_classes` must be given, or `ch'):
+            with pytest.raises(ValueError, match='`channels`, `factor`, `num_classes`.* `ch'):
                 LatentCritic(checkpoint=str(tmp_path / name))
 
     def test_a_setting_that_contradicts_the_file_is_named(self, tmp_path: Path) -> None:
@@ -130,7 +129,7 @@ class TestFile:
     @pytest.mark.parametrize('settings', ['{"channels": "4"}', '{"depth": 4}', '[4]', '{"width": true}'])
     def test_settings_of_another_kind_are_refused(self, settings: str, tmp_path: Path) -> None:
         save_file(critic().state_dict(), tmp_path / 'head.safetensors', {'mmsynth.LatentCritic': settings})
-        with pytest.raises(ValueError, match='its settings are .*, not whole numbers named channels, factor'):
+        with pytest.raises(ValueError, match='its settings are .*channels, factor'):
             LatentCritic(checkpoint=str(tmp_path / 'head.safetensors'))
 
     def test_a_missing_or_damaged_file_is_named(self, tmp_path: Path) -> None:
@@ -152,5 +151,5 @@ def test_settings_out_of_range_are_refused(changes: dict) -> None:
 
 
 def test_what_is_missing_is_named() -> None:
-    with pytest.raises(ValueError, match='LatentCritic: `factor` must be given, or `checkpoint`'):
+    with pytest.raises(ValueError, match='`factor`.* `checkpoint`'):
         LatentCritic(channels=4, num_classes=3)

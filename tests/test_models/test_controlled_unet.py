@@ -157,11 +157,11 @@ class TestErrors:
 
     @pytest.mark.parametrize('settings', [dict(), dict(pretrained='x', unet=UNET)])
     def test_exactly_one_source_is_needed(self, settings: dict) -> None:
-        with pytest.raises(ValueError, match='`pretrained` and `unet`: exactly one must be given'):
+        with pytest.raises(ValueError, match='`pretrained` and `unet`'):
             ControlledUNet(**settings)
 
     def test_a_folder_without_unet_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=f'the folder {tmp_path} has no `unet` in it.*diffusers layout'):
+        with pytest.raises(ValueError, match=f'{tmp_path} has no `unet`'):
             ControlledUNet(pretrained=str(tmp_path))
 
     @pytest.mark.parametrize('change, problem', [
@@ -170,7 +170,7 @@ class TestErrors:
         (dict(class_embed_type='timestep'), "class_embed_type='timestep'"),
     ])
     def test_a_unet_of_another_kind_is_refused(self, change: dict, problem: str) -> None:
-        with pytest.raises(ValueError, match=f"`unet` must be of the kind of Stable Diffusion 1.5's, got {problem}"):
+        with pytest.raises(ValueError, match=f'`unet`.* got {problem}'):
             ControlledUNet(unet=UNET | change)
 
     def test_the_factor_is_checked(self) -> None:
@@ -178,7 +178,7 @@ class TestErrors:
             network(mask_factor=3)
 
     def test_a_mask_of_another_factor_is_named(self) -> None:
-        with pytest.raises(ValueError, match='mask hint has 16x16 cells, the latents have 8x8: `network.mask_factor`'):
+        with pytest.raises(ValueError, match='16x16 cells.* 8x8: `network.mask_factor`'):
             predict(network(mask_factor=4))
 
     def test_a_reference_of_another_size_is_named(self) -> None:

@@ -80,11 +80,11 @@ def test_sizes_that_do_not_fit_are_refused(batch, message):
 
 @pytest.mark.parametrize('batch', [dict(inputs=[image(16, 20)]), dict(data_samples=[sample(16, 20)])])
 def test_sides_must_be_multiples_of_the_divisor(batch):
-    with pytest.raises(ValueError, match=r'16 x 20 .*multiples of `size_divisor` 16; .*for example 16 x 16'):
+    with pytest.raises(ValueError, match='16 x 20 .*`size_divisor` 16; .* 16 x 16'):
         SynthDataPreprocessor(size_divisor=16)(batch)
     SynthDataPreprocessor(size_divisor=4)(batch)
 
 
 def test_the_divisor_is_checked_at_once():
-    with pytest.raises(ValueError, match='`size_divisor` must be at least 1, or None for any size, got 0'):
+    with pytest.raises(ValueError, match='`size_divisor`.* got 0'):
         SynthDataPreprocessor(size_divisor=0)

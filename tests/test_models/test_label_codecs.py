@@ -61,7 +61,7 @@ class TestPaletteCodec:
             colours = to_bytes(PaletteCodec(palette).encode(torch.arange(len(palette))[None, None]))[0, :, 0].T
             assert [tuple(colour) for colour in colours.tolist()] == palette
         else:
-            with pytest.raises(ValueError, match='Give every class a colour of its own, none of them black'):
+            with pytest.raises(ValueError, match='`palette`: class '):
                 PaletteCodec(palette)
 
     @pytest.mark.parametrize('palette, message', [
@@ -97,8 +97,7 @@ class TestAll:
         if 0 <= value < 3 or value == 255:
             assert codec.encode(mask).isfinite().all()
         else:
-            with pytest.raises(ValueError, match=f'mask value {value}: must be below the class count 3 or the ignore '
-                               'index 255'):
+            with pytest.raises(ValueError, match=f'mask value {value}: .* 3 .* 255'):
                 codec.encode(mask)
 
     @pytest.mark.parametrize('dtype', [torch.uint8, torch.int32])
@@ -122,7 +121,7 @@ class TestAll:
         assert torch.equal(codec.encode(masks)[1:], codec.encode(masks[1:]))
 
     def test_an_ignore_index_that_is_a_class_is_refused(self, config: dict) -> None:
-        with pytest.raises(ValueError, match=r'`ignore_index` 2 is the id of a class \(0 … 2\)'):
+        with pytest.raises(ValueError, match='`ignore_index` 2 .*0 … 2'):
             MODELS.build({**config, 'ignore_index': 2})
 
 

@@ -123,7 +123,7 @@ class TestPatchPCA:
 
     @pytest.mark.parametrize('channels', [0, 49])
     def test_more_components_than_values_are_refused(self, channels: int) -> None:
-        with pytest.raises(ValueError, match=rf'`channels` must be in \[1, 48\] for `patch_size` 4, got {channels}'):
+        with pytest.raises(ValueError, match=rf'`channels`.*\[1, 48\] .* got {channels}'):
             PatchPCACodec(4, channels)
 
 
@@ -178,7 +178,7 @@ class TestVAE:
 
     @pytest.mark.parametrize('settings', [dict(), dict(pretrained='x', config=VAE)])
     def test_exactly_one_source_is_needed(self, settings: dict) -> None:
-        with pytest.raises(ValueError, match='`pretrained` and `config`: exactly one must be given'):
+        with pytest.raises(ValueError, match='`pretrained` and `config`'):
             VAECodec(**settings)
 
     def test_a_folder_without_vae_is_named(self, tmp_path: Path) -> None:

@@ -152,18 +152,18 @@ class TestRefused:
         state, ours = released(network()), generator()
         change(state)
         before = {name: value.clone() for name, value in ours.state_dict().items()}
-        with pytest.raises(ValueError, match=f'checkpoint x does not fit TISynth: .*{problem}'):
+        with pytest.raises(ValueError, match=f'TISynth: .*{problem}'):
             load_generator_state(ours, state, source='x')
         assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items())
 
     def test_a_file_of_another_layout_is_named(self) -> None:
-        with pytest.raises(ValueError, match='checkpoint x is not in the layout of latent diffusion: no tensor is'):
+        with pytest.raises(ValueError, match='checkpoint x .*latent diffusion'):
             read_ldm({'conv.weight': torch.zeros(1)}, network(), source='x')
 
     def test_another_network_is_named(self) -> None:
         ours = generator()
         ours.network = torch.nn.Linear(1, 1)
-        with pytest.raises(ValueError, match="the config has a Linear. Use a config with model.type='mmsynth.TISynth'"):
+        with pytest.raises(ValueError, match="Linear.*'mmsynth.TISynth'"):
             load_generator_state(ours, released(network()), source='x')
 
 
@@ -187,5 +187,5 @@ class TestConversion:
         assert torch.equal(predict(ours.network), predict(theirs))
 
     def test_the_diffusers_layout_has_no_place_for_it(self, tiny_sd15: Path, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="`to`: the layout 'diffusers' has no place for the all-in attentions"):
+        with pytest.raises(ValueError, match="`to`: .*'diffusers'"):
             convert_checkpoint(self.config(tiny_sd15), tmp_path / 'x.ckpt', tmp_path / 'folder', to='diffusers')

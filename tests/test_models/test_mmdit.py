@@ -6,8 +6,8 @@ import torch
 from diffusers import SD3Transformer2DModel
 from tiny_mmdit import TRUNK, WIDTH, inputs, network
 
+from mmsynth.models import TODSynth
 from mmsynth.models.networks import CONTROLS, MMDiT
-from mmsynth.models.networks.mmdit import BRANCHES
 
 SCHEMES = [*(dict(control=control) for control in CONTROLS), dict(legacy=True)]
 every_scheme = pytest.mark.parametrize('settings', SCHEMES, ids=lambda settings: '-'.join(map(str, settings.values())))
@@ -101,9 +101,9 @@ class TestBranches:
     @every_scheme
     def test_they_share_out_all_parameters(self, settings: dict) -> None:
         ours = network(**settings)
-        names = [name for branch in BRANCHES for name in ours.branch_parameters(branch)]
+        names = [name for branch in TODSynth.branches for name in ours.branch_parameters(branch)]
         assert len(names) == len(set(names)) and set(names) == dict(ours.named_parameters()).keys()
-        assert all(ours.branch_parameters(branch) for branch in BRANCHES)
+        assert all(ours.branch_parameters(branch) for branch in TODSynth.branches)
 
     def test_the_text_branch_is_what_sd3_calls_context(self) -> None:
         own = ['norm1_context.linear', 'attn.add_q_proj', 'attn.add_k_proj', 'attn.add_v_proj', 'attn.to_add_out',
@@ -213,23 +213,23 @@ class TestErrors:
 
     @pytest.mark.parametrize('settings', [dict(), dict(pretrained='x', trunk=TRUNK)])
     def test_exactly_one_source_is_needed(self, settings: dict) -> None:
-        with pytest.raises(ValueError, match='`pretrained` and `trunk`: exactly one must be given'):
+        with pytest.raises(ValueError, match='`pretrained` and `trunk`'):
             MMDiT(**settings)
 
     def test_an_unknown_scheme_is_named_before_anything_is_built(self) -> None:
-        with pytest.raises(ValueError, match="`control` must be one of triple, siamese, adapter, got 'tripel'"):
+        with pytest.raises(ValueError, match="`control`.* got 'tripel'"):
             MMDiT(pretrained='no/such/folder', control='tripel')
 
     @pytest.mark.parametrize('control', ['siamese', 'adapter'])
     def test_the_released_network_has_one_scheme(self, control: str) -> None:
-        with pytest.raises(ValueError, match=f"`legacy=True` keeps the released network.*'triple', got '{control}'"):
+        with pytest.raises(ValueError, match=f"`legacy=True`.* got '{control}'"):
             MMDiT(trunk=TRUNK, control=control, legacy=True)
 
     def test_a_folder_without_transformer_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=f'the folder {tmp_path} has no `transformer` in it.*diffusers layout'):
+        with pytest.raises(ValueError, match=f'{tmp_path} has no `transformer`'):
             MMDiT(pretrained=str(tmp_path))
 
     def test_latents_that_are_no_whole_patches_are_named(self) -> None:
         *plain, mask = inputs(rows=7)
-        with pytest.raises(ValueError, match='latents of 7x8 cells: both sides must be multiples of the patch size 2'):
+        with pytest.raises(ValueError, match='7x8 cells.* patch size 2'):
             network()(*plain, mask)

@@ -72,7 +72,7 @@ def test_encoders_share_a_folder(folder):
     assert PromptCache.identities(folder) == ['counting', 'other']
     assert PromptCache(folder, 'other').get(PROMPTS[0]).prompt_embeds.dtype == torch.float32
     assert not PromptCache(folder, 'other').has(PROMPTS[2])
-    with pytest.raises(ValueError, match='2 encoders: counting, other. Name the wanted one as `identity`'):
+    with pytest.raises(ValueError, match='counting, other.*`identity`'):
         CachedTextEncoder(str(folder)).encode(PROMPTS)
     CachedTextEncoder(str(folder), identity='counting').encode(PROMPTS)
 
@@ -105,7 +105,7 @@ def test_missing_prompt(folder):
 
 def test_missing_folder_is_told_at_the_first_prompt(tmp_path):
     reader = CachedTextEncoder(str(tmp_path / 'nowhere'))
-    with pytest.raises(ValueError, match='nowhere is empty or does not exist.*tools/encode_prompts.py'):
+    with pytest.raises(ValueError, match='nowhere .*tools/encode_prompts.py'):
         reader.encode([''])
 
 

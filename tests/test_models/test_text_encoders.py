@@ -176,7 +176,7 @@ class TestSD3TextEncoder:
 
     def test_folder_without_parts(self, tiny_sd3, tmp_path):
         copied = shutil.copytree(tiny_sd3, tmp_path / 'copy', ignore=shutil.ignore_patterns('*_3', 'model_index.json'))
-        with pytest.raises(ValueError, match='lacks model_index.json, text_encoder_3, tokenizer_3.*download'):
+        with pytest.raises(ValueError, match='model_index.json, text_encoder_3, tokenizer_3'):
             SD3TextEncoder(str(copied))
 
     def test_part_that_does_not_load(self, tiny_sd3, tmp_path):

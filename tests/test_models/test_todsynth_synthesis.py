@@ -176,7 +176,7 @@ class TestTaskGuidance:
 
     def test_a_critic_of_other_classes_and_too_many_steps_are_refused(self, critic: SegmentorCritic) -> None:
         network = dict(type='mmsynth.MMDiT', trunk=TRUNK, mask_channels=4)
-        with pytest.raises(ValueError, match='the segmentor has 3 classes, the data set has 4'):
+        with pytest.raises(ValueError, match='3 classes.* 4'):
             generate(todsynth(network=network, label_codec=OneHotCodec(4)), guidance=CRFM(critic))
         with pytest.raises(ValueError, match="`steps` 5 is more than the run's 4"):
             generate(todsynth(), guidance=CRFM(critic, steps=5))
@@ -213,15 +213,15 @@ class TestBestOfN:
 class TestErrors:
 
     def test_one_seed_per_sample(self) -> None:
-        with pytest.raises(ValueError, match='`seeds`: one per sample is needed, got 1 for 2 samples'):
+        with pytest.raises(ValueError, match='`seeds`.* 1 for 2 samples'):
             todsynth().synthesize(samples(2), [0])
 
     def test_masks_of_one_size(self) -> None:
-        with pytest.raises(ValueError, match=r'masks of one batch must have one size, got \[\(8, 8\), \(16, 16\)\]'):
+        with pytest.raises(ValueError, match=r'masks .*\[\(8, 8\), \(16, 16\)\]'):
             todsynth().synthesize([*samples(1), *samples(1, size=8)], [0, 1])
 
     def test_a_size_that_the_codec_cannot_make(self) -> None:
-        with pytest.raises(ValueError, match='image size 10x10: both sides must be multiples of 4'):
+        with pytest.raises(ValueError, match='image size 10x10.* 4'):
             todsynth().synthesize(samples(1, size=10), [0])
 
     def test_a_sample_without_prompt(self) -> None:

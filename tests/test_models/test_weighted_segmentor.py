@@ -174,13 +174,13 @@ def test_heads_that_leave_weights_out_are_named() -> None:
     model = build(family(FCN, auxiliary_head=AUXILIARY | dict(type='OwnLossHead')))
     ones = torch.ones(SIDE, SIDE)
     before = values(model, batch())  # without weights it trains as it is
-    with pytest.raises(ValueError, match='OwnLossHead has a loss of its own that leaves weights per pixel out'):
+    with pytest.raises(ValueError, match='OwnLossHead .*weights'):
         values(model, batch(ones, ones))
     assert values(model, batch()) == pytest.approx(before, rel=1e-6)
 
 
 def test_too_large_weights_are_refused() -> None:
-    with pytest.raises(ValueError, match=r'`gt_pixel_weight` \(32, 33\) must not be larger than its label \(32, 32\)'):
+    with pytest.raises(ValueError, match=r'`gt_pixel_weight` \(32, 33\) .*\(32, 32\)'):
         build(segmentor()).loss(inputs(), batch(torch.ones(SIDE, SIDE + 1), None))
 
 

@@ -79,7 +79,7 @@ def test_samples_without_a_round_leave_with_rewind(tmp_path: Path) -> None:
 def test_rewind_needs_the_rounds_of_the_checkpoint(tmp_path: Path) -> None:
     pool = growing(tmp_path)
     fill(pool, 1)
-    with pytest.raises(ValueError, match='saved with 2 rounds in the pool, it has 1. Resume with the pool'):
+    with pytest.raises(ValueError, match='2 rounds .* 1'):
         pool.rewind(2)
 
 
@@ -111,7 +111,7 @@ def test_a_new_pool_has_rounds_from_the_start(tmp_path: Path) -> None:
 
 def test_another_config_is_refused_with_the_differences(tmp_path: Path) -> None:
     growing(tmp_path, num_per_round=4).close()
-    with pytest.raises(ValueError, match='made with other settings:\n  settings.num_per_round: 4 there, 5 here'):
+    with pytest.raises(ValueError, match='settings.num_per_round: 4 there, 5 here'):
         growing(tmp_path, num_per_round=5)
 
 

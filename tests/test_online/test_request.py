@@ -52,8 +52,8 @@ def test_a_long_error_is_cut() -> None:
 
 @pytest.mark.parametrize('samples, statistics, failure', [
     ([sample('a')], dict(failed={'E: x': 3}), None),
-    ([], dict(failed={'E: x': 3}, not_finite=1), 'no mask could be generated: 3 x E: x; 1 x values'),
-    ([], dict(failed={}, not_finite=4), 'no mask could be generated: 4 x values'),
+    ([], dict(failed={'E: x': 3}, not_finite=1), 'no image could be generated: 3 x E: x; 1 x values'),
+    ([], dict(failed={}, not_finite=4), 'no image could be generated: 4 x values'),
     ([], dict(failed={'E: x': 3}, filtered=1, filter_kept=0), None),  # the filter dropped the rest
     ([], dict(failed={}, not_finite=0), None),
 ])

@@ -81,7 +81,7 @@ def test_what_a_killed_run_left_is_cleared(tmp_path) -> None:
 def test_a_folder_of_others_is_refused(tmp_path) -> None:
     (tmp_path / 'thesis.tex').touch()
     for refuse in (check_staging, open_staging):
-        with pytest.raises(ValueError, match="a folder for nothing else, because it is cleared: it holds 'thesis.tex'"):
+        with pytest.raises(ValueError, match="'thesis.tex'"):
             refuse(tmp_path)
         with pytest.raises(ValueError, match='must be a folder, it is a file'):
             refuse(tmp_path / 'thesis.tex')

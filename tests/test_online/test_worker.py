@@ -41,7 +41,7 @@ class ScriptedProcess:
     def end(self, grace: float = 0.) -> None:
         self.alive, self.ended = False, grace
 
-    def answer(self, round: int, *samples, **statistics) -> None:
+    def finish(self, round: int, *samples, **statistics) -> None:
         stage_samples(samples, self.folder / f'round-{round}')
         self.words.append(dict(kind='done', round=round, folder=f'round-{round}', statistics=statistics))
 
@@ -94,7 +94,7 @@ def test_a_round_goes_there_and_back(tmp_path, processes, clock) -> None:
     assert all(torch.equal(weights[name], value) for name, value in critic.state_dict().items())
     assert not worker.idle and worker.collect() == []
     clock.now += 12.5
-    processes[0].answer(7, sample('00000000', 3), sample('00000001', 4, weight=np.eye(4, 6, dtype=np.uint8)), dropped=1)
+    processes[0].finish(7, sample('00000000', 3), sample('00000001', 4, weight=np.eye(4, 6, dtype=np.uint8)), dropped=1)
     [result] = worker.collect()
     assert (result.round, result.error, result.seconds, result.statistics) == (7, None, 12.5, dict(dropped=1))
     assert [s.id for s in result.samples] == ['00000000', '00000001']
@@ -111,7 +111,7 @@ def test_a_request_may_come_before_the_synthesizer_is_built(tmp_path, processes,
     processes[0].words = [dict(kind='ready')]
     assert worker.collect() == []
     clock.now += 9
-    processes[0].answer(0)
+    processes[0].finish(0)
     [result] = worker.collect()
     assert result.error is None and result.seconds == 108
 
@@ -155,7 +155,7 @@ def test_success_ends_a_row_of_failures(tmp_path, processes, clock) -> None:
         process = processes[-1]
         process.words = [dict(kind='ready')]
         worker.submit(SynthesisRequest(number))
-        process.answer(number)
+        process.finish(number)
         assert worker.collect()[0].error is None
         process.alive = False
         worker.collect()
@@ -177,7 +177,7 @@ def test_the_wait_is_bounded(tmp_path, processes, clock, log) -> None:
 def test_a_result_given_before_death_counts(tmp_path, processes) -> None:
     worker = ready(tmp_path, processes)
     worker.submit(SynthesisRequest(0))
-    processes[0].answer(0, sample('a'))
+    processes[0].finish(0, sample('a'))
     processes[0].alive = False
     [result] = worker.collect()
     assert result.error is None and len(result.samples) == 1 and not worker.idle
@@ -222,7 +222,7 @@ def test_a_round_that_raises_leaves_the_process_alone(tmp_path, processes) -> No
 def test_samples_that_cannot_be_read_cost_the_round(tmp_path, processes, damage) -> None:
     worker = ready(tmp_path, processes)
     worker.submit(SynthesisRequest(0))
-    processes[0].answer(0, sample('a'))
+    processes[0].finish(0, sample('a'))
     damage(processes[0].folder / 'round-0' / '0.npz')
     [result] = worker.collect()
     assert 'cannot be read back' in result.error and worker.idle
@@ -274,7 +274,7 @@ def test_weights_that_cannot_be_written_cost_the_round(tmp_path, processes, monk
     assert result.round == 3 and 'No space left' in result.error and worker.idle and not processes[0].sent
 
 
-def test_close_waits_only_for_an_idle_child(tmp_path, processes) -> None:
+def test_close_waits_only_for_an_idle_process(tmp_path, processes) -> None:
     worker = ready(tmp_path, processes)
     worker.submit(SynthesisRequest(0))
     worker.close()

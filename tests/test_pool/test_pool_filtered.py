@@ -86,7 +86,7 @@ def test_kept_names_what_is_kept_and_goes_when_results_change(tmp_path: Path) ->
 def test_taking_a_result_back_removes_its_files(tmp_path: Path) -> None:
     with create(tmp_path) as pool:
         filtered(pool, 'ab', weights=True)
-        with pytest.raises(ValueError, match="sample 'a' has the result of a filter already; take it back first"):
+        with pytest.raises(ValueError, match="sample 'a' .*already"):
             filtered(pool, 'a')
         pool.update([replace(record, filter=None) for record in pool.records])
         assert stored(tmp_path) == set() and all(record.filter is None for record in read_records(tmp_path))
@@ -102,7 +102,7 @@ def test_recovery_of_leftovers_and_of_lost_files(tmp_path: Path) -> None:
     (tmp_path / 'filtered' / 'x-0123456789ab.png').write_bytes(b'half')
     (tmp_path / 'weights' / '.tmp-12').write_bytes(b'half')
     (tmp_path / lost.filter['weight']).unlink()
-    with pytest.warns(UserWarning, match="1 of 3 filtered labels or weights are gone .*'a'"):
+    with pytest.warns(UserWarning, match="1 of 3 .*'a'"):
         pool = Pool.resume(tmp_path)
     with pool:
         assert [record.filter for record in pool.records] == [None, whole.filter, None]
@@ -153,7 +153,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize('label', ['/etc/passwd', 'filtered/../x.png', 'ann_dir/a.png', 3])
 def test_a_record_cannot_name_a_label_outside_its_folder(tmp_path: Path, label: object) -> None:
     with create(tmp_path) as pool:
-        with pytest.raises(ValueError, match="`filter` has the 'label' .* must be filtered/NAME.png"):
+        with pytest.raises(ValueError, match="`filter` has the 'label' "):
             replace(pool.records[0], filter=dict(label=label))
         with pytest.raises(ValueError, match='must have the same file name'):
             replace(pool.records[0], filter=dict(label='filtered/other.png'))

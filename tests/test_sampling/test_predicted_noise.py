@@ -208,12 +208,12 @@ class TestSettings:
     def test_a_misspelt_setting_is_named(self) -> None:
         with pytest.raises(TypeError, match='step_offset'):
             build_sampler(dict(type='DDIMScheduler', step_offset=1))
-        with pytest.raises(ValueError, match='`scheduler` takes beta_schedule, .*, got beta_stop; settings'):
+        with pytest.raises(ValueError, match='`scheduler`.* got beta_stop'):
             build_sampler(None, dict(beta_stop=1))
 
     @pytest.mark.parametrize('num_steps', [0, 1000])
     def test_step_counts_that_cannot_be(self, num_steps: int) -> None:
-        with pytest.raises(ValueError, match=f'at least 1 and below the 1000 timesteps .*, got {num_steps}'):
+        with pytest.raises(ValueError, match=f'`num_steps`.* 1000 .* got {num_steps}'):
             sample(bent, torch.randn(SHAPE), build_sampler(), num_steps)
 
 

@@ -71,10 +71,10 @@ def test_demo_parts(demo_dir: Path) -> None:
 
 
 def test_demo_parts_that_are_not_there(demo_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match='holds no seed_N; give the --out-dir of a run of projects/demo'):
+    with pytest.raises(ValueError, match='holds no seed_N'):
         demo_parts(demo_dir / 'seed_0')
     with pytest.raises(ValueError, match='holds 0, 10, got 3'):
         demo_parts(demo_dir, [0, 3])
     (demo_dir / 'seed_0' / 'judge' / 'last_checkpoint').unlink()
-    with pytest.raises(FileNotFoundError, match='seed_0/judge/last_checkpoint does not exist: .* not trained'):
+    with pytest.raises(FileNotFoundError, match='seed_0/judge'):
         demo_parts(demo_dir)

@@ -65,7 +65,7 @@ class TestMeasuring:
 
     @LINUX
     def test_a_process_that_fails_is_named(self, small_run: SmallRun) -> None:
-        with pytest.raises(RuntimeError, match='no such way: the process that was to measure the memory ended early'):
+        with pytest.raises(RuntimeError, match='no such way'):
             module._memory_of_a_process(Setting(small_run.config(), size=32), 'no such way')
 
     def test_a_decoder_in_a_vaes_layout_can_be_checkpointed(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,14 +111,14 @@ class TestParts:
     def test_a_config_without_segmentor_is_named(self, small_run: SmallRun) -> None:
         cfg = small_run.config()
         cfg.synthesis.pop('guidance')
-        with pytest.raises(ValueError, match='it has no `synthesis.guidance.critic`; name there the segmentor'):
+        with pytest.raises(ValueError, match='`synthesis.guidance.critic`'):
             build_parts(cfg, None, 32)
         cfg.synthesis.guidance = dict(critic=dict(type='mmsynth.LatentCritic', checkpoint='head.safetensors'))
         with pytest.raises(ValueError, match='is a LatentCritic; name the segmentor'):
             build_parts(cfg, None, 32)
 
     def test_a_size_that_does_not_fit_is_named(self, small_run: SmallRun) -> None:
-        with pytest.raises(ValueError, match='image size 30x30: both sides must be multiples of 4'):
+        with pytest.raises(ValueError, match='image size 30x30.* 4'):
             build_parts(small_run.config(), None, 30)
 
 
@@ -136,7 +136,7 @@ def test_on_a_cpu_what_does_not_compute_takes_no_time() -> None:
 @pytest.mark.parametrize('wrong', [dict(rounds=0), dict(size=0), dict(batch_size=-1)])
 def test_numbers_out_of_range_are_named(wrong: dict) -> None:
     rounds = wrong.pop('rounds', 1)
-    with pytest.raises(ValueError, match='`rounds`, `size` and `batch_size` must be at least 1, got '):
+    with pytest.raises(ValueError, match='`rounds`, `size` and `batch_size`'):
         benchmark(Setting(**wrong), rounds=rounds)
 
 

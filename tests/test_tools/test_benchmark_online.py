@@ -143,9 +143,9 @@ class TestMeasuring:
 class TestMistakes:
 
     def test_numbers(self, cfg: Config) -> None:
-        with pytest.raises(ValueError, match='`pairs` must be at least 1, got 0 and `pool_size` must be at least 1'):
+        with pytest.raises(ValueError, match='`pairs`.* got 0 and `pool_size`'):
             benchmark_online(LoadingSetting(cfg, pool_size=0), pairs=0)
 
     def test_a_config_that_mixes_nothing(self, small_run: SmallRun) -> None:
-        with pytest.raises(ValueError, match=r'`train_dataloader.dataset` is BaseSegDataset, so nothing is mixed'):
+        with pytest.raises(ValueError, match='`train_dataloader.dataset` is BaseSegDataset'):
             benchmark_online(LoadingSetting(load_config(small_run.critic_config_file)))

@@ -53,7 +53,7 @@ def test_what_is_missing_is_named(results, message):
 
 
 def test_options_are_checked_at_once():
-    with pytest.raises(ValueError, match=r"`template` must contain \{classes\}, .* got 'an image'"):
+    with pytest.raises(ValueError, match="`template`.* got 'an image'"):
         BuildPrompt(template='an image')
-    with pytest.raises(ValueError, match="`classes` must be a sequence of names, got the text 'road'"):
+    with pytest.raises(ValueError, match="`classes`.* 'road'"):
         BuildPrompt(classes='road')

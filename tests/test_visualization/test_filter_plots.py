@@ -23,7 +23,7 @@ def test_bars_are_as_long_as_the_rates():
     assert count(png, PALETTE[2]) == 0
 
 
-def test_samples_are_stacked_by_verdict():
+def test_kept_and_dropped_samples_are_stacked():
     png = plot_valid_shares([0.91, 0.92, 0.93], [0.31])
     assert count(png, KEPT) > 2 * count(png, DROPPED) > 0
     assert count(plot_valid_shares([0.9], []), DROPPED) == 0

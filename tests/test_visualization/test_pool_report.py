@@ -35,7 +35,7 @@ def test_the_whole_story(tmp_path):
     assert page.headings[1:] == [
         'Samples', 'Class balance', 'Filter rate per class', 'Kept and dropped samples', 'Hardest samples',
         'Best samples', 'Guidance', 'Where the masks came from', 'Metrics', 'Where it came from']
-    balance, rates, verdicts, trace, origins, metrics, provenance = page.tables
+    balance, rates, reasons, trace, origins, metrics, provenance = page.tables
     # Samples 0 and 3 are ground, 1 and 4 house, 2 water, of 192 pixels; 3 is dropped; 1 and 4 lose 48, 2 loses 96.
     assert balance[1:] == [
         ['ground', '9,040', '384', '192', '100.0%', '40.0%', '33.3%', '96.0%', '0.9601'],
@@ -43,7 +43,7 @@ def test_the_whole_story(tmp_path):
         ['water', '0', '192', '96', '0.0%', '20.0%', '16.7%', '1%', '–']]
     assert rates[1:] == [['ground', '2', '384', '0', '0.0%', '0.5'], ['house', '2', '384', '96', '25.0%', '0.5'],
                          ['water', '1', '192', '96', '50.0%', '0.5']]
-    assert verdicts[1:] == [['kept', 'weak class house', '4', '80.0%'],
+    assert reasons[1:] == [['kept', 'weak class house', '4', '80.0%'],
                             ['dropped', '… % valid, below 80 %', '1', '20.0%']]
     assert trace == [['step', 'loss before'], ['0', '2'], ['1', '1']]
     assert origins[1:] == [['flip', '4', '80.0%', '3'], ['data set, as it is', '1', '20.0%', '1']]
@@ -90,7 +90,7 @@ def test_a_filter_that_kept_nothing(tmp_path):
 
 def test_results_of_other_filters_are_named(tmp_path):
     page = report(write_pool(tmp_path / 'pool', [{'filter': {'kept': True}}, {}]), tmp_path / 'report.html')
-    assert 'Other filters' in page.headings and '1 samples carry a result without verdict' in page.source
+    assert 'Other filters' in page.headings and '1 samples carry a result that does not say' in page.source
 
 
 @pytest.mark.parametrize('samples', [

@@ -13,7 +13,7 @@ from mmsynth.utils.files import encode_png
 from mmsynth.visualization import pool_report
 from mmsynth.visualization.sample_cards import ShownJudge
 
-pytestmark = pytest.mark.skipif(find_chromium() is None, reason=HOW_TO_INSTALL)
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(find_chromium() is None, reason=HOW_TO_INSTALL)]
 DESKTOP, PHONE = 1280, 390
 MANY = tuple(f'class {number:02d} of public management and administrative service land' for number in range(40))
 TRACE = {'name': 'CRFM', 'trace': [{'step': step, 'loss_before': 2., 'loss_after': 1.} for step in range(8)]}

@@ -40,9 +40,9 @@ def test_everything_added_is_on_the_page(tmp_path):
 
 def test_report_mistakes():
     report = Report('t', {})
-    with pytest.raises(ValueError, match=r"`rows` of 'T' must have 2 values each, got \[1\]"):
+    with pytest.raises(ValueError, match=r"`rows` of 'T' .* got \[1\]"):
         report.add_table('T', ['a', 'b'], [[1, 2], [1]])
-    with pytest.raises(ValueError, match="image of 'F' must be an array or the bytes of a PNG, got b'GIF89a'"):
+    with pytest.raises(ValueError, match="image of 'F' .* got b'GIF89a'"):
         report.add_figure('F', b'GIF89a', 'c')
 
 
@@ -87,9 +87,9 @@ def test_large_tiles_are_reduced_and_masks_keep_their_colours(tmp_path):
 
 def test_sample_mistakes():
     card = SampleCard('s', (Tile('mask', None),))
-    with pytest.raises(ValueError, match=r"`samples` of 'S' must have the same number of tiles, .* got \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"`samples` of 'S' .* got \[1, 2\]"):
         Report('t', {}).add_samples('S', [card, SampleCard('s', card.tiles * 2)], 'c')
     with pytest.raises(ValueError, match='at least one, got \\[\\]'):
         Report('t', {}).add_samples('S', [], 'c')
-    with pytest.raises(ValueError, match="`mark` must be one of '', 'kept', 'dropped', got 'good'"):
+    with pytest.raises(ValueError, match="`mark`.* got 'good'"):
         SampleCard('s', card.tiles, mark='good')

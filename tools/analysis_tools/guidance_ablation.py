@@ -14,7 +14,7 @@ PARTS = ('config', 'checkpoint', 'judge_config', 'judge_checkpoint')
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__ + ' All rules generate the same masks from the same noise. A run that was killed '
+        description=__doc__ + ' All rules have the same masks and noise. A run that was killed '
         'continues; several processes may measure different --seeds in one --out-dir, and a last call with all seeds '
         'reports.',
         usage='%(prog)s CONFIG CHECKPOINT --judge-config C --judge-checkpoint W --out-dir DIR [options]\n'

@@ -1,4 +1,4 @@
-# LoveDA as published, 1024-pixel tiles, label 0 is no data: train on Train/Rural, generate rural masks in urban style.
+# LoveDA as published, 1024-pixel tiles, label 0 is no data: train on Train/Rural, generate urban images for rural masks.
 data_root = 'data/loveDA'
 classes = ('background', 'building', 'road', 'water', 'barren', 'forest', 'agricultural')
 crop_size = (512, 512)

@@ -1,4 +1,4 @@
-"""Where masks to generate for come from, besides files: other masks, changed, combined or chosen."""
+"""Where the masks of synthesis come from, besides files: other masks, changed, combined or chosen."""
 from mmsynth.datasets.mask_sources.base import ApplyMaskRecipe
 from mmsynth.datasets.mask_sources.chosen import ChosenMasks
 from mmsynth.datasets.mask_sources.pasted import PastedMasks

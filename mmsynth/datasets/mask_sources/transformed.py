@@ -53,13 +53,13 @@ class TransformStep:
         return turned if self.exact else self._warp(turned), dict(source='transform') | done
 
     def _warp(self, mask: Mask) -> Mask:
-        """A new pixel at x takes the value at ``centre + room * shift + R(angle) / scale * (x - centre)``."""
+        """A new pixel at x takes the value at ``centre + reach * shift + R(angle) / scale * (x - centre)``."""
         size = np.array(mask.shape[::-1])  # (W, H): the maps of cv2 take (x, y)
         centre = (size - 1) / 2
-        room = np.abs(1 - 1 / self.scale) * size / 2
+        reach = np.abs(1 - 1 / self.scale) * size / 2
         cosine, sine = np.cos(np.deg2rad(self.angle)) / self.scale, np.sin(np.deg2rad(self.angle)) / self.scale
         linear = np.array([[cosine, -sine], [sine, cosine]])
-        offset = centre + room * self.shift[::-1] - linear @ centre
+        offset = centre + reach * self.shift[::-1] - linear @ centre
         return cv2.warpAffine(
             mask, np.column_stack([linear, offset]), tuple(size.tolist()),
             flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP, borderMode=_BORDERS[self.fill], borderValue=IGNORE_INDEX)

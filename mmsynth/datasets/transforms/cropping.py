@@ -3,6 +3,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 
 from mmsynth.registry import TRANSFORMS
+from mmsynth.utils.labels import IGNORE_INDEX
 
 
 @TRANSFORMS.register_module()
@@ -30,7 +31,7 @@ class CropSegMap(BaseTransform):
         if 'img' in results:
             raise ValueError('CropSegMap crops masks without images; use RandomCrop, which crops both.')
         mask = results['gt_seg_map']
-        cropped = np.full(self.crop_size, 255, mask.dtype)
+        cropped = np.full(self.crop_size, IGNORE_INDEX, mask.dtype)
         source, target = zip(*(_middle(have, want) for have, want in zip(mask.shape, self.crop_size)))
         cropped[target] = mask[source]
         results['gt_seg_map'] = cropped

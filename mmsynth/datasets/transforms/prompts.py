@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from mmcv.transforms import BaseTransform
 
 from mmsynth.registry import TRANSFORMS
+from mmsynth.utils.labels import IGNORE_INDEX
 from mmsynth.utils.prompts import TEMPLATE, build_prompt, check_names, check_template
 
 
@@ -28,7 +29,7 @@ class BuildPrompt(BaseTransform):
                  template: str = TEMPLATE,
                  overwrite: bool = True,
                  separator: str = ', ',
-                 ignore_index: int = 255) -> None:
+                 ignore_index: int = IGNORE_INDEX) -> None:
         check_names(classes)
         check_template(template)
         self.classes = None if classes is None else tuple(classes)

@@ -130,8 +130,8 @@ class PatchPCACodec(LatentCodec):
         patch_size: Side of a patch in pixels; also the codec's factor.
         channels: Components kept, at most ``3 * patch_size ** 2``.
         whitening: How far the components' variances are made equal, in [0, 1]. With 1 every channel has unit variance,
-            so that fine texture weighs as much as brightness; with less, noise hides the fine components first and a
-            generator generates from coarse to fine.
+            so that fine texture weighs as much as brightness; with less, noise hides the fine components first and an
+            image is sampled from coarse to fine.
 
     Raises:
         ValueError: If more components are asked for than a patch has values, or ``whitening`` is out of range.

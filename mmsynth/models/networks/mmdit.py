@@ -21,7 +21,6 @@ from mmsynth.models.networks.triple_attention import TripleAttention
 from mmsynth.registry import MODELS
 
 CONTROLS: dict[str, type[ControlBlock]] = dict(triple=TripleAttention, siamese=SiameseAttention, adapter=MaskAdapter)
-BRANCHES = ('image', 'mask', 'text')
 _TEXT_PARTS = ('context_embedder', 'time_text_embed', 'norm1_context', 'ff_context', 'add_q_proj', 'add_k_proj',
                'add_v_proj', 'norm_added_q', 'norm_added_k', 'to_add_out')
 

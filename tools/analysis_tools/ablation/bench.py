@@ -109,7 +109,7 @@ class AblationBench:
         return MODELS.build(variant.settings | decoder | dict(critic=self.critic)).to(self.device)
 
     def measure(self, variant: Variant, seed: int, store: AblationStore, bar: tqdm) -> Measurement:
-        """Generate all masks under one variant and measure the images; a few of them are stored to look at.
+        """Generate images for all masks under one variant and measure the images; a few of them are stored to look at.
 
         Args:
             variant: The variant.

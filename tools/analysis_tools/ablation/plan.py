@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
+from mmengine.runner import find_latest_checkpoint
 
 Steps = int | Literal['all']
 
@@ -152,8 +153,8 @@ def _seed_parts(folder: Path, seed: int) -> TrainedParts:
 
 
 def _last_checkpoint(folder: Path) -> Path:
-    note = folder / 'last_checkpoint'
-    if not note.is_file():
-        raise FileNotFoundError(f'{note} does not exist: this part was not trained to its end. Run '
-                                'projects/demo again.')
-    return folder / Path(note.read_text().strip()).name  # beside the note, also where the folder was moved
+    found = find_latest_checkpoint(folder)
+    if found is None:
+        raise FileNotFoundError(f'{folder} has no checkpoint: this part was not trained to its end. Run projects/demo '
+                                'again.')
+    return folder / Path(found).name  # also where the folder was moved

@@ -1,6 +1,6 @@
 """Guidance ablation: what each rule does to the images, over how many steps it guides and over seeds.
 
-All variants of a seed generate the same masks from the same noise, so their differences are the rules' alone.
+All variants of a seed have the same masks and noise, so their differences are the rules' alone.
 """
 from collections.abc import Sequence
 from itertools import groupby

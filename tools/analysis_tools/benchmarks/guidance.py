@@ -61,7 +61,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a corrected step takes with one way of judging.
+    """What a corrected step takes with one way of asking the critic.
 
     Attributes:
         seconds: Median over the rounds; of processor time on a CPU.

@@ -51,7 +51,7 @@ SEGMENTOR = dict(
 
 @dataclass(frozen=True)
 class Parts:
-    """What every way of judging is built from.
+    """What every way of asking the critic is built from.
 
     Attributes:
         codec: The generator's latent codec.
@@ -100,5 +100,5 @@ def _build_critic(cfg: Config) -> Critic:
     settings = {key: value for key, value in settings.items() if key != 'checkpoint'}
     if settings['type'].endswith('LatentCritic'):
         raise ValueError(f'{cfg.filename}: `synthesis.guidance.critic` is a LatentCritic; name the segmentor, which '
-                         'the other ways of judging need.')
+                         'the other ways of asking the critic need.')
     return MODELS.build(settings)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 from mmseg.evaluation import IoUMetric
 from PIL import Image
 from torch import nn
@@ -107,7 +107,7 @@ class Case:
         if plan.filter is not None:
             losses = self.root / 'class_losses.json'
             if not losses.is_file():
-                fit_class_loss(load_config(critic['config']), critic['checkpoint']).write(losses)
+                fit_class_loss(critic['config'], critic['checkpoint']).write(losses)
             filter_pool(folder, ClassLossFilter(critic, str(losses), **plan.filter), overwrite=True)
         atomic_write(done, b'')
         return folder
@@ -117,7 +117,7 @@ class Case:
         if not self._is_done(stage):
             cfg = self._config(config)
             self._train(cfg, stage, iterations or cfg.train_cfg.max_iters)
-        return Path((self.root / stage / 'last_checkpoint').read_text())
+        return Path(find_latest_checkpoint(self.root / stage))
 
     def _is_done(self, stage: str) -> bool:
         return (self.root / stage / 'done').is_file()
