@@ -1,4 +1,5 @@
 """Guidance of a sampler by the task."""
+from mmsynth.guidance.augmented import AugmentedCritic
 from mmsynth.guidance.base import Critic, CriticOutput, Guidance, GuidanceDecoder
 from mmsynth.guidance.best_of_n import BestOfN
 from mmsynth.guidance.crfm import CRFM
@@ -8,6 +9,6 @@ from mmsynth.guidance.ensemble import CriticEnsemble
 from mmsynth.guidance.latent_critic import LatentCritic
 
 __all__ = [
-    'BestOfN', 'CRFM', 'Critic', 'CriticEnsemble', 'Guidance', 'GuidanceDecoder', 'LatentCritic', 'ReducedDecoder',
-    'SegmentorCritic', 'TinyDecoder', 'CriticOutput'
+    'AugmentedCritic', 'BestOfN', 'CRFM', 'Critic', 'CriticEnsemble', 'CriticOutput', 'Guidance', 'GuidanceDecoder',
+    'LatentCritic', 'ReducedDecoder', 'SegmentorCritic', 'TinyDecoder'
 ]

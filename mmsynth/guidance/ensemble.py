@@ -13,12 +13,37 @@ from mmsynth.guidance.base import Critic, CriticOutput
 from mmsynth.registry import MODELS
 
 
-@MODELS.register_module()
-class CriticEnsemble(Critic):
-    """Weighted mean of several critics.
+class AveragingCritic(Critic):
+    """Base of critics that make several predictions and average them.
 
-    The loss of a pixel is the weighted mean of the critics' cross entropies; it is misread where the class of highest
-    weighted mean probability is not the mask's.
+    The loss of a pixel is the weighted mean of the predictions' cross entropies; it is misread where the class of
+    highest weighted mean probability is not the mask's.
+
+    Attributes:
+        weights: Of the predictions, with a sum of 1.
+    """
+
+    weights: list[float]
+
+    def predict_all(self, inputs: Tensor) -> list[Tensor]:
+        """The predictions for inputs of the ``input_type``, one per weight: logits (B, K, H, W), differentiable."""
+        raise TypeError(f'{type(self).__name__} does not predict')
+
+    def predict_logits(self, inputs: Tensor) -> Tensor:
+        """The log of the weighted mean probability (B, K, H, W)."""
+        return mean_log_probability(self.predict_all(inputs), self.weights)
+
+    def forward(self, inputs: Tensor, masks: Tensor) -> CriticOutput:
+        """As in :class:`Critic`."""
+        predictions = [logits.float() for logits in self.predict_all(inputs)]
+        loss = sum(weight * self.pixel_loss(logits, masks) for weight, logits in zip(self.weights, predictions))
+        valid, logits = self.counts(masks), mean_log_probability(predictions, self.weights)
+        return CriticOutput(loss, valid & (logits.argmax(1) != masks), valid, logits)
+
+
+@MODELS.register_module()
+class CriticEnsemble(AveragingCritic):
+    """Weighted mean of several critics.
 
     Args:
         critics: :class:`~mmsynth.guidance.Critic` s, or their configs, of the same classes, ignore index and kind of
@@ -59,21 +84,14 @@ class CriticEnsemble(Critic):
         """Where its critics are."""
         return self.critics[0].device
 
-    def predict_logits(self, inputs: Tensor) -> Tensor:
-        """The log of the weighted mean probability (B, K, H, W)."""
-        return self._mean_log_probability([critic.predict_logits(inputs) for critic in self.critics])
+    def predict_all(self, inputs: Tensor) -> list[Tensor]:
+        return [critic.predict_logits(inputs) for critic in self.critics]
 
-    def forward(self, inputs: Tensor, masks: Tensor) -> CriticOutput:
-        """As in :class:`Critic`."""
-        predictions = [critic.predict_logits(inputs).float() for critic in self.critics]
-        loss = sum(weight * self.pixel_loss(logits, masks) for weight, logits in zip(self.weights, predictions))
-        valid = self.counts(masks)
-        return CriticOutput(loss, valid & (self._mean_log_probability(predictions).argmax(1) != masks), valid)
 
-    def _mean_log_probability(self, predictions: Sequence[Tensor]) -> Tensor:
-        weighted = [logits.float().log_softmax(1) + math.log(weight)
-                    for weight, logits in zip(self.weights, predictions)]
-        return torch.stack(weighted).logsumexp(0)
+def mean_log_probability(predictions: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """The log of the weighted mean probability of several logits (B, K, H, W); the weights sum to 1."""
+    return torch.stack([logits.float().log_softmax(1) + math.log(weight)
+                        for weight, logits in zip(weights, predictions)]).logsumexp(0)
 
 
 def _check_agreement(setting: str, values: Sequence[object]) -> None:
