@@ -7,8 +7,9 @@ from mmsynth.guidance.critic import SegmentorCritic
 from mmsynth.guidance.decoders import ReducedDecoder, TinyDecoder
 from mmsynth.guidance.ensemble import CriticEnsemble
 from mmsynth.guidance.latent_critic import LatentCritic
+from mmsynth.guidance.reducible import ReducibleLossCritic
 
 __all__ = [
     'AugmentedCritic', 'BestOfN', 'CRFM', 'Critic', 'CriticEnsemble', 'CriticOutput', 'Guidance', 'GuidanceDecoder',
-    'LatentCritic', 'ReducedDecoder', 'SegmentorCritic', 'TinyDecoder'
+    'LatentCritic', 'ReducedDecoder', 'ReducibleLossCritic', 'SegmentorCritic', 'TinyDecoder'
 ]

@@ -62,8 +62,7 @@ class CriticEnsemble(AveragingCritic):
         super().__init__()
         self.critics = nn.ModuleList(MODELS.build(critic) if isinstance(critic, dict) else critic for critic in critics)
         self.weights = [weight / sum(weights) for weight in weights]
-        for setting in ('num_classes', 'ignore_index', 'input_type'):
-            _check_agreement(setting, [getattr(critic, setting) for critic in self.critics])
+        check_agreement('critics', self.critics)
         self.num_classes = self.critics[0].num_classes
         self.ignore_index = self.critics[0].ignore_index
         self.input_type = self.critics[0].input_type
@@ -94,7 +93,10 @@ def mean_log_probability(predictions: Sequence[Tensor], weights: Sequence[float]
                         for weight, logits in zip(weights, predictions)]).logsumexp(0)
 
 
-def _check_agreement(setting: str, values: Sequence[object]) -> None:
-    if len(set(values)) > 1:
-        raise ValueError(f'`critics` must agree in `{setting}`, got {", ".join(map(str, values))} in their order. Use '
-                         'critics trained on the same classes and labels, all for images or all for latents.')
+def check_agreement(option: str, critics: Sequence[Critic]) -> None:
+    """Raise ValueError if critics differ in classes, ignore index or kind of input; ``option`` names them."""
+    for setting in ('num_classes', 'ignore_index', 'input_type'):
+        values = [getattr(critic, setting) for critic in critics]
+        if len(set(values)) > 1:
+            raise ValueError(f'`{option}` must agree in `{setting}`, got {", ".join(map(str, values))} in their order. '
+                             'Use critics trained on the same classes and labels, all for images or all for latents.')
