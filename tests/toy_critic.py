@@ -31,7 +31,12 @@ class ToyCritic(Critic):
         loss = F.cross_entropy(logits, masks, ignore_index=255, reduction='none')
         spoil = torch.tensor([math.nan if row in self.broken else 1.0 for row in range(len(images))])
         valid = masks != 255
-        return CriticOutput(loss * spoil[:, None, None], valid & (logits.argmax(1) != masks), valid)
+        return CriticOutput(loss * spoil[:, None, None], valid & (logits.argmax(1) != masks), valid, logits)
+
+
+def misread_loss(output: CriticOutput) -> Tensor:
+    """Mean loss over the misread pixels (B,)."""
+    return torch.stack([loss[wrong].mean() for loss, wrong in zip(output.loss, output.wrong)])
 
 
 class LatentReader(Critic):

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmsynth.filtering.class_losses import ClassLosses, pixel_losses
 from mmsynth.filtering.identity import label_hash, segmentor_identity
 from mmsynth.filtering.pixel_rule import FilteredSample, PixelRule
 from mmsynth.guidance import Critic
+from mmsynth.guidance.class_losses import ClassLosses, pixel_losses
 from mmsynth.registry import MODELS
 from mmsynth.utils.hashes import config_hash
 

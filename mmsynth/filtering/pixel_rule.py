@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mmsynth.filtering.class_losses import ClassLosses
 from mmsynth.filtering.selection import keep_sample
+from mmsynth.guidance.class_losses import ClassLosses
 from mmsynth.utils.labels import IGNORE_INDEX
 
 _CODES = 256  # values of an 8-bit mask

@@ -2,6 +2,7 @@
 
 Legend: B batch, C latent channels, h w latent cells, H W pixels, K classes.
 """
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -28,9 +29,14 @@ class Guidance(nn.Module):
         critic: A :class:`Critic`, or its config.
         decoder: What the critic looks through instead of the generator's own full decode; None for that decode.
 
+    Attributes:
+        recurrence: Times that each guided step is taken.
+
     Raises:
         ValueError: If a decoder is given to a critic of latents.
     """
+
+    recurrence: int = 1
 
     def __init__(self, critic: 'Critic | dict', decoder: 'GuidanceDecoder | dict | None' = None) -> None:
         super().__init__()
@@ -125,7 +131,7 @@ class Critic(nn.Module):
         """
         logits = self.predict_logits(inputs).float()
         valid = self.counts(masks)
-        return CriticOutput(self.pixel_loss(logits, masks), valid & (logits.argmax(1) != masks), valid)
+        return CriticOutput(self.pixel_loss(logits, masks), valid & (logits.argmax(1) != masks), valid, logits)
 
     @property
     def device(self) -> torch.device:
@@ -188,25 +194,29 @@ class CriticOutput:
         loss: Cross entropy per pixel (B, H, W), float32; 0 where ignored.
         wrong: Pixels that are not ignored and are misclassified (B, H, W), bool.
         valid: Pixels that are not ignored (B, H, W), bool.
+        logits: (B, K, H, W), float32; None of a critic that gives no more than its loss.
     """
 
     loss: Tensor
     wrong: Tensor
     valid: Tensor
+    logits: Tensor | None = None
 
     def detach(self) -> 'CriticOutput':
         """The same without a gradient."""
-        return CriticOutput(self.loss.detach(), self.wrong, self.valid)
+        return CriticOutput(self.loss.detach(), self.wrong, self.valid,
+                            None if self.logits is None else self.logits.detach())
+
+    @property
+    def entropy(self) -> Tensor:
+        """Entropy of the predicted classes per pixel (B, H, W), in [0, 1]: 0 sure of one, 1 all K alike."""
+        log_probability = self.logits.log_softmax(1)
+        return -(log_probability.exp() * log_probability).sum(1) / math.log(self.logits.shape[1])
 
     @property
     def wrong_share(self) -> Tensor:
         """Misclassified share of the pixels that are not ignored (B,), in [0, 1]; 0 where all are ignored."""
         return self.wrong.sum((1, 2)) / self.valid.sum((1, 2)).clamp_min(1)
-
-    @property
-    def wrong_loss(self) -> Tensor:
-        """Mean cross entropy over the misclassified pixels (B,); 0 where there are none."""
-        return (self.loss * self.wrong).sum((1, 2)) / self.wrong.sum((1, 2)).clamp_min(1)
 
     @property
     def mean_loss(self) -> Tensor:

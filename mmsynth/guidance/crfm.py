@@ -14,13 +14,15 @@ shrink with the batch; a trust region bounds the sum of the corrections of one s
 The parts of the released rule by themselves: ``legacy=True, norm='raw', step_size=0`` is its clamp alone,
 ``norm='raw', trust_region=None`` its gradient alone (per sample), ``legacy=True, norm='raw'`` both.
 """
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmsynth.guidance.base import Critic, CriticOutput, Decode, Guidance, GuidanceDecoder, Record
+from mmsynth.guidance.objectives import ObjectiveValue, build_objective
 from mmsynth.registry import MODELS
 from mmsynth.sampling import Guide, SamplingStep
 
@@ -41,23 +43,25 @@ class Rectified(NamedTuple):
 
 def rectify(prediction: Tensor,
             judge: Callable[[Tensor], CriticOutput],
+            objective: Callable[[CriticOutput], ObjectiveValue],
             step_size: float,
             *,
             norm: Literal['relative', 'raw', 'l2'] = 'relative',
             num_rectified: int = 1,
             trust_region: float | None = 0.5,
-            pixels: Literal['wrong', 'all'] = 'wrong',
+            adaptive: bool = False,
             attenuate: bool = False,
             legacy: bool = False) -> Rectified:
-    """Correct a prediction down the gradient of a critic's loss.
+    """Correct a prediction down the gradient of an objective.
 
         v' = v - step_size * ‖v‖ * g / ‖g‖,   g = d loss(judge(v)) / d v
 
     Args:
         prediction: v, velocity or noise (B, C, h, w).
         judge: Prediction → the critic's output for the clean estimate that it stands for; differentiable.
+        objective: The critic's output → what to descend and what is left to do, per sample.
         step_size: See ``norm``.
-        norm, num_rectified, trust_region, pixels, attenuate, legacy: See :class:`CRFM`.
+        norm, num_rectified, trust_region, adaptive, attenuate, legacy: See :class:`CRFM`.
     """
     start = current = prediction.float()
     skipped, before = torch.zeros(len(start), dtype=torch.bool, device=start.device), None
@@ -65,7 +69,7 @@ def rectify(prediction: Tensor,
         with torch.enable_grad():
             variable = current.detach().requires_grad_(True)
             output = judge(variable)
-            loss = output.wrong_loss if pixels == 'wrong' else output.mean_loss  # (B,)
+            loss, remaining = objective(output)  # (B,) each
             gradient = torch.autograd.grad(loss.mean() if legacy else loss.sum(), variable)[0]
         before = output.detach() if before is None else before
         finite = gradient.isfinite().flatten(1).all(1)
@@ -73,6 +77,8 @@ def rectify(prediction: Tensor,
             gradient = gradient / _norm(gradient).clamp_min(1e-12)
         if norm == 'relative':
             gradient = gradient * _norm(start)
+        if adaptive:
+            gradient = gradient * remaining[:, None, None, None]
         updated = (current * (1 - step_size) if attenuate else current) - step_size * gradient
         if legacy:
             updated = updated.clamp(-1, 1)
@@ -101,7 +107,15 @@ class CRFM(Guidance):
         num_rectified: Corrections per guided step.
         trust_region: Bound of ‖v' - v‖ / ‖v‖ over the corrections of one step; None for no bound. The released rule has
             none.
-        pixels: Which pixels the loss averages over: 'wrong' (misclassified at present, as released) or 'all'.
+        objective: What is asked of the image: the name of one of :mod:`mmsynth.guidance.objectives` ('misread' as
+            released, 'mask', 'uncertainty', 'hardness', 'target'), or the settings of an
+            :class:`~mmsynth.guidance.objectives.Objective`, as ``dict(name='target', targets='class_losses.json')``.
+        adaptive: Shrink each sample's step by what is left to do, such as the share of its pixels that are misread:
+            where next to nothing is, next to nothing is changed.
+        recurrence: Times that each guided step is taken; in between the latent is noised again to the level that it
+            had, by the sample's own noise (FreeDoM, arXiv 2303.09833; universal guidance, arXiv 2302.07121). Each
+            costs a pass of the network.
+        pixels: Deprecated: 'wrong' is ``objective='misread'``, 'all' is 'mask'.
         attenuate: Multiply v by ``1 - step size`` before each correction (the release's ``is_synth``).
         legacy: The released rule: loss averaged over the batch, v clamped to [-1, 1] after each correction;
             ``norm`` must then be 'raw' or 'l2'.
@@ -120,18 +134,25 @@ class CRFM(Guidance):
                  norm: Literal['relative', 'raw', 'l2'] = 'relative',
                  num_rectified: int = 1,
                  trust_region: float | None = 0.5,
-                 pixels: Literal['wrong', 'all'] = 'wrong',
+                 objective: str | Mapping[str, Any] = 'misread',
+                 adaptive: bool = False,
+                 recurrence: int = 1,
                  attenuate: bool = False,
                  legacy: bool = False,
-                 decoder: GuidanceDecoder | dict | None = None) -> None:
+                 decoder: GuidanceDecoder | dict | None = None,
+                 pixels: Literal['wrong', 'all'] | None = None) -> None:
         _check_choice('policy', policy, ('constant', 'increase', 'decrease'))
         _check_choice('norm', norm, ('relative', 'raw', 'l2'))
-        _check_choice('pixels', pixels, ('wrong', 'all'))
+        if pixels is not None:
+            _check_choice('pixels', pixels, ('wrong', 'all'))
+            objective = dict(wrong='misread', all='mask')[pixels]
+            warnings.warn(f'CRFM: `pixels={pixels!r}` is now `objective={objective!r}`.', FutureWarning, stacklevel=2)
         if steps != 'all' and not (isinstance(steps, int) and steps >= 0):
             raise ValueError(f"`steps` must be 'all' or a number of at least 0, got {steps!r}.")
-        if step_size < 0 or num_rectified < 1 or (trust_region is not None and trust_region <= 0):
-            raise ValueError('`step_size` must be at least 0, `num_rectified` at least 1 and `trust_region` positive '
-                             f'or None, got {step_size}, {num_rectified} and {trust_region}.')
+        if step_size < 0 or min(num_rectified, recurrence) < 1 or (trust_region is not None and trust_region <= 0):
+            raise ValueError('`step_size` must be at least 0, `num_rectified` and `recurrence` at least 1 and '
+                             f'`trust_region` positive or None, got {step_size}, {num_rectified}, {recurrence} and '
+                             f'{trust_region}.')
         if legacy and norm == 'relative':
             raise ValueError("`legacy=True` is the released rule, which knows `norm='raw'` and 'l2' only, got "
                              "'relative'.")
@@ -142,7 +163,9 @@ class CRFM(Guidance):
         self.norm = norm
         self.num_rectified = num_rectified
         self.trust_region = trust_region
-        self.pixels = pixels
+        self.objective = build_objective(objective)
+        self.adaptive = adaptive
+        self.recurrence = recurrence
         self.attenuate = attenuate
         self.legacy = legacy
 
@@ -151,6 +174,11 @@ class CRFM(Guidance):
         if self.steps != 'all' and self.steps > num_steps:
             raise ValueError(f'CRFM: `steps` {self.steps} is more than the run\'s {num_steps} sampling steps; '
                              f"use 0 to {num_steps}, or 'all'.")
+
+    def check_fit(self, num_classes: int, *, channels: int, factor: int) -> None:
+        """As in :class:`Guidance`; the objective's numbers are one per class."""
+        super().check_fit(num_classes, channels=channels, factor=factor)
+        self.objective.check_num_classes(num_classes)
 
     def bind(self, decode: Decode, masks: Tensor) -> Guide | None:
         """As in :class:`Guidance`."""
@@ -193,9 +221,9 @@ class CRFM(Guidance):
 
         with self.critic.frozen_eval():
             corrected, skipped, before = rectify(
-                prediction, judge, self.step_size_at(step.index, step.total), norm=self.norm,
-                num_rectified=self.num_rectified, trust_region=self.trust_region, pixels=self.pixels,
-                attenuate=self.attenuate, legacy=self.legacy)
+                prediction, judge, lambda output: self.objective(output, masks),
+                self.step_size_at(step.index, step.total), norm=self.norm, num_rectified=self.num_rectified,
+                trust_region=self.trust_region, adaptive=self.adaptive, attenuate=self.attenuate, legacy=self.legacy)
             with torch.no_grad():
                 after = judge(corrected)
         start = prediction.float()

@@ -13,12 +13,37 @@ from mmsynth.guidance.base import Critic, CriticOutput
 from mmsynth.registry import MODELS
 
 
-@MODELS.register_module()
-class CriticEnsemble(Critic):
-    """Weighted mean of several critics.
+class AveragingCritic(Critic):
+    """Base of critics that make several predictions and average them.
 
-    The loss of a pixel is the weighted mean of the critics' cross entropies; it is misread where the class of highest
-    weighted mean probability is not the mask's.
+    The loss of a pixel is the weighted mean of the predictions' cross entropies; it is misread where the class of
+    highest weighted mean probability is not the mask's.
+
+    Attributes:
+        weights: Of the predictions, with a sum of 1.
+    """
+
+    weights: list[float]
+
+    def predict_all(self, inputs: Tensor) -> list[Tensor]:
+        """The predictions for inputs of the ``input_type``, one per weight: logits (B, K, H, W), differentiable."""
+        raise TypeError(f'{type(self).__name__} does not predict')
+
+    def predict_logits(self, inputs: Tensor) -> Tensor:
+        """The log of the weighted mean probability (B, K, H, W)."""
+        return mean_log_probability(self.predict_all(inputs), self.weights)
+
+    def forward(self, inputs: Tensor, masks: Tensor) -> CriticOutput:
+        """As in :class:`Critic`."""
+        predictions = [logits.float() for logits in self.predict_all(inputs)]
+        loss = sum(weight * self.pixel_loss(logits, masks) for weight, logits in zip(self.weights, predictions))
+        valid, logits = self.counts(masks), mean_log_probability(predictions, self.weights)
+        return CriticOutput(loss, valid & (logits.argmax(1) != masks), valid, logits)
+
+
+@MODELS.register_module()
+class CriticEnsemble(AveragingCritic):
+    """Weighted mean of several critics.
 
     Args:
         critics: :class:`~mmsynth.guidance.Critic` s, or their configs, of the same classes, ignore index and kind of
@@ -37,8 +62,7 @@ class CriticEnsemble(Critic):
         super().__init__()
         self.critics = nn.ModuleList(MODELS.build(critic) if isinstance(critic, dict) else critic for critic in critics)
         self.weights = [weight / sum(weights) for weight in weights]
-        for setting in ('num_classes', 'ignore_index', 'input_type'):
-            _check_agreement(setting, [getattr(critic, setting) for critic in self.critics])
+        check_agreement('critics', self.critics)
         self.num_classes = self.critics[0].num_classes
         self.ignore_index = self.critics[0].ignore_index
         self.input_type = self.critics[0].input_type
@@ -59,24 +83,20 @@ class CriticEnsemble(Critic):
         """Where its critics are."""
         return self.critics[0].device
 
-    def predict_logits(self, inputs: Tensor) -> Tensor:
-        """The log of the weighted mean probability (B, K, H, W)."""
-        return self._mean_log_probability([critic.predict_logits(inputs) for critic in self.critics])
-
-    def forward(self, inputs: Tensor, masks: Tensor) -> CriticOutput:
-        """As in :class:`Critic`."""
-        predictions = [critic.predict_logits(inputs).float() for critic in self.critics]
-        loss = sum(weight * self.pixel_loss(logits, masks) for weight, logits in zip(self.weights, predictions))
-        valid = self.counts(masks)
-        return CriticOutput(loss, valid & (self._mean_log_probability(predictions).argmax(1) != masks), valid)
-
-    def _mean_log_probability(self, predictions: Sequence[Tensor]) -> Tensor:
-        weighted = [logits.float().log_softmax(1) + math.log(weight)
-                    for weight, logits in zip(self.weights, predictions)]
-        return torch.stack(weighted).logsumexp(0)
+    def predict_all(self, inputs: Tensor) -> list[Tensor]:
+        return [critic.predict_logits(inputs) for critic in self.critics]
 
 
-def _check_agreement(setting: str, values: Sequence[object]) -> None:
-    if len(set(values)) > 1:
-        raise ValueError(f'`critics` must agree in `{setting}`, got {", ".join(map(str, values))} in their order. Use '
-                         'critics trained on the same classes and labels, all for images or all for latents.')
+def mean_log_probability(predictions: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """The log of the weighted mean probability of several logits (B, K, H, W); the weights sum to 1."""
+    return torch.stack([logits.float().log_softmax(1) + math.log(weight)
+                        for weight, logits in zip(weights, predictions)]).logsumexp(0)
+
+
+def check_agreement(option: str, critics: Sequence[Critic]) -> None:
+    """Raise ValueError if critics differ in classes, ignore index or kind of input; ``option`` names them."""
+    for setting in ('num_classes', 'ignore_index', 'input_type'):
+        values = [getattr(critic, setting) for critic in critics]
+        if len(set(values)) > 1:
+            raise ValueError(f'`{option}` must agree in `{setting}`, got {", ".join(map(str, values))} in their order. '
+                             'Use critics trained on the same classes and labels, all for images or all for latents.')

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
+from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from torch import Tensor
 
 from mmsynth.sampling.step import SamplingStep
@@ -31,7 +31,10 @@ def sample(predict: Predict,
            noise: Tensor,
            scheduler: SchedulerMixin,
            num_steps: int,
-           guide: Guide | None = None) -> tuple[Tensor, list[Trace]]:
+           guide: Guide | None = None,
+           *,
+           recurrence: int = 1,
+           draw_noise: Callable[[int, int], Tensor] | None = None) -> tuple[Tensor, list[Trace]]:
     """Go from noise to a clean latent.
 
     Args:
@@ -42,6 +45,9 @@ def sample(predict: Predict,
             :mod:`mmsynth.sampling.schedulers`.
         num_steps: Steps of the run, at least 1.
         guide: Called after each prediction; may correct it.
+        recurrence: Times that each guided step is taken; before each repetition the latent is noised again to the level
+            that it had. A step from pure noise is taken once.
+        draw_noise: ``draw_noise(step index, repetition) -> noise (B, C, h, w)``; needed for a recurrence above 1.
 
     Returns:
         The clean latents (B, C, h, w), and per sample the guide's records, one for each step it guided.
@@ -59,23 +65,39 @@ def sample(predict: Predict,
     latents = noise if is_flow else noise * scheduler.init_noise_sigma
     traces: list[Trace] = [[] for _ in latents]
     for index, timestep in enumerate(scheduler.timesteps):
-        z = latents if is_flow else scheduler.scale_model_input(latents, timestep)  # alpha * z0 + sigma * eps
-        prediction = predict(z, timestep.expand(len(z)))
-        if guide is not None:
-            alpha, sigma = _levels(scheduler, index)
-            step = SamplingStep(index, num_steps, z, alpha, sigma, 'velocity' if is_flow else 'noise')
-            prediction, records = guide(prediction, step)
-            for trace, record in zip(traces, records or ()):
-                trace.append(record)
+        for repetition in range(recurrence):
+            z = latents if is_flow else scheduler.scale_model_input(latents, timestep)  # alpha * z0 + sigma * eps
+            prediction, records = predict(z, timestep.expand(len(z))), None
+            if guide is not None:
+                alpha, sigma = _levels(scheduler, index)
+                step = SamplingStep(index, num_steps, z, alpha, sigma, 'velocity' if is_flow else 'noise')
+                prediction, records = guide(prediction, step)
+                for trace, record in zip(traces, records or ()):
+                    trace.append(record)
+            if records is None or alpha == 0 or repetition == recurrence - 1:
+                break
+            trial = copy.deepcopy(scheduler).step(prediction, timestep, latents, return_dict=False)[0]
+            latents = _noise_again(trial, draw_noise(index, repetition), scheduler, index)
         latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
     return latents, traces
 
 
+def _noise_again(latents: Tensor, noise: Tensor, scheduler: SchedulerMixin, index: int) -> Tensor:
+    """Bring what step ``index`` led to back to the noise level before it: of the forward process z_s → z_t, t > s."""
+    (alpha, sigma), (next_alpha, next_sigma) = _levels(scheduler, index), _levels(scheduler, index + 1)
+    ratio = alpha / next_alpha
+    spread = math.sqrt(max(sigma**2 - (ratio * next_sigma)**2, 0.0))
+    if isinstance(scheduler, EulerDiscreteScheduler):  # its latents are z / alpha
+        return latents + spread / alpha * noise
+    return ratio * latents + spread * noise
+
+
 def _levels(scheduler: SchedulerMixin, index: int) -> tuple[float, float]:
-    """Signal and noise level (alpha, sigma) of z before step ``index``."""
+    """Signal and noise level (alpha, sigma) of z before step ``index``; behind the last step, of what it led to."""
     sigmas = getattr(scheduler, 'sigmas', None)
     if sigmas is None:  # DDIM
-        signal = float(scheduler.alphas_cumprod[int(scheduler.timesteps[index])])
+        signal = float(scheduler.alphas_cumprod[int(scheduler.timesteps[index])]
+                       if index < len(scheduler.timesteps) else scheduler.final_alpha_cumprod)
         return math.sqrt(signal), math.sqrt(1 - signal)
     sigma = float(sigmas[index])
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):

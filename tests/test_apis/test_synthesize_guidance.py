@@ -153,7 +153,7 @@ class TestUncorrected:
         weights['decode_head.conv_seg.weight'][:] = torch.nan
         torch.save(weights, tmp_path / 'broken.pth')
         cfg = small_run.config(synthesis__guidance__critic__checkpoint=str(tmp_path / 'broken.pth'),
-                               synthesis__guidance__pixels='all')
+                               synthesis__guidance__objective='mask')
         return small_run.synthesize(tmp_path / 'pool', cfg)
 
     def test_the_images_are_those_of_no_guidance(self, small_run: SmallRun, broken: Pool, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
-from toy_critic import CELLS, CHANNELS, PIXELS, ToyCritic, batch, decode, step_at
+from toy_critic import CELLS, CHANNELS, PIXELS, ToyCritic, batch, decode, misread_loss, step_at
 
 from mmsynth.guidance import CRFM
 from mmsynth.guidance.base import Record
@@ -32,15 +32,19 @@ def relative(change: Tensor, prediction: Tensor) -> list[float]:
 class TestGradient:
 
     @pytest.mark.parametrize('prediction_type', ['velocity', 'noise'])
-    @pytest.mark.parametrize('pixels, loss', [('all', 'mean_loss'), ('wrong', 'wrong_loss')])
-    def test_it_is_that_of_finite_differences(self, pixels: str, loss: str, prediction_type: str) -> None:
+    @pytest.mark.parametrize('objective, loss', [
+        ('misread', misread_loss),
+        ('mask', lambda output: output.mean_loss),
+        ('uncertainty', lambda output: -output.entropy.mean((1, 2))),
+    ])
+    def test_it_is_that_of_finite_differences(self, objective: str, loss: Callable, prediction_type: str) -> None:
         """With ``norm='raw'`` and step size 1 the correction is the gradient; central differences in float64."""
-        prediction, result, _ = corrected(crfm(norm='raw', step_size=1, pixels=pixels), 2, prediction_type)
+        prediction, result, _ = corrected(crfm(norm='raw', step_size=1, objective=objective), 2, prediction_type)
         _, latents, masks = batch()
         critic, step = ToyCritic().double(), step_at(latents.double(), prediction_type=prediction_type)
 
         def total(values: Tensor) -> Tensor:
-            return getattr(critic(decode(step.clean_estimate(values)) / 2 + 0.5, masks), loss).sum()
+            return loss(critic(decode(step.clean_estimate(values)) / 2 + 0.5, masks)).sum()
 
         changes = 1e-4 * torch.eye(prediction.numel(), dtype=torch.float64)[::5].view(-1, *prediction.shape)
         start = prediction.double()
@@ -89,7 +93,7 @@ class TestStep:
             torch.testing.assert_close(direction, directions[0], atol=1e-3, rtol=0)
 
     def test_the_trust_region_bounds_the_sum_of_corrections(self) -> None:
-        settings = dict(step_size=0.2, num_rectified=8, pixels='all')
+        settings = dict(step_size=0.2, num_rectified=8, objective='mask')
         bound = corrected(crfm(trust_region=0.5, **settings))
         free = corrected(crfm(trust_region=None, **settings))
         assert relative(bound[1] - bound[0], bound[0]) == pytest.approx([0.5] * 2, abs=1e-4)
@@ -97,11 +101,11 @@ class TestStep:
 
     def test_a_second_correction_starts_from_the_first(self) -> None:
         prediction, latents, masks = batch()
-        once = crfm(norm='raw', step_size=2.0, pixels='all')
+        once = crfm(norm='raw', step_size=2.0, objective='mask')
         by_hand = prediction
         for _ in range(2):
             by_hand, _ = once.correct(by_hand, step_at(latents), decode, masks)
-        _, twice, _ = corrected(crfm(norm='raw', step_size=2.0, pixels='all', num_rectified=2))
+        _, twice, _ = corrected(crfm(norm='raw', step_size=2.0, objective='mask', num_rectified=2))
         torch.testing.assert_close(twice, by_hand)
 
     @pytest.mark.parametrize('policy, expected', [
@@ -130,13 +134,13 @@ class TestStep:
 class TestLoss:
 
     @pytest.mark.parametrize('prediction_type', ['velocity', 'noise'])
-    @pytest.mark.parametrize('pixels', ['all', 'wrong'])
-    def test_it_falls(self, pixels: str, prediction_type: str) -> None:
-        _, _, records = corrected(crfm(pixels=pixels, step_size=0.1), 3, prediction_type)
+    @pytest.mark.parametrize('objective', ['mask', 'misread'])
+    def test_it_falls(self, objective: str, prediction_type: str) -> None:
+        _, _, records = corrected(crfm(objective=objective, step_size=0.1), 3, prediction_type)
         assert all(record['loss_after'] < record['loss_before'] for record in records)
 
     def test_it_falls_further_with_more_corrections(self) -> None:
-        guides = [crfm(pixels='all', trust_region=None, num_rectified=count) for count in (1, 2, 4)]
+        guides = [crfm(objective='mask', trust_region=None, num_rectified=count) for count in (1, 2, 4)]
         losses = [corrected(guide)[2][0]['loss_after'] for guide in guides]
         assert losses == sorted(losses, reverse=True)
 
@@ -211,10 +215,34 @@ class TestIgnoredPixels:
     def test_a_mask_of_nothing_else_corrects_nothing(self) -> None:
         prediction, latents, masks = batch()
         masks[1] = 255
-        for pixels in ('wrong', 'all'):
-            result, records = crfm(pixels=pixels).correct(prediction, step_at(latents), decode, masks)
+        for objective in ('misread', 'mask', 'uncertainty', 'hardness'):
+            result, records = crfm(objective=objective).correct(prediction, step_at(latents), decode, masks)
             assert torch.equal(result[1], prediction[1]) and not torch.equal(result[0], prediction[0])
             assert records[1]['loss_before'] == records[1]['wrong_before'] == records[1]['skipped'] == 0
+
+
+class TestAdaptive:
+
+    def test_the_step_shrinks_with_the_misread_share(self) -> None:
+        prediction, result, records = corrected(crfm(adaptive=True, step_size=0.4))
+        expected = [0.4 * record['wrong_before'] for record in records]
+        assert 0 < min(expected) < max(expected) < 0.4
+        assert relative(result - prediction, prediction) == pytest.approx(expected, rel=1e-4)
+
+    def test_an_unsure_critic_leaves_little_to_ask_for(self) -> None:
+        """The step towards uncertainty is the share that the mean entropy misses."""
+        prediction, latents, masks = batch()
+        step = step_at(latents)
+        entropy = ToyCritic()(decode(step.clean_estimate(prediction)) / 2 + 0.5, masks).entropy.mean((1, 2))
+        result, _ = crfm(objective='uncertainty', adaptive=True, step_size=0.4).correct(prediction, step, decode, masks)
+        assert relative(result - prediction, prediction) == pytest.approx((0.4 * (1 - entropy)).tolist(), rel=1e-3)
+
+
+def test_pixels_is_the_objective_under_its_old_name() -> None:
+    for pixels, objective in (('all', 'mask'), ('wrong', 'misread')):
+        with pytest.warns(FutureWarning, match=f'`objective={objective!r}`'):
+            renamed = crfm(pixels=pixels)
+        assert torch.equal(corrected(renamed)[1], corrected(crfm(objective=objective))[1])
 
 
 class TestRun:
@@ -252,10 +280,13 @@ class TestRun:
     (dict(steps=-1), "`steps` must be 'all' or a number of at least 0, got -1"),
     (dict(steps='some'), "`steps` must be 'all' or a number of at least 0, got 'some'"),
     (dict(step_size=-0.1), '`step_size` must be at least 0'),
-    (dict(num_rectified=0), '`num_rectified` at least 1'),
-    (dict(trust_region=0.0), '`trust_region` positive or None, got 0.1, 1 and 0.0'),
+    (dict(num_rectified=0), '`num_rectified` and `recurrence` at least 1'),
+    (dict(trust_region=0.0), '`trust_region` positive or None, got 0.1, 1, 1 and 0.0'),
     (dict(policy='linear'), "`policy` must be one of constant, increase, decrease, got 'linear'"),
     (dict(norm='l1'), "`norm` must be one of relative, raw, l2, got 'l1'"),
+    (dict(objective='right'), '`objective` must be one of'),
+    (dict(objective=dict(name='mask', weights=[1])), '`objective` does not know weights'),
+    (dict(recurrence=0), 'got 0.1, 1, 0 and 0.5'),
     (dict(pixels='right'), "`pixels` must be one of wrong, all, got 'right'"),
     (dict(legacy=True), "`legacy=True` is the released rule, which knows `norm='raw'` and 'l2' only, got 'relative'"),
 ])

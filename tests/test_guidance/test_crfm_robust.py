@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from toy_critic import CELLS, CHANNELS, PIXELS, ToyCritic, batch, decode, step_at
+from toy_critic import CELLS, CHANNELS, PIXELS, ToyCritic, batch, decode, misread_loss, step_at
 
 from mmsynth.guidance import CRFM, Critic, CriticOutput
 from mmsynth.sampling import SamplingStep
@@ -69,7 +69,7 @@ class TestBrokenSamples:
     @pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
     def test_a_spoilt_latent_spoils_no_other_sample(self, settings: dict, value: float) -> None:
         prediction, latents, masks = batch(3)
-        guidance = CRFM(ToyCritic(), pixels='all', **settings)
+        guidance = CRFM(ToyCritic(), objective='mask', **settings)
         healthy, _ = guidance.correct(prediction, step_at(latents), decode, masks)
         spoilt = latents.clone()
         spoilt[1, 0] = value
@@ -122,7 +122,7 @@ class TestNoisePrediction:
     @pytest.mark.parametrize('alpha', [1e-2, 1e-4, 1e-6])
     def test_corrections_stay_finite_and_bounded(self, alpha: float, error: float, norm: str) -> None:
         prediction, step, masks = self.step(alpha, error)
-        result, records = CRFM(ToyCritic(), norm=norm, pixels='all').correct(prediction, step, decode, masks)
+        result, records = CRFM(ToyCritic(), norm=norm, objective='mask').correct(prediction, step, decode, masks)
         assert result.isfinite().all() and max(relative(result - prediction, prediction)) <= 0.5 + 1e-5
         assert all(math.isfinite(value) for record in records for value in record.values())
 
@@ -148,7 +148,7 @@ class TestIgnoredPixels:
         masks[:, :PIXELS // 2] = 255
         shown = torch.zeros(2, 3, PIXELS, PIXELS)
         shown[:, :, :PIXELS // 2 - 1] = 0.7  # the critic sees one pixel around each
-        guidance = CRFM(ToyCritic(), pixels='all')
+        guidance = CRFM(ToyCritic(), objective='mask')
         plain, generated = (guidance.correct(prediction, step_at(latents), look, masks)
                           for look in (decode, lambda z: decode(z) + shown))
         assert torch.equal(plain[0], generated[0]) and plain[1] == generated[1]
@@ -157,7 +157,8 @@ class TestIgnoredPixels:
     def test_a_mask_of_nothing_else_is_bit_equal_to_no_guidance(self, settings: dict) -> None:
         prediction, latents, masks = batch()
         ignored = torch.full_like(masks, 255)
-        result, _ = CRFM(ToyCritic(), pixels='all', **settings).correct(prediction, step_at(latents), decode, ignored)
+        guidance = CRFM(ToyCritic(), objective='mask', **settings)
+        result, _ = guidance.correct(prediction, step_at(latents), decode, ignored)
         assert torch.equal(result, prediction)
 
 
@@ -191,7 +192,7 @@ class TestPartsOfTheReleasedRule:
     def test_gradient_alone(self) -> None:
         prediction, latents, masks = batch(1)
         variable, step = prediction.clone().requires_grad_(), step_at(latents)
-        loss = ToyCritic()(decode(step.clean_estimate(variable)) / 2 + 0.5, masks).wrong_loss.sum()
+        loss = misread_loss(ToyCritic()(decode(step.clean_estimate(variable)) / 2 + 0.5, masks)).sum()
         gradient, = torch.autograd.grad(loss, variable)
         assert gradient.norm() > 0 and prediction.abs().max() > 1
         torch.testing.assert_close(self.corrected(trust_region=None, step_size=5.0), prediction - 5 * gradient)

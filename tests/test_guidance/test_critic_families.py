@@ -97,7 +97,7 @@ class TestBorrowed:
     @staticmethod
     def correct(model: nn.Module) -> None:
         """A whole correction by the model, in a critic that is moved and set to train meanwhile."""
-        crfm = CRFM(SegmentorCritic(segmentor=model), num_rectified=2, pixels='all').train().to(torch.float64)
+        crfm = CRFM(SegmentorCritic(segmentor=model), num_rectified=2, objective='mask').train().to(torch.float64)
         latents = torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(3))
         step = SamplingStep(0, 1, latents, alpha=0.5, sigma=0.5)
         corrected, records = crfm.correct(torch.zeros_like(latents) + 0.1, step, lambda z: z / 4, masks())

@@ -52,7 +52,7 @@ def test_it_is_where_its_critics_are() -> None:
 def test_it_guides_by_the_mean_of_the_gradients() -> None:
     prediction, latents, masks = batch()
     critics = [ToyCritic(seed=1), ToyCritic(seed=2)]
-    changes = [CRFM(critic, norm='raw', pixels='all', step_size=1, trust_region=None).correct(
+    changes = [CRFM(critic, norm='raw', objective='mask', step_size=1, trust_region=None).correct(
         prediction, step_at(latents), decode, masks)[0] - prediction for critic in (*critics, CriticEnsemble(critics))]
     torch.testing.assert_close(changes[2], (changes[0] + changes[1]) / 2, atol=1e-6, rtol=1e-4)
 

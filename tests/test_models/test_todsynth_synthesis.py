@@ -121,7 +121,7 @@ class TestTaskGuidance:
 
     def test_it_lowers_the_critic_s_loss_and_leaves_a_trace(self, critic: SegmentorCritic) -> None:
         model, masks = todsynth(), torch.stack([sample.gt_sem_seg.data[0] for sample in samples()])
-        guidance = CRFM(critic, steps=3, step_size=0.3, pixels='all')
+        guidance = CRFM(critic, steps=3, step_size=0.3, objective='mask')
         generated = model.synthesize(samples(), SEEDS, guidance=guidance)
         guided = torch.stack([sample.generated_img.data for sample in generated])
         before, after = (critic(pixels / 255, masks).mean_loss for pixels in (generate(model), guided))
@@ -135,12 +135,13 @@ class TestTaskGuidance:
         alone = torch.cat([generate(model, slice(row, row + 1), guidance) for row in range(4)])
         assert (together.int() - alone.int()).abs().max() <= 1
 
-    @pytest.mark.parametrize('settings', [dict(), dict(num_rectified=2, steps=2), dict(norm='l2', step_size=1.0)],
-                             ids=str)
+    @pytest.mark.parametrize('settings', [
+        dict(), dict(num_rectified=2, steps=2), dict(norm='l2', step_size=1.0), dict(recurrence=2, adaptive=True)
+    ], ids=str)
     def test_with_prompt_guidance_four_samples_are_four_times_one(self, critic: SegmentorCritic,
                                                                   settings: dict) -> None:
         """Prompts of several lengths, one of them empty; latents, so that no rounding to bytes hides a difference."""
-        model, guidance = todsynth(guidance_scale=3.0), CRFM(critic, pixels='all', **settings)
+        model, guidance = todsynth(guidance_scale=3.0), CRFM(critic, objective='mask', **settings)
         masks = torch.stack([sample.gt_sem_seg.data[0] for sample in samples()])
         together, traces = model.sample_latents(samples(), masks, SEEDS, guidance=guidance)
         for row in range(4):

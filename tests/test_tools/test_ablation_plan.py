@@ -1,4 +1,5 @@
 """What an ablation compares: rules, variants, options, the parts of a demo, and the message of each mistake."""
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,9 @@ def test_halves_of_the_released_rule() -> None:
     for rule in ('clamp', 'gradient', 'released', 'relative'):
         module = CRFM(torch.nn.Identity(), **{key: value for key, value in RULES[rule].items() if key != 'type'})
         updated[rule] = rectify(
-            velocity, judge, module.step_size_at(0, 10), norm=module.norm, trust_region=module.trust_region,
-            attenuate=module.attenuate, legacy=module.legacy).prediction
+            velocity, judge, partial(module.objective, masks=torch.zeros(1, 1, 1)), module.step_size_at(0, 10),
+            norm=module.norm, trust_region=module.trust_region, attenuate=module.attenuate,
+            legacy=module.legacy).prediction
     assert torch.equal(updated['clamp'], velocity.clamp(-1, 1))
     torch.testing.assert_close(updated['gradient'], velocity - 0.09 * gradient)
     assert torch.equal(updated['released'], updated['gradient'].clamp(-1, 1))

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+from diffusers import SchedulerMixin
 from mmengine.dist import get_rank
 from mmengine.logging import MessageHub, print_log
 from mmengine.model import BaseModel
@@ -17,8 +18,9 @@ from mmsynth.models.encoders import LatentCodec, TextEmbeds
 from mmsynth.models.label_codecs import LabelCodec
 from mmsynth.models.lora import LoRASettings, add_lora, merge_lora
 from mmsynth.registry import MODELS
+from mmsynth.sampling import Predict, sample
 from mmsynth.structures import SynthDataSample
-from mmsynth.utils import derive_seed
+from mmsynth.utils import derive_seed, seeded_noise
 from mmsynth.utils.labels import IGNORE_INDEX
 from mmsynth.utils.ranks import call_on_first_rank
 
@@ -165,9 +167,9 @@ class BaseGenerator(BaseModel):
         decoded = self.latent_codec.decode(latents).float()
         finite = decoded.isfinite().flatten(1).all(1).tolist()
         images = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
-        for sample, image, seed, trace, whole in zip(data_samples, images, seeds, traces, finite):
-            sample.generated_img = PixelData(data=image)
-            sample.set_metainfo(dict(seed=int(seed), guidance_trace=trace, finite=whole))
+        for data_sample, image, seed, trace, whole in zip(data_samples, images, seeds, traces, finite):
+            data_sample.generated_img = PixelData(data=image)
+            data_sample.set_metainfo(dict(seed=int(seed), guidance_trace=trace, finite=whole))
         return list(data_samples)
 
     def check_guidance(self, guidance: Guidance) -> None:
@@ -175,6 +177,19 @@ class BaseGenerator(BaseModel):
         codec = self.latent_codec
         guidance.check_fit(self.num_classes, channels=codec.channels, factor=codec.factor)
         guidance.check_run(self.num_steps)
+
+    def _run(self, predict: Predict, scheduler: SchedulerMixin, shape: Sequence[int], masks: Tensor,
+             seeds: Sequence[int], guidance: Guidance | None) -> tuple[Tensor, list[list[dict[str, float]]]]:
+        """Sample latents of a shape (C, h, w), each from the noise of its own seed, corrected by the guidance."""
+        def draw_noise(index: int, repetition: int) -> Tensor:
+            own = [derive_seed(seed, 'recurrence', index, repetition) for seed in seeds]
+            return seeded_noise(own, shape, device=masks.device)
+
+        noise = seeded_noise(seeds, shape, device=masks.device)
+        if guidance is None:
+            return sample(predict, noise, scheduler, self.num_steps)
+        return sample(predict, noise, scheduler, self.num_steps, guidance.bind(self.latent_codec.decode, masks),
+                      recurrence=guidance.recurrence, draw_noise=draw_noise)
 
     @property
     def device(self) -> torch.device:

@@ -30,10 +30,8 @@ from mmsynth.sampling import (
     classifier_free,
     complete_schedule,
     noise_of_velocity,
-    sample,
 )
 from mmsynth.structures import SynthDataSample
-from mmsynth.utils import seeded_noise
 from mmsynth.utils.labels import IGNORE_INDEX
 
 PREDICTION_TYPES = ('epsilon', 'v_prediction')
@@ -212,9 +210,7 @@ class TISynth(BaseGenerator):
             negatives.append(Negative(replace(condition, reference_hint=null), self.reference_guidance_scale,
                                       self.reference_guidance_interval))
         predict = classifier_free(self._noise, condition, negatives, self._sigma)
-        guide = None if guidance is None else guidance.bind(self.latent_codec.decode, masks)
-        noise = seeded_noise(seeds, shape, device=masks.device)
-        return sample(predict, noise, self.sampler, self.num_steps, guide)
+        return self._run(predict, self.sampler, shape, masks, seeds, guidance)
 
     def encode_condition(self, prompts: Sequence[str], masks: Tensor, reference_latents: Tensor) -> Condition:
         """Encode prompts, masks (B, H, W) and reference latents (B, C, h, w) for the network."""

@@ -17,9 +17,8 @@ from mmsynth.models.generators.base import BaseGenerator, prompt_of, stack_masks
 from mmsynth.models.label_codecs import LabelCodec
 from mmsynth.models.networks.mmdit import MMDiT
 from mmsynth.registry import MODELS
-from mmsynth.sampling import Negative, build_flow_scheduler, classifier_free, sample
+from mmsynth.sampling import Negative, build_flow_scheduler, classifier_free
 from mmsynth.structures import SynthDataSample
-from mmsynth.utils import seeded_noise
 from mmsynth.utils.labels import IGNORE_INDEX
 
 WEIGHTING_SCHEMES = ('none', 'logit_normal', 'mode', 'sigma_sqrt', 'cosmap')
@@ -143,9 +142,8 @@ class TODSynth(BaseGenerator):
             negatives.append(Negative(replace(condition, mask_latents=null), self.mask_guidance_scale,
                                       self.mask_guidance_interval))
         predict = classifier_free(self._velocity, condition, negatives, lambda timestep: float(timestep[0]) / 1000)
-        noise = seeded_noise(seeds, self.latent_codec.latent_shape(*masks.shape[-2:]), device=masks.device)
-        guide = None if guidance is None else guidance.bind(self.latent_codec.decode, masks)
-        return sample(predict, noise, self.scheduler, self.num_steps, guide)
+        shape = self.latent_codec.latent_shape(*masks.shape[-2:])
+        return self._run(predict, self.scheduler, shape, masks, seeds, guidance)
 
     def encode_condition(self, prompts: Sequence[str], masks: Tensor) -> Condition:
         """Encode prompts and masks (B, H, W) for the network."""

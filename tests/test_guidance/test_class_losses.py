@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mmsynth.filtering import ClassLosses, ClassLossMeter, pixel_losses
+from mmsynth.guidance.class_losses import ClassLosses, ClassLossMeter, pixel_losses
 
 NAMES = ('field', 'road', 'water')
 
