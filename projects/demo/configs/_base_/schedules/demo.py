@@ -1,4 +1,4 @@
-# Sized for two CPU cores; `--smoke` shortens `max_iters`.
+# Sized for two CPU cores; the smoke preset shortens `max_iters`.
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=800, val_interval=800)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
