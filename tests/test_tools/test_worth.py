@@ -132,6 +132,8 @@ PLANS = dict(generators=dict(g='g.py'), critics=dict(c='c.py', x=dict(config='c.
 def test_mistakes_in_a_config_are_named(tmp_path: Path, plans: dict, option: str) -> None:
     path = tmp_path / 'worth.py'
     path.write_text(f'worth = {PLANS | plans!r}\n')
+    for name in ('g.py', 'c.py'):
+        (tmp_path / name).touch()
     with pytest.raises(ValueError, match=option):
         Study.read(path)
 
@@ -140,6 +142,10 @@ def test_one_generator_and_one_critic_need_no_names(tmp_path: Path) -> None:
     (tmp_path / 'worth.py').write_text(
         "worth = dict(generator='g.py', critic='c.py', segmentors=dict(fcn='c.py'), pools=dict(plain=dict()), "
         "rows=dict(real=dict(), plain=dict(pool='plain')))\n")
+    with pytest.raises(FileNotFoundError, match='g.py'):
+        Study.read(tmp_path / 'worth.py')
+    for name in ('g.py', 'c.py'):
+        (tmp_path / name).touch()
     study = Study.read(tmp_path / 'worth.py')
     pool = study.pools['plain']
     assert study.generators[pool.generator].config == str(tmp_path / 'g.py')

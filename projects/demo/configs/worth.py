@@ -9,15 +9,15 @@ crfm = dict(type='mmsynth.CRFM')
 worth = dict(
     shares=(1.0, 0.5, 0.25, 0.125),
     generators=dict(
-        plain='todsynth_long.py',
-        dropout=dict(config='todsynth_long.py', overrides={'model.mask_dropout': 0.15}),
-        unlabelled=dict(config='todsynth_long.py', unlabelled=0.5)),
+        plain='projects/demo/configs/todsynth_long.py',
+        dropout=dict(config='projects/demo/configs/todsynth_long.py', overrides={'model.mask_dropout': 0.15}),
+        unlabelled=dict(config='projects/demo/configs/todsynth_long.py', unlabelled=0.5)),
     critics=dict(
-        fcn='critic.py',
-        unet='segmentor_unet.py',
+        fcn='projects/demo/configs/critic.py',
+        unet='projects/demo/configs/segmentor_unet.py',
         both=dict(critics=('fcn', 'unet')),
-        crossed=dict(config='critic.py', cross_fitted=True)),
-    segmentors=dict(fcn='critic.py', unet='segmentor_unet.py'),
+        crossed=dict(config='projects/demo/configs/critic.py', cross_fitted=True)),
+    segmentors=dict(fcn='projects/demo/configs/critic.py', unet='projects/demo/configs/segmentor_unet.py'),
     pools=dict(
         plain=dict(),
         plain_4=dict(num_per_mask=4),

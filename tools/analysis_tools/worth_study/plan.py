@@ -27,6 +27,7 @@ from mmsynth.filtering import ClassLossFilter
 from mmsynth.registry import DATASETS, MODELS
 from mmsynth.synthesis.build import load_config
 from mmsynth.synthesis.live_critics import LIVE
+from mmsynth.utils.configs import find_config
 
 SAMPLING = ('num_steps', 'sampler', 'guidance_scale', 'guidance_interval', 'mask_guidance_scale',
             'mask_guidance_interval', 'reference_guidance_scale', 'reference_guidance_interval')
@@ -184,7 +185,8 @@ class Study:
 
     @classmethod
     def read(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> 'Study':
-        """Read ``worth`` from a config file; file names in it are relative to that file.
+        """Read ``worth`` from a config file; config files that it names are relative to that file, or are found as
+        :func:`~mmsynth.utils.configs.find_config` finds them.
 
         Args:
             path: The file.
@@ -192,8 +194,8 @@ class Study:
 
         Raises:
             ValueError: If the config has no ``worth``, or it is wrong.
+            FileNotFoundError: If a config file does not exist.
         """
-        folder = Path(path).parent
         settings = load_config(path, overrides).get('worth')
         if settings is None:
             raise ValueError(f'{path}: it has no `worth`; see projects/demo/configs/worth.py.')
@@ -210,12 +212,12 @@ class Study:
                  for group, kind in (('generators', GeneratorPlan), ('critics', CriticPlan), ('pools', PoolPlan),
                                      ('rows', RowPlan))}
         for group in ('generators', 'critics'):
-            plans[group] = {name: plan if plan.config is None else replace(plan, config=str(folder / plan.config))
+            plans[group] = {name: plan if plan.config is None else replace(plan, config=_find(path, plan.config))
                             for name, plan in plans[group].items()}
         plans['pools'] = {name: replace(plan, generator=plan.generator or next(iter(plans['generators']), None),
                                         critic=plan.critic or next(iter(plans['critics']), None))
                           for name, plan in plans['pools'].items()}
-        segmentors = {name: str(folder / file) for name, file in settings.get('segmentors', {}).items()}
+        segmentors = {name: _find(path, file) for name, file in settings.get('segmentors', {}).items()}
         settings.setdefault('baseline', tuple(name for name, row in plans['rows'].items() if row.is_real))
         settings.setdefault('plain', 'plain' if 'plain' in plans['rows'] else None)
         return cls(**settings | plans | dict(segmentors=segmentors))
@@ -323,6 +325,11 @@ def _unknown(where: str, options: Mapping[str, Any], known: Sequence[str]) -> It
     wrong = sorted(options.keys() - set(known))
     if wrong:
         yield f'`{where}` does not know {", ".join(wrong)}; it takes {", ".join(known)}'
+
+
+def _find(study: str | Path, path: str) -> str:
+    beside = Path(study).parent / path
+    return str(beside if beside.is_file() else find_config(path))
 
 
 def _build(kind: type, where: str, options: Mapping[str, Any]) -> Any:
