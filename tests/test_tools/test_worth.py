@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,7 @@ def test_places_that_cannot_be_told_are_refused(pattern: str, stems: list[str]) 
 
 PLANS = dict(generators=dict(g='g.py'), critics=dict(c='c.py', x=dict(config='c.py', cross_fitted=True)),
              segmentors=dict(fcn='c.py'), pools=dict(plain=dict()), rows=dict(real=dict()))
+ALL = dict(real=dict(), twice=dict(iterations=2), plain=dict(pool='plain'), crfm=dict(pool='plain'))
 
 
 @pytest.mark.parametrize('plans, option', [
@@ -202,6 +204,30 @@ def test_data_of_other_settings_are_refused(folder: Path, tmp_path: Path) -> Non
     assert write_case(folder, tmp_path / 'data', share=0.75, seed=1, downscale=1, num_masks=4) == meta
     with pytest.raises(ValueError, match='`num_masks`'):
         write_case(folder, tmp_path / 'data', share=0.75, seed=1, downscale=1, num_masks=5)
+
+
+def test_rows_are_chosen_on_val_and_reported_on_test(tmp_path: Path) -> None:
+    (tmp_path / 'worth.py').write_text(f'worth = {PLANS | dict(shares=(0.5, 1.0), rows=ALL)!r}\n')
+    for name in ('g.py', 'c.py'):
+        (tmp_path / name).touch()
+    study, out = Study.read(tmp_path / 'worth.py'), tmp_path / 'study'
+    for share, seed in product(study.shares, (0, 1)):
+        case = out / f'share_{share:g}' / f'seed_{seed}'
+        (case / 'data').mkdir(parents=True)
+        (case / 'data' / 'meta.json').write_text(json.dumps(dict(classes=['one'])))
+        for name, val, test in (('real', 10, 30), ('twice', 20, 10), ('plain', 30, 20), ('crfm', 5, 40)):
+            (case / 'rows' / 'fcn' / name).mkdir(parents=True)
+            for part, hits in (('val', val), ('test', test)):
+                np.save(case / 'rows' / 'fcn' / name / f'{part}.npy', counts(*[((hits, ), (100, ))] * 3))
+            if (name, seed) != ('crfm', 1):  # which one seed has not finished
+                (case / 'rows' / 'fcn' / f'{name}.done').write_text(json.dumps(dict(identity='', seconds=4.0)))
+    text = write_report(study, out, [0, 1])
+    assert 'of real images only, "twice", and of all rows "plain": 20.00' in text
+    assert '| plain | 20.00 | 20.00 | 20.00 | 0.00 | +10.00 [+10.00, +10.00] | – |' in text
+    assert '| real | 30.00 | 30.00 | 30.00 | 0.00 | +20.00 [+20.00, +20.00] | +10.00 [+10.00, +10.00] |' in text
+    assert 'crfm' not in text
+    html = (out / 'report.html').read_text()
+    assert html.count('data:image/png') == 1 and 'mIoU over the labelled share' in html
 
 
 def write_config(path: Path, **changes: object) -> Path:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from mmsynth.pool import Pool
 from mmsynth.utils.files import atomic_write
@@ -25,7 +26,7 @@ from worth_study.statistics import (
 )
 
 _PICTURES = 8
-_COLUMNS = 7  # of a grid of pictures
+_COLUMNS = 6  # of a grid of pictures, beside mask and real image
 
 
 class Comparison(NamedTuple):
@@ -182,14 +183,17 @@ def _add_pictures(report: Report, study: Study, out_dir: Path, seed: int) -> Non
     first = next(iter(pools.values()))
     chosen = [first.records[index] for index in
               np.linspace(0, len(first.records) - 1, min(_PICTURES, len(first.records))).astype(int)]
-    masks = [colorize(first.load_mask(record), first.palette) for record in chosen]
+    tiles = [folder / 'data' / 'img_dir' / 'synthesis' / Path(record.source_mask).name for record in chosen]
+    shown = dict(mask=[colorize(first.load_mask(record), first.palette) for record in chosen],
+                 real=[np.asarray(Image.open(tile)) if record.mask_origin is None and tile.is_file() else None
+                       for record, tile in zip(chosen, tiles)])
     columns = {}
     for name, pool in pools.items():
         columns[name] = [pool.load_image(pool.get(own.id)) if pool.has(own.id) else None for own in chosen]
     names = [name for name, images in columns.items() if any(image is not None for image in images)]
     for start in range(0, len(names), _COLUMNS):
         report.add_figure('Images' if start == 0 else '', draw_grid(
-            dict(mask=masks) | {name: columns[name] for name in names[start:start + _COLUMNS]},
+            shown | {name: columns[name] for name in names[start:start + _COLUMNS]},
             legend=list(zip(first.classes, first.palette))),
             f'The same masks and noise in every pool; seed {seed}, {share:g} of the labels.')
 
