@@ -95,7 +95,7 @@ class Case:
             weight_pixels(cfg)
         if row.online is not None:
             pool = self.root / stage / 'pool'
-            cfg.custom_hooks = [*cfg.get('custom_hooks', ()), self._online_hook(name, row, pool, inputs)]
+            cfg.custom_hooks = [*cfg.get('custom_hooks', ()), self._online_hook(row, pool, inputs)]
         elif row.pool is not None:
             pool = self.pool(row.pool)
         elif row.self_training:
@@ -124,12 +124,13 @@ class Case:
         weights, stage = _weights(files[best].parent), f'pseudo_labels/{segmentor}_{name}'
 
         def make() -> None:
+            shutil.rmtree(self.root / stage, ignore_errors=True)  # what a killed run left
             model = SegmentorCritic(str(self._config_file(f'rows/{segmentor}/{best}')), str(weights)).segmentor
             pseudo_label(model, self.data / 'img_dir' / 'unlabelled', self.root / stage, self.meta, row.confidence)
 
         return self._stage(stage, dict(confidence=row.confidence), [weights], make)
 
-    def _online_hook(self, name: str, row: RowPlan, pool: Path, inputs: list[Path]) -> dict[str, Any]:
+    def _online_hook(self, row: RowPlan, pool: Path, inputs: list[Path]) -> dict[str, Any]:
         """The hook that generates what the row's pool describes while it trains; adds the files that decide."""
         plan, options = self.study.pools[row.pool], dict(row.online)
         cfg, checkpoint = self._synthesis(plan)
