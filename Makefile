@@ -1,12 +1,14 @@
 # make demo        train a tiny generator, synthesize under guidance, write a report
+# make worth       measure what synthetic images are worth to a segmentor: make worth DATA=folder [OUT=folder] [WORTH_ARGS='...']
 # make test        run all tests, as many at once as there are cores
 # make test-fast   those that a developer waits for: not the slow ones, no training processes, no browser
-# Both first create .venv with the exact versions of requirements/pins.txt; later calls start at once.
+# Each first creates .venv with the exact versions of requirements/pins.txt; later calls start at once.
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
 # Options of the demo, passed on where set: make demo GENERATOR=tisynth DATA=folder SMOKE=1 SEED=0 OUT=folder DEMO_ARGS='...'
 DEMO_ARGS ?=
+WORTH_ARGS ?=
 
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
@@ -19,7 +21,7 @@ INSTALLED := $(VENV)/.installed-$(shell { cat requirements/pins.txt setup.py pyp
 demo_options := $(if $(GENERATOR),--generator '$(GENERATOR)') $(if $(DATA),--data '$(DATA)') $(if $(filter-out 0,$(SMOKE)),--smoke) \
 	$(if $(SEED),--seeds $(SEED)) $(if $(OUT),--out-dir '$(OUT)')
 
-.PHONY: help demo test test-fast clean
+.PHONY: help demo worth test test-fast clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,6 +29,11 @@ help:
 
 demo: $(INSTALLED)
 	@$(VENV_PYTHON) projects/demo $(strip $(demo_options) $(DEMO_ARGS))
+
+worth: $(INSTALLED)
+	@$(if $(DATA),,$(error make worth needs DATA=folder with images/, masks/ and meta.json))
+	@$(VENV_PYTHON) tools/analysis_tools/worth.py projects/demo/configs/worth.py --data '$(DATA)' \
+	    --out-dir '$(or $(OUT),work_dirs/worth)' $(WORTH_ARGS)
 
 # One file is one worker's, so that what its tests share is made once; PYTEST_ARGS='-n 0' runs in one process.
 test: $(INSTALLED)

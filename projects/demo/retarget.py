@@ -9,7 +9,7 @@ from mmengine.config import Config, ConfigDict
 def retarget(cfg: Config, data_root: str | Path, classes: Sequence[str], palette: Sequence[Sequence[int]]) -> None:
     """Change a config in place: its data folder, its class names, and every class count.
 
-    Only what stands for the config's own data set is changed: data sets under its top-level ``data_root``,
+    Only what stands for the config's own data set is changed: its top-level ``data_root`` and paths below it,
     ``metainfo``, ``num_classes``, the text encoder's ``classes`` and the mask channels of a one-hot label codec.
 
     Raises:
@@ -32,6 +32,8 @@ def _walk(node: Any, old_root: str, new_root: str, metainfo: dict[str, Any]) -> 
     for key, value in list(node.items()):
         if key == 'data_root' and value == old_root:
             node[key] = new_root
+        elif isinstance(value, str) and value.startswith(f'{old_root}/'):
+            node[key] = new_root + value[len(old_root):]
         elif key == 'metainfo':
             node[key] = dict(metainfo)
         elif key == 'num_classes':

@@ -50,6 +50,11 @@ def test_the_data_folder_is_the_new_one_and_others_stay(path: Path) -> None:
     assert after == ['/data/other' if root == own else root for root in before]
 
 
+def test_paths_below_the_data_folder_move_with_it() -> None:
+    pipeline = load(ROOT / 'projects' / 'demo' / 'configs' / 'tisynth.py').synthesis.dataset.pipeline
+    assert [step.folder for step in pipeline if 'folder' in step] == ['/data/other/img_dir/target']
+
+
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_the_model_builds_with_the_new_classes(path: Path) -> None:
     cfg = load(path)

@@ -7,21 +7,26 @@ which rows are chosen; both go round with the seed. Of the images of the other p
 ::
 
     OUT/{img_dir,ann_dir}/{train,val,test}/*.png    OUT/img_dir/unlabelled/*.png
-    OUT/ann_dir/synthesis/*.png, OUT/synthesis.jsonl   tiles of the labelled masks, turned and flipped
+    OUT/{img_dir,ann_dir}/synthesis/*.png           tiles of the labelled images, turned and flipped
+    OUT/synthesis.jsonl                             their list, the masks to synthesize for
+    OUT/places/PLACE/{synthesis.jsonl,others.txt}   the tiles of a labelled place; the labelled images of all others
     OUT/meta.json
 """
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmsynth.utils import derive_seed
-from projects.demo.labelled_folder import Source, read_folder, read_pair
-from projects.demo.prepare import _cut_tiles, _pieces, _write_pair, _write_synthesis
+from mmsynth.utils.files import atomic_write
+from projects.demo.labelled_folder import Uint8, read_folder, read_pair
+from projects.demo.prepare import _cut_tiles, _pieces, _write_pair
 
 PLACE = r'^([^_]+)_'
+Pair = tuple[Uint8, Uint8]  # image (H, W, 3), RGB, and mask (H, W)
 
 
 def split_places(stems: list[str], pattern: str, share: float, seed: int) -> dict[str, list[str]]:
@@ -69,29 +74,57 @@ def write_case(data_dir: str | Path, out: str | Path, *, places: str = PLACE, sh
         num_masks: Masks to synthesize for, at most.
 
     Returns:
-        What ``meta.json`` holds: name, classes, palette, parts (names of the images).
+        What ``meta.json`` holds: name, classes, palette, parts (names of the images), settings, and the labelled places
+        that have tiles.
+
+    Raises:
+        ValueError: If the folder is complete and was written with other settings.
     """
     out = Path(out)
+    settings = dict(places=places, share=share, seed=seed, downscale=downscale, tile_size=tile_size,
+                    piece_size=piece_size, num_masks=num_masks)
     if (out / 'meta.json').is_file():  # written last
-        return json.loads((out / 'meta.json').read_text(encoding='utf-8'))
+        meta = json.loads((out / 'meta.json').read_text(encoding='utf-8'))
+        changed = [f'`{name}` was {meta["settings"][name]!r} and is {value!r}' for name, value in settings.items()
+                   if meta['settings'][name] != value]
+        if changed:
+            raise ValueError(f'{out} was written with other settings: {"; ".join(changed)}. Give another `--out-dir`.')
+        return meta
+    shutil.rmtree(out, ignore_errors=True)  # what a killed run left
     about, sources = read_folder(Path(data_dir))
     parts = split_places([stem for stem, _, _ in sources], places, share, seed)
     part_of = {stem: part for part, stems in parts.items() for stem in stems}
-    labelled = {}
-    for source in sources:
-        mask = _write_image(out, source, part_of[source[0]], len(about['classes']), downscale, piece_size)
-        if part_of[source[0]] == 'train':
-            labelled[source[0]] = mask
-    _write_synthesis(out, _cut_tiles(labelled, tile_size, num_masks, seed))
-    meta = dict(about, parts=parts)
-    (out / 'meta.json').write_text(json.dumps(meta, indent=1), encoding='utf-8')
+    labelled, pieces = {}, {}
+    for stem, image_file, mask_file in sources:
+        part = part_of[stem]
+        image, mask = read_pair(image_file, mask_file, len(about['classes']), downscale)
+        windows = {stem: np.s_[:, :]} if part in ('val', 'test') else _pieces(stem, mask.shape, piece_size)
+        for name, window in windows.items():
+            _write_pair(out, part, name, image[window], None if part == 'unlabelled' else mask[window])
+        if part == 'train':
+            labelled[stem], pieces[stem] = (image, mask), list(windows)
+    place_of = {stem: re.search(places, stem).group(1) for stem in labelled}
+    tiles = _write_tiles(out, labelled, tile_size, num_masks, seed)
+    for place in sorted({place_of[stem] for stem in tiles}):
+        lines = [line for stem, own in tiles.items() if place_of[stem] == place for line in own]
+        others = [name for stem, names in pieces.items() if place_of[stem] != place for name in names]
+        (out / 'places' / place).mkdir(parents=True, exist_ok=True)
+        (out / 'places' / place / 'synthesis.jsonl').write_text(''.join(lines), encoding='utf-8')
+        (out / 'places' / place / 'others.txt').write_text('\n'.join(others), encoding='utf-8')
+    meta = dict(about, parts=parts, settings=settings, places=sorted({place_of[stem] for stem in tiles}))
+    atomic_write(out / 'meta.json', json.dumps(meta, indent=1).encode())
     return meta
 
 
-def _write_image(out: Path, source: Source, part: str, num_classes: int, downscale: int, piece_size: int) -> np.ndarray:
-    stem, image_file, mask_file = source
-    image, mask = read_pair(image_file, mask_file, num_classes, downscale)
-    whole = part in ('val', 'test')
-    for name, window in ({stem: np.s_[:, :]} if whole else _pieces(stem, mask.shape, piece_size)).items():
-        _write_pair(out, part, name, image[window], None if part == 'unlabelled' else mask[window])
-    return mask
+def _write_tiles(out: Path, labelled: dict[str, Pair], side: int, count: int, seed: int) -> dict[str, list[str]]:
+    """Write tiles of masks, with their images, and ``synthesis.jsonl``; its lines by the name of the labelled image."""
+    lines: dict[str, list[str]] = {}
+    for name, tile in _cut_tiles({stem: mask for stem, (_, mask) in labelled.items()}, side, count, seed):
+        stem, *numbers = re.fullmatch(r'(.+)_y(\d+)_x(\d+)_v(\d)', name).groups()
+        top, left, variant = map(int, numbers)
+        image = np.rot90(labelled[stem][0][top:top + side, left:left + side], variant % 4)
+        _write_pair(out, 'synthesis', name, np.ascontiguousarray(image[:, ::-1] if variant > 3 else image), tile)
+        lines.setdefault(stem, []).append(json.dumps(dict(
+            source=f'ann_dir/synthesis/{name}.png', target=f'img_dir/synthesis/{name}.png')) + '\n')
+    (out / 'synthesis.jsonl').write_text(''.join(line for own in lines.values() for line in own), encoding='utf-8')
+    return lines

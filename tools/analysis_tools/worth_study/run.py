@@ -1,19 +1,27 @@
-"""All cases of a study, as processes of one thread each."""
+"""All cases of a study, each a process of one thread: one that fails, or is killed, takes no other with it."""
 import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing.connection import wait
 from pathlib import Path
-
-import torch
 
 from mmsynth.utils import progress_bar
 from mmsynth.utils.cpu import available_cpus
+from mmsynth.utils.files import FolderLock
+from worth_study.case import Case, case_folder
 from worth_study.plan import Study
+
+LOG_FILE = 'log.txt'
+_LOOK_SECONDS = 1.0
 
 
 def run_study(study: Study, data_dir: Path, out_dir: Path, seeds: Sequence[int], *, places: str,
-              jobs: int | None = None) -> None:
-    """Run what is missing of a study.
+              jobs: int | None = None) -> list[str]:
+    """Run what is missing of a study, seed by seed.
 
     Args:
         study: What is compared.
@@ -21,25 +29,75 @@ def run_study(study: Study, data_dir: Path, out_dir: Path, seeds: Sequence[int],
         out_dir: The study's folder.
         seeds: One case per seed and share.
         places: See :func:`worth_study.data.split_places`.
-        jobs: Cases side by side; None for the processors that this process may use.
+        jobs: Cases side by side; None for the cores that this process may use.
+
+    Returns:
+        What failed: the last line and the log file of each such case.
 
     Raises:
-        ValueError: If ``jobs`` is below 1; and what a case raises, after the others have ended.
+        ValueError: If ``jobs`` is below 1.
     """
     jobs = available_cpus() if jobs is None else jobs
     if jobs < 1:
-        raise ValueError(f'`jobs` must be at least 1, got {jobs}.')
-    cases = [(share, seed) for seed in seeds for share in study.shares]
-    context = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(min(jobs, len(cases)), context, torch.set_num_threads, (1, )) as executor:
-        futures = [executor.submit(_run_case, study, data_dir, out_dir, places, share, seed) for share, seed in cases]
-        for future in progress_bar(as_completed(futures), total=len(futures), unit='case', title='worth'):
-            future.result()
+        raise ValueError(f'`--jobs` must be at least 1, got {jobs}.')
+    waiting = deque((share, seed) for seed in seeds for share in study.shares)
+    folders = [case_folder(out_dir, share, seed) for share, seed in waiting]
+    total = len(waiting) * len(study.segmentors) * len(study.rows)  # fewer where some need unlabelled images
+    context, running, failed = multiprocessing.get_context('spawn'), {}, []
+    try:
+        with progress_bar(total=total, initial=_count_rows(folders), unit='row', title='worth') as bar:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    share, seed = waiting.popleft()
+                    folder = case_folder(out_dir, share, seed)
+                    folder.mkdir(parents=True, exist_ok=True)
+                    process = context.Process(target=_run_case, args=(
+                        study, data_dir, out_dir, places, share, seed, os.getpid()))
+                    process.start()
+                    running[process.sentinel] = process, folder / LOG_FILE
+                for sentinel in wait(running, timeout=_LOOK_SECONDS):
+                    process, log = running.pop(sentinel)
+                    process.join()
+                    if process.exitcode:
+                        failed.append(f'{log}: {_last_line(log)} (exit status {process.exitcode})')
+                bar.update(_count_rows(folders) - bar.n)
+    finally:
+        for process, _ in running.values():
+            process.kill()
+    return failed
 
 
-def _run_case(study: Study, data_dir: Path, out_dir: Path, places: str, share: float, seed: int) -> None:
+def _run_case(study: Study, data_dir: Path, out_dir: Path, places: str, share: float, seed: int, parent: int) -> None:
+    """Run one case, with its output in its own log file; ends with the study's process, however that ends."""
+    threading.Thread(target=_exit_with, args=(parent, ), daemon=True).start()
+    folder = case_folder(out_dir, share, seed)
+    log = os.open(folder / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for descriptor in (1, 2):
+        os.dup2(log, descriptor)
+    import cv2
+    import torch
     from mmseg.utils import register_all_modules
-
-    from worth_study.case import Case
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
     register_all_modules()
-    Case(study, data_dir, out_dir, places=places, share=share, seed=seed).run()
+    lock = FolderLock(folder)
+    failed = Case(study, data_dir, out_dir, places=places, share=share, seed=seed).run()
+    lock.release()
+    if failed:
+        print(f'{len(failed)} rows failed: {" | ".join(failed)}', flush=True)
+        sys.exit(1)
+
+
+def _exit_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK_SECONDS / 2)
+    os._exit(1)
+
+
+def _count_rows(folders: Sequence[Path]) -> int:
+    return sum(1 for folder in folders for _ in folder.glob('rows/*/*.done'))
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding='utf-8', errors='replace').split('\n') if log.is_file() else []
+    return next((line for line in reversed(lines) if line.strip()), 'no output')
