@@ -51,7 +51,7 @@ class Codec:
 
 CODECS = dict(
     pca=None,  # the configs' own
-    autoencoder=Codec(dict(type='mmsynth.AutoencoderCodec', patch_size=4, channels=16), num_images=1024))
+    autoencoder=Codec(dict(type='mmsynth.AutoencoderCodec', factor=4, channels=16), num_images=1024))
 
 
 @dataclass(frozen=True)

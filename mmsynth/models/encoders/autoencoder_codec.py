@@ -1,6 +1,6 @@
-"""A latent codec fitted on the training images: a linear encoder of patches, a decoder that looks beyond them.
+"""A small convolutional autoencoder as a latent codec, fitted on the training images: no weights to download, no tiles.
 
-Legend: B batch, C latent channels, H W pixels, h w latent cells (H / patch_size, W / patch_size).
+Legend: B batch, C latent channels, H W pixels, h w latent cells (H / factor, W / factor).
 """
 from math import log2
 
@@ -9,124 +9,138 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
-from mmsynth.models.encoders.latent_codecs import PatchPCACodec
+from mmsynth.models.encoders.latent_codecs import LatentCodec
 from mmsynth.registry import MODELS
 from mmsynth.utils import derive_seed, isolated_random_state, progress_bar
 
 _SEED = derive_seed(0, 'autoencoder codec')  # fixed: the same images give the same codec
-_REACH = 2  # cells on every side that the linear part sees
 _WIDTH = 48
 _CROP = 48  # pixels; a step costs the same for images of any size
 _BATCH = 16
 
 
 @MODELS.register_module()
-class AutoencoderCodec(PatchPCACodec):
-    """:class:`PatchPCACodec` with a decoder that takes latents for disturbed and sees the neighbouring cells.
+class AutoencoderCodec(LatentCodec):
+    """diffusers' ``AutoencoderTiny`` (the network of TAESD; narrower, on two by two pixels), fitted on training images.
 
-    A generator's latents are off, and principal components decoded patch by patch show that as edges between patches.
-    Here the decoder is fitted on training images whose latents carry white noise of standard deviation ``noise``:
-
-    1. the best linear decoder of 5 x 5 cells under such noise, in closed form (a Wiener filter),
-    2. a correction to its image, zero at first, by the decoder of diffusers' ``AutoencoderTiny`` (the network of
-       TAESD, narrower).
-
-    More noise gives smoother images and hides more of what a generator does wrong; a round trip of real images loses
-    detail too. Encoding is PatchPCACodec's, and so are the statistics of latents.
+    Latents have zero mean per channel and, averaged over channels, unit variance. They have so in training too, and the
+    decoder sees them under white noise: it learns to make images of latents that are off, as a generator's are, and the
+    encoder gives the more variance to what matters the more, so that noise hides fine detail first and a generator
+    generates from coarse to fine.
 
     Args:
-        patch_size: Side of a patch in pixels, 4 or 8; also the codec's factor.
-        channels, whitening: See :class:`PatchPCACodec`.
-        noise: Standard deviation of the noise on latents, whose own is 1 averaged over channels.
-        iterations: Steps of the second part's fit, each on 16 crops of at most 48 pixels.
+        factor: Pixels per latent cell and side, 4 or 8.
+        channels: Latent channels.
+        noise: Largest standard deviation of the noise on latents; each crop's is drawn evenly from 0 on.
+        iterations: Steps of the fit, each on 16 crops of at most 48 pixels.
 
     Raises:
         ValueError: If an option is out of range.
     """
 
-    def __init__(self, patch_size: int = 4, channels: int = 16, whitening: float = 0.5, noise: float = 0.8,
-                 iterations: int = 1000) -> None:
-        if patch_size not in (4, 8):
-            raise ValueError(f'`patch_size` must be 4 or 8, got {patch_size}.')
-        if noise <= 0 or iterations < 1:
-            raise ValueError(f'`noise` must be above 0 and `iterations` at least 1, got {noise} and {iterations}.')
-        super().__init__(patch_size, channels, whitening)
+    needs_fit = True
+
+    def __init__(self, factor: int = 4, channels: int = 16, noise: float = 0.5, iterations: int = 1000) -> None:
+        super().__init__()
+        if factor not in (4, 8):
+            raise ValueError(f'`factor` must be 4 or 8, got {factor}.')
+        if channels < 1 or noise < 0 or iterations < 1:
+            raise ValueError('`channels` and `iterations` must be at least 1 and `noise` not negative, got '
+                             f'{channels}, {iterations} and {noise}.')
+        self.factor = factor
+        self.channels = channels
         self.noise = noise
         self.iterations = iterations
-        self.register_buffer('filter', torch.zeros(3 * patch_size**2, channels, 2 * _REACH + 1, 2 * _REACH + 1))
-        self.decoder = self._new_decoder()
-        for module in self.decoder.modules():  # buffers, as all that is fitted: no optimizer or sharding sees them
+        self.vae = self._new_network()
+        for module in self.vae.modules():  # buffers, as all that is fitted: no optimizer or sharding sees them
             for name, weight in list(module.named_parameters(recurse=False)):
                 delattr(module, name)
                 module.register_buffer(name, weight.detach())
+        self.register_buffer('mean', torch.zeros(channels, 1, 1))
+        self.register_buffer('scale', torch.ones(()))
+        self.register_buffer('fitted', torch.tensor(False))
         self.eval()
 
     @torch.no_grad()
     def fit(self, images: Tensor) -> float:
-        """Fit on images (N, 3, H, W), float, [-1, 1]; the convolutions take a minute or two on one core.
+        """Fit on images (N, 3, H, W), float, [-1, 1]; about two minutes on one core.
 
         Returns:
             The share of the images' variance that a round trip keeps, at most 1.
+
+        Raises:
+            ValueError: If a side of the images is not a multiple of the factor.
         """
-        super().fit(images)
+        self.latent_shape(*images.shape[-2:])
         images = images.float()
-        self._fit_filter(images)
-        self.decoder.load_state_dict(self._fit_decoder(images).state_dict())
+        self.vae.load_state_dict(self._train_network(images).state_dict())
+        latents = torch.cat([_encode(self.vae, part) for part in images.split(64)])
+        self.mean.copy_(latents.mean((0, 2, 3))[:, None, None])
+        self.scale.copy_((latents - self.mean).square().mean().sqrt().clamp_min(1e-6))
+        self.fitted.fill_(True)
         error = sum((self.decode(self.encode(part)) - part).square().sum() for part in images.split(64))
         return float(1 - error / (images - images.mean((0, 2, 3), keepdim=True)).square().sum().clamp_min(1e-12))
 
-    def _fit_filter(self, images: Tensor) -> None:
-        """Solve (E[u uᵀ] + noise² I) w = E[u p] for the cells u around a patch p."""
-        gram, cross, count = 0.0, 0.0, 0
-        for part in images.split(64):
-            cells = F.unfold(self._pad(self.encode(part)), 2 * _REACH + 1).movedim(1, -1).flatten(0, 1).double()
-            patches = F.pixel_unshuffle(part, self.factor).movedim(1, -1).flatten(0, 2).double() - self.mean
-            gram, cross, count = gram + cells.T @ cells, cross + cells.T @ patches, count + len(cells)
-        noise = self.noise**2 * torch.eye(len(gram)).to(gram)
-        self.filter.copy_(torch.linalg.solve(gram / count + noise, cross / count).T.reshape(self.filter.shape))
-
     @torch.enable_grad()
-    def _fit_decoder(self, images: Tensor) -> nn.Module:
-        decoder = self._new_decoder().to(images.device)
+    def _train_network(self, images: Tensor) -> nn.Module:
+        vae = self._new_network().to(images.device)
         generator = torch.Generator().manual_seed(_SEED)  # on the CPU, so that devices agree
-        optimizer = torch.optim.AdamW(decoder.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=1e-4)
+        optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=1e-4)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, self.iterations + 1, pct_start=0.1)
         for _ in progress_bar(range(self.iterations), title='fit latent codec', unit='step'):
             real = _draw_crops(images, generator)
-            latents = self.encode(real)
-            latents = latents + self.noise * torch.randn(latents.shape, generator=generator).to(latents)
-            error = self._decode(latents, decoder) - real
-            loss = error.abs().mean() + 0.5 * (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean())
+            latents = _encode(vae, real)
+            latents = latents - latents.mean((0, 2, 3), keepdim=True)
+            latents = latents / latents.square().mean().sqrt().clamp_min(1e-6)
+            sigma = self.noise * torch.rand(len(latents), 1, 1, 1, generator=generator)
+            noise = sigma * torch.randn(latents.shape, generator=generator)
+            loss = _loss(_decode(vae, latents + noise.to(latents)) - real)
             optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-        return decoder
+        return vae
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        del generator  # the codec is deterministic
+        self._check_fitted()
+        self.latent_shape(*images.shape[-2:])
+        return (_encode(self.vae, images.float()) - self.mean) / self.scale
 
     def decode(self, latents: Tensor) -> Tensor:
         self._check_fitted()
-        return self._decode(latents.float(), self.decoder)
+        return _decode(self.vae, latents.float())
 
-    def _decode(self, latents: Tensor, decoder: nn.Module) -> Tensor:
-        patches = F.conv2d(self._pad(latents), self.filter, self.mean)  # (B, 3 p p, h, w)
-        return F.pixel_shuffle(patches, self.factor) + F.pixel_shuffle(decoder(latents), 2)
+    def _check_fitted(self) -> None:
+        if not self.fitted:
+            raise ValueError('AutoencoderCodec is not fitted: load a trained checkpoint, or train with '
+                             "`dict(type='mmsynth.FitLatentCodecHook')` in `custom_hooks`.")
 
-    def _pad(self, latents: Tensor) -> Tensor:
-        return F.pad(latents, (_REACH, ) * 4, mode='replicate')
-
-    def _new_decoder(self) -> nn.Module:
-        """Latents (B, C, h, w) → two by two pixels as channels (B, 12, H / 2, W / 2); zeros at first."""
+    def _new_network(self) -> AutoencoderTiny:
         levels = int(log2(self.factor))
         with isolated_random_state(_SEED):
-            decoder = AutoencoderTiny(
-                out_channels=12, latent_channels=self.channels, encoder_block_out_channels=(1, ),
-                num_encoder_blocks=(0, ), decoder_block_out_channels=(_WIDTH, ) * levels,
-                num_decoder_blocks=(2, ) + (1, ) * (levels - 1)).decoder
-        last = decoder.layers[-1]
-        nn.init.zeros_(last.weight)
-        nn.init.constant_(last.bias, 0.5)  # diffusers brings [0, 1] to [-1, 1]
-        return decoder
+            return AutoencoderTiny(
+                in_channels=12, out_channels=12, latent_channels=self.channels,
+                encoder_block_out_channels=(_WIDTH, ) * levels, num_encoder_blocks=(1, ) * levels,
+                decoder_block_out_channels=(_WIDTH, ) * levels, num_decoder_blocks=(2, ) + (1, ) * (levels - 1))
+
+
+def _encode(vae: AutoencoderTiny, images: Tensor) -> Tensor:
+    return vae.encoder(F.pixel_unshuffle(images, 2))
+
+
+def _decode(vae: AutoencoderTiny, latents: Tensor) -> Tensor:
+    return F.pixel_shuffle(vae.decoder(latents), 2)
+
+
+def _loss(error: Tensor) -> Tensor:
+    """Mean absolute error of images, and of their steps between pixels at full and at half size."""
+    loss = error.abs().mean()
+    for scaled in (error, F.avg_pool2d(error, 2)):
+        loss = loss + 0.5 * (scaled.diff(dim=-1).abs().mean() + scaled.diff(dim=-2).abs().mean())
+    return loss
 
 
 def _draw_crops(images: Tensor, generator: torch.Generator) -> Tensor:

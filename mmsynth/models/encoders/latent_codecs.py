@@ -194,5 +194,5 @@ class PatchPCACodec(LatentCodec):
 
     def _check_fitted(self) -> None:
         if not self.fitted:
-            raise ValueError(f'{type(self).__name__} is not fitted: load a trained checkpoint, or train with '
+            raise ValueError('PatchPCACodec is not fitted: load a trained checkpoint, or train with '
                              "`dict(type='mmsynth.FitLatentCodecHook')` in `custom_hooks`.")
