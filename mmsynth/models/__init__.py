@@ -1,13 +1,13 @@
 """Models: generators, their networks, encoders and codecs, and the data preprocessor."""
 from mmsynth.models.data_preprocessor import SynthDataPreprocessor
-from mmsynth.models.encoders import PatchPCACodec, VAECodec
+from mmsynth.models.encoders import AutoencoderCodec, PatchPCACodec, VAECodec
 from mmsynth.models.generators import BaseGenerator, TISynth, TODSynth
 from mmsynth.models.label_codecs import GreyLevelCodec, IdCodec, OneHotCodec, PaletteCodec
 from mmsynth.models.networks import ControlledUNet, MMDiT
 from mmsynth.models.weighted_segmentor import WeightedCascadeEncoderDecoder, WeightedEncoderDecoder
 
 __all__ = [
-    'BaseGenerator', 'ControlledUNet', 'GreyLevelCodec', 'IdCodec', 'MMDiT', 'OneHotCodec', 'PaletteCodec',
-    'PatchPCACodec', 'SynthDataPreprocessor', 'TISynth', 'TODSynth', 'VAECodec', 'WeightedCascadeEncoderDecoder',
-    'WeightedEncoderDecoder'
+    'AutoencoderCodec', 'BaseGenerator', 'ControlledUNet', 'GreyLevelCodec', 'IdCodec', 'MMDiT', 'OneHotCodec',
+    'PaletteCodec', 'PatchPCACodec', 'SynthDataPreprocessor', 'TISynth', 'TODSynth', 'VAECodec',
+    'WeightedCascadeEncoderDecoder', 'WeightedEncoderDecoder'
 ]

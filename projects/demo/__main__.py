@@ -18,7 +18,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
                         help='todsynth, steered by mask and text; tisynth, by mask and reference image: on the drawn '
                         'set it transfers labels to a domain that has none; default: todsynth')
     parser.add_argument('--out-dir', type=Path, help='where everything goes; default: work_dirs/demo[_GENERATOR][_DATA]'
-                        '[_PRESET][_CONTROL]')
+                        '[_PRESET][_CONTROL][_CODEC]')
     parser.add_argument('--preset', choices=['standard', 'long', 'smoke'], default='standard',
                         help='how long to train: standard, 10 to 30 minutes on two cores; long, several times that; '
                         'smoke, three iterations of everything; default: standard')
@@ -26,6 +26,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
                         help='how masks steer todsynth: triple, one attention over image, text and mask; siamese, '
                         'a second attention over image and mask; adapter, a cross-attention to the mask; default: '
                         'triple')
+    parser.add_argument('--codec', choices=['pca', 'autoencoder'], default='pca',
+                        help='what makes latents of images: pca, square patches, fitted in seconds; autoencoder, '
+                        'convolutions, fitted in about two minutes, without edges at patches; default: pca')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0],
                         help='run everything once per seed and give mean and spread; default: 0')
     parser.add_argument('--val-pattern', help="images of --data for validation, such as 'tile2_*': name a place where "
@@ -37,9 +40,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def default_out_dir(args: argparse.Namespace) -> Path:
-    """A folder of its own for each combination of generator, data, preset and control."""
+    """A folder of its own for each combination of generator, data, preset, control and codec."""
     parts = [args.generator if args.generator != 'todsynth' else None, args.data and args.data.resolve().name,
-             args.preset if args.preset != 'standard' else None, args.control if args.control != 'triple' else None]
+             args.preset if args.preset != 'standard' else None, args.control if args.control != 'triple' else None,
+             args.codec if args.codec != 'pca' else None]
     return Path('work_dirs') / '_'.join(['demo', *filter(None, parts)])
 
 
@@ -50,8 +54,8 @@ def main() -> None:
     from projects.demo.demo import Demo
     from projects.demo.report import report_demo
     demo = Demo(ROOT / 'projects/demo/configs', args.out_dir or default_out_dir(args), data=args.data,
-                preset=args.preset, generator=args.generator, control=args.control, workers=args.workers,
-                val_pattern=args.val_pattern)
+                preset=args.preset, generator=args.generator, control=args.control, codec=args.codec,
+                workers=args.workers, val_pattern=args.val_pattern)
     report_demo(demo, [demo.run(seed) for seed in args.seeds])
 
 

@@ -25,7 +25,7 @@ from mmsynth.models.networks import CONTROLS
 from mmsynth.pool import Pool
 from mmsynth.synthesis.build import load_config
 from projects.demo.colours import ReferenceSwap, reference_swap
-from projects.demo.plan import GENERATORS, ONLINE, ONLINE_ROUNDS, PRESETS, REAL, Row, make_plan
+from projects.demo.plan import CODECS, GENERATORS, ONLINE, ONLINE_ROUNDS, PRESETS, REAL, Row, make_plan
 from projects.demo.prepare import split_folder, write_landcover
 from projects.demo.result import SeedResult
 from projects.demo.retarget import retarget
@@ -48,9 +48,10 @@ class Demo:
         workers: Stages at once; None for the processors that there are. The results do not depend on it.
         control: How masks steer TODSynth, one of its network's :data:`~mmsynth.models.networks.CONTROLS`; 'triple' if
             None.
+        codec: What makes latents of images, one of :data:`~projects.demo.plan.CODECS`.
 
     Raises:
-        ValueError: For an unknown preset, generator or control, or a control for another generator.
+        ValueError: For an unknown preset, generator, control or codec, or a control for another generator.
     """
 
     def __init__(self,
@@ -61,15 +62,17 @@ class Demo:
                  preset: str = 'standard',
                  generator: str = 'todsynth',
                  control: str | None = None,
+                 codec: str = 'pca',
                  workers: int | None = None,
                  val_pattern: str | None = None) -> None:
-        _check_choices(preset, generator, control)
+        _check_choices(preset, generator, control, codec)
         self.config_dir = config_dir
         self.out_dir = out_dir
         self.preset = PRESETS[preset]
         self.workers = workers or (1 if preset == 'smoke' else None)  # a process takes longer to start than to train
         self.generator = generator
         self.control = (control or next(iter(CONTROLS))) if generator == 'todsynth' else None
+        self.codec = codec
         self.data_root = out_dir / 'data'
         if data is None:
             count = self.preset.num_images
@@ -80,8 +83,8 @@ class Demo:
         self.plan = make_plan(generator, self.data_root)
         self.meta = json.loads((self.data_root / 'meta.json').read_text())
         self.settings = json.loads(json.dumps(dict(
-            preset=asdict(self.preset), generator=generator, control=self.control, rows=list(self.plan.titles),
-            data=self.meta['settings'])))
+            preset=asdict(self.preset), generator=generator, control=self.control, codec=codec,
+            rows=list(self.plan.titles), data=self.meta['settings'])))
 
     def run(self, seed: int) -> SeedResult:
         """Run every stage with one seed, unless it was run to its end before; an unfinished run is replaced.
@@ -166,6 +169,7 @@ class Demo:
         cfg = self._config(self.generator_file, seed)
         if self.control is not None:
             cfg.model.network.control = self.control
+        self._set_codec(cfg)
         _set_references(cfg, self._references(self.plan.rows['plain']))
         _set_iterations(cfg, self.preset.generator_iters)
         critic_cfg = self._reader_config('critic', seed)
@@ -173,6 +177,17 @@ class Demo:
         cfg.synthesis.guidance.critic.checkpoint = str(
             self._folder(seed, 'critic') / f'iter_{critic_cfg.train_cfg.max_iters}.pth')
         return cfg
+
+    def _set_codec(self, cfg: Config) -> None:
+        plan = CODECS[self.codec]
+        if plan is None:
+            return
+        cfg.model.latent_codec = dict(plan.codec)
+        if self.preset.generator_iters is not None:
+            cfg.model.latent_codec.iterations = self.preset.generator_iters
+        for hook in cfg.custom_hooks:
+            if hook['type'] == 'mmsynth.FitLatentCodecHook':
+                hook['num_images'] = plan.num_images
 
     def _references(self, row: Row) -> Path | None:
         return None if row.references is None else self.data_root / 'img_dir' / row.references
@@ -226,9 +241,9 @@ class Demo:
         return self.out_dir / f'seed_{seed}' / name
 
 
-def _check_choices(preset: str, generator: str, control: str | None) -> None:
+def _check_choices(preset: str, generator: str, control: str | None, codec: str) -> None:
     for name, value, known in (('preset', preset, PRESETS), ('generator', generator, GENERATORS),
-                               ('control', control, (None, *CONTROLS))):
+                               ('control', control, (None, *CONTROLS)), ('codec', codec, CODECS)):
         if value not in known:
             raise ValueError(f'`{name}` must be one of {", ".join(filter(None, known))}, got {value!r}.')
     if control is not None and generator != 'todsynth':

@@ -1,6 +1,7 @@
 """What a demo compares: how long each stage trains, and the rows of its table."""
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 GENERATORS = ('todsynth', 'tisynth')
 REAL = 'real'  # the row without synthetic images
@@ -33,6 +34,24 @@ PRESETS = dict(
     standard=Preset(segmentor_iters=300, judge_iters=600),
     long=Preset(suffix='_long'),
     smoke=Preset(generator_iters=3, segmentor_iters=3, judge_iters=3, limit=4, num_images=4))
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A latent codec in the place of the configs' own.
+
+    Attributes:
+        codec: Its config; the generator's channels and factor stay.
+        num_images: Crops that it is fitted on.
+    """
+
+    codec: dict[str, Any]
+    num_images: int
+
+
+CODECS = dict(
+    pca=None,  # the configs' own
+    autoencoder=Codec(dict(type='mmsynth.AutoencoderCodec', factor=4, channels=16), num_images=1024))
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,7 @@ def _summary(demo: Demo, results: Sequence[SeedResult]) -> dict[str, str]:
         'classes': ', '.join(demo.meta['classes']),
         'generator config': demo.generator_file,
         **({'control': demo.control} if demo.control else {}),
+        'latent codec': demo.codec,
         'synthetic images': str(len(Pool.open(results[0].pools['plain']))),
         'seeds': ', '.join(str(result.seed) for result in results),
         'minutes': ', '.join(f'{sum(result.seconds.values()) / 60:.1f}' for result in results),

@@ -15,7 +15,7 @@ from mmsynth.pool import Pool
 from mmsynth.registry import MODELS
 from projects.demo.colours import ReferenceSwap
 from projects.demo.demo import Demo
-from projects.demo.plan import PRESETS, make_plan
+from projects.demo.plan import CODECS, PRESETS, make_plan
 from projects.demo.report import consistency_rows, segmentation_rows, swap_rows
 from projects.demo.result import SeedResult
 
@@ -81,6 +81,7 @@ def test_the_online_row_generates_while_it_trains(smoke: tuple[Path, str]) -> No
     (dict(preset='quick'), f"`preset` must be one of {', '.join(PRESETS)}, got 'quick'"),
     (dict(generator='gan'), "`generator` must be one of todsynth, tisynth, got 'gan'"),
     (dict(generator='tisynth', control='siamese'), "`control` chooses among the networks of todsynth, got 'siamese'"),
+    (dict(codec='vae'), "`codec` must be one of pca, autoencoder, got 'vae'"),
     (dict(control='tripel'), "`control` must be one of triple, siamese, adapter, got 'tripel'"),
 ])
 def test_an_unknown_choice_is_named_before_anything_is_drawn(settings: dict, message: str, tmp_path: Path) -> None:
@@ -112,6 +113,8 @@ class TestControl:
         ('--control siamese', 'demo_siamese'),
         ('--generator tisynth --data some/set', 'demo_tisynth_set'),
         ('--data some/set --smoke --control adapter', 'demo_set_smoke_adapter'),
+        ('--codec pca', 'demo'),
+        ('--codec autoencoder', 'demo_autoencoder'),
     ])
     def test_each_has_a_folder_of_its_own(self, arguments: str, name: str) -> None:
         tool = runpy.run_path(str(ROOT / 'projects' / 'demo'))
@@ -120,6 +123,17 @@ class TestControl:
     def test_the_tool_offers_what_the_network_has(self) -> None:
         parse_args = runpy.run_path(str(ROOT / 'projects' / 'demo'))['parse_args']
         assert [parse_args(['--control', control]).control for control in CONTROLS] == list(CONTROLS)
+        assert [parse_args(['--codec', codec]).codec for codec in CODECS] == list(CODECS)
+
+
+@pytest.mark.parametrize('generator', ['todsynth', 'tisynth'])
+def test_the_codec_is_the_generator_s(generator: str, tmp_path: Path) -> None:
+    demos = {codec: TestControl.demo(tmp_path, generator=generator, codec=codec) for codec in CODECS}
+    configs = {codec: demo._generator_config(seed=0) for codec, demo in demos.items()}
+    codecs = {codec: type(MODELS.build(cfg.model).latent_codec).__name__ for codec, cfg in configs.items()}
+    assert codecs == dict(pca='PatchPCACodec', autoencoder='AutoencoderCodec')
+    assert [hook['num_images'] for hook in configs['autoencoder'].custom_hooks if 'num_images' in hook] == [1024]
+    assert demos['pca'].settings != demos['autoencoder'].settings
 
 
 def test_tables_give_mean_and_spread_and_paired_differences() -> None:

@@ -80,6 +80,21 @@ def test_a_fitted_codec_is_left_alone(runner: SimpleNamespace) -> None:
     assert same(before, codec_state(runner.model))
 
 
+def test_the_first_process_fits_and_the_others_take_it_over(runner: SimpleNamespace,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Tensor] = []
+    monkeypatch.setattr('mmsynth.engine.hooks.fit_latent_codec_hook.broadcast', lambda data: sent.append(data.clone()))
+    FitLatentCodecHook(num_images=8).before_train(runner)
+    first = codec_state(runner.model)
+    runner.model.latent_codec.load_state_dict({key: torch.zeros_like(value) for key, value in first.items()})
+    monkeypatch.setattr('mmsynth.engine.hooks.fit_latent_codec_hook.is_main_process', lambda: False)
+    received = iter(sent)
+    monkeypatch.setattr('mmsynth.engine.hooks.fit_latent_codec_hook.broadcast',
+                        lambda data: data.copy_(next(received)))
+    FitLatentCodecHook(num_images=8).before_train(runner)
+    assert same(first, codec_state(runner.model)) and bool(runner.model.latent_codec.fitted)
+
+
 def test_a_codec_that_needs_no_fit_is_left_alone() -> None:
     codec = SimpleNamespace(needs_fit=False)
     FitLatentCodecHook().before_train(SimpleNamespace(model=SimpleNamespace(latent_codec=codec)))

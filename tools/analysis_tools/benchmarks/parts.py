@@ -6,7 +6,7 @@ import torch
 from mmengine.config import Config
 
 from mmsynth.guidance import Critic, SegmentorCritic
-from mmsynth.models.encoders import LatentCodec, VAECodec
+from mmsynth.models.encoders import AutoencoderCodec, LatentCodec, VAECodec
 from mmsynth.registry import MODELS
 from mmsynth.synthesis.build import build_generator
 
@@ -88,6 +88,8 @@ def build_parts(cfg: Config | None, checkpoint: str | None, size: int) -> Parts:
 def _build_codec(cfg: Config) -> LatentCodec:
     codec = MODELS.build(cfg.model.latent_codec)
     if codec.needs_fit:
+        if isinstance(codec, AutoencoderCodec):
+            codec.iterations = 1  # costs are the same however well it is fitted
         codec.fit(torch.rand(8, 3, 16 * codec.factor, 16 * codec.factor) * 2 - 1)
     return codec
 

@@ -4,6 +4,7 @@ width = 128
 model = dict(
     type='mmsynth.TODSynth',
     data_preprocessor=dict(type='mmsynth.SynthDataPreprocessor'),
+    # or dict(type='mmsynth.AutoencoderCodec', factor=4, channels=16): no seams (projects/demo --codec autoencoder)
     latent_codec=dict(type='mmsynth.PatchPCACodec', patch_size=4, channels=16, whitening=0.5),
     label_codec=dict(type='mmsynth.OneHotCodec', num_classes=len(classes)),
     text_encoder=dict(type='mmsynth.ClassNameEmbedding', classes=classes, embed_dims=width, pooled_dims=width),
