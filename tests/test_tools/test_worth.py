@@ -117,6 +117,11 @@ ALL = dict(real=dict(), twice=dict(iterations=2), plain=dict(pool='plain'), crfm
     (dict(generators=dict(g=dict(overrides=dict()))), 'generators.g'),
     (dict(critics=dict(c='c.py', both=dict(critics=('c', 'none')))), 'critics.both.critics'),
     (dict(critics=dict(c=dict())), 'critics.c'),
+    (dict(critics=dict(c='c.py', pair=dict(type='mmsynth.ReducibleLossCritic', critics=('c', )))), 'critics.pair'),
+    (dict(critics=dict(c=dict(config='c.py', looks=0))), 'critics.c'),
+    (dict(critics=dict(both=dict(critics=('c', )), c='c.py'),
+          pools=dict(plain=dict(guidance=dict(type='mmsynth.CRFM', objective=dict(name='target', targets='critic'))))),
+     'pools.plain.guidance.objective'),
     (dict(pools=dict(plain=dict(step=1))), 'step'),
     (dict(pools=dict(plain=dict(generator='none'))), 'pools.plain.generator'),
     (dict(pools=dict(plain=dict(sampling=dict(network=1)))), 'pools.plain.sampling` .*network'),
@@ -239,26 +244,30 @@ def write_config(path: Path, **changes: object) -> Path:
         generators=dict(plain=demo + 'todsynth.py',
                         raw=dict(config=demo + 'todsynth.py', overrides={'model.mask_dropout': 0.15}, unlabelled=0.5)),
         critics=dict(fcn=demo + 'critic.py', crossed=dict(config=demo + 'critic.py', cross_fitted=True),
-                     both=dict(critics=('fcn', 'crossed'))),
+                     both=dict(critics=('fcn', 'crossed')),
+                     pair=dict(type='mmsynth.ReducibleLossCritic', critics=('fcn', 'fcn'), looks=2)),
         segmentors=dict(fcn=demo + 'critic.py'),
         pools=dict(
             plain=dict(sampling=short),
             soft=dict(sampling=short, filter=dict(mode='soft', margin=0.5, min_valid=0.0, unseen_classes='keep')),
             crossed=dict(sampling=short, guidance=crfm, critic='both'),
+            pair=dict(sampling=short, guidance=crfm | dict(objective='mask'), critic='pair'),
+            target=dict(sampling=short, guidance=crfm | dict(objective=dict(name='target', targets='critic'))),
             raw=dict(generator='raw', sampling=dict(num_steps=2, mask_guidance_scale=1.5)),
             unsure=dict(sampling=short, masks=dict(type='mmsynth.TransformedMasks', dataset=dict(
                 type='mmsynth.UncertainMasks', critic='fcn', share=0.5)))),
         rows=dict(
             real=dict(), flipped=dict(transforms=[dict(type='RandomFlip', prob=0.5)]),
             self=dict(self_training=True, confidence=0.0), plain=dict(pool='plain'), soft=dict(pool='soft'),
-            crossed=dict(pool='crossed'), raw=dict(pool='raw'), unsure=dict(pool='unsure', ratio=0.25),
+            crossed=dict(pool='crossed'), pair=dict(pool='pair'), target=dict(pool='target'),
+            raw=dict(pool='raw'), unsure=dict(pool='unsure', ratio=0.25),
             online=dict(pool='plain', online=dict(begin=1, interval=1, num_per_round=2, max_samples=4))),
         shares=(0.75, ), downscale=1, num_masks=8, generator_iters=2, segmentor_iters=2)
     path.write_text(f'worth = {plans | changes!r}\n')
     return path
 
 
-ROWS = ('real', 'flipped', 'self', 'plain', 'soft', 'crossed', 'raw', 'unsure', 'online')
+ROWS = ('real', 'flipped', 'self', 'plain', 'soft', 'crossed', 'pair', 'target', 'raw', 'unsure', 'online')
 
 
 @pytest.fixture(scope='module')
@@ -319,6 +328,15 @@ def test_critics_that_are_cross_fitted_have_not_seen_the_place(finished: tuple[S
     assert len(pool.settings['guidance']['critic_weights_sha256']) == 2
     assert {Path(record.source_mask).name[0] for record in pool.records} == {'c', 'd'}
     assert all(record.guidance['trace'] for record in pool.records)
+
+
+@pytest.mark.slow
+def test_critics_of_several_and_class_losses_reach_the_guidance(finished: tuple[Study, Path]) -> None:
+    case = finished[1] / 'share_0.75' / 'seed_0'
+    settings = {name: Pool.open(case / 'pools' / name).settings['guidance']['settings'] for name in ('pair', 'target')}
+    assert settings['pair']['critic']['type'] == 'mmsynth.AugmentedCritic'
+    assert settings['pair']['critic']['critic'].keys() == {'type', 'teacher', 'learner'}
+    assert settings['target']['objective']['targets'] == str(case / 'critics' / 'fcn' / 'class_losses.json')
 
 
 @pytest.mark.slow
