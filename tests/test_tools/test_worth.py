@@ -247,6 +247,7 @@ def write_config(path: Path, **changes: object) -> Path:
                      both=dict(critics=('fcn', 'crossed')),
                      pair=dict(type='mmsynth.ReducibleLossCritic', critics=('fcn', 'fcn'), looks=2)),
         segmentors=dict(fcn=demo + 'critic.py'),
+        judges=dict(unet=demo + 'judge.py'),
         pools=dict(
             plain=dict(sampling=short),
             soft=dict(sampling=short, filter=dict(mode='soft', margin=0.5, min_valid=0.0, unseen_classes='keep')),
@@ -283,7 +284,7 @@ def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[St
 def test_a_study_runs_and_reports_every_row(finished: tuple[Study, Path]) -> None:
     study, out = finished
     text = write_report(study, out, [0])
-    assert re.findall(r'^\| (\w+) \|', text, re.M) == list(ROWS)
+    assert re.findall(r'^\| (\w+) \|', text.partition('**What judges')[0], re.M) == list(ROWS)
     assert 'minus plain [95 %]' in text and re.search(r'chooses, of real images only, "(real|flipped)"', text)
     html = (out / 'report.html').read_text()
     assert all(word in html for word in ('classes', 'generators/raw', 'rows/fcn/online'))
@@ -337,6 +338,18 @@ def test_critics_of_several_and_class_losses_reach_the_guidance(finished: tuple[
     assert settings['pair']['critic']['type'] == 'mmsynth.AugmentedCritic'
     assert settings['pair']['critic']['critic'].keys() == {'type', 'teacher', 'learner'}
     assert settings['target']['objective']['targets'] == str(case / 'critics' / 'fcn' / 'class_losses.json')
+
+
+@pytest.mark.slow
+def test_a_judge_reads_every_pool_and_has_seen_all_places(finished: tuple[Study, Path]) -> None:
+    study, out = finished
+    case = out / 'share_0.75' / 'seed_0'
+    assert {path.stem for path in case.glob('readings/unet/*.done')} == set(study.pools)
+    metrics = json.loads((case / 'readings' / 'unet' / 'plain' / 'evaluation.json').read_text())['metrics']
+    text = write_report(study, out, [0])
+    assert f"| plain | {metrics['consistency/mIoU']:.2f} ± 0.00 | {metrics['frechet/distance']:.2f} ± 0.00 |" in text
+    datasets = Config.fromfile(case / 'configs' / 'judges_unet.py').train_dataloader.dataset.datasets
+    assert [dataset.data_prefix.img_path for dataset in datasets] == ['img_dir/train', 'img_dir/val', 'img_dir/test']
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ worth = dict(
         both=dict(critics=('fcn', 'unet')),
         crossed=dict(config='projects/demo/configs/critic.py', cross_fitted=True)),
     segmentors=dict(fcn='projects/demo/configs/critic.py', unet='projects/demo/configs/segmentor_unet.py'),
+    judges=dict(fcn='projects/demo/configs/critic.py', unet='projects/demo/configs/judge.py'),
     pools=dict(
         plain=dict(),
         plain_4=dict(num_per_mask=4),

@@ -8,12 +8,14 @@ that decides on it. A stage that is done is not run again, and is refused if its
       generators/NAME/  critics/NAME/       critics/NAME_without_PLACE/ of cross-fitted ones
       pools/NAME/  pseudo_labels/SEGMENTOR_ROW/
       rows/SEGMENTOR/ROW/{val,test}.npy     counts (I, 2, K) of :mod:`worth_study.statistics`
+      judges/NAME/  readings/JUDGE/POOL/    what a judge finds in a pool: evaluation.json
 """
 import json
 import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.utils import mkdir_or_exist
 
+from mmsynth.apis.evaluate_pool import RealImages, evaluate_pool, write_evaluation
 from mmsynth.apis.filter_pool import filter_pool
 from mmsynth.apis.fit_class_loss import fit_class_loss
 from mmsynth.apis.synthesize import synthesize
@@ -71,17 +74,18 @@ class Case:
         self._failed: set[str] = set()  # stages, in this run
 
     def run(self) -> list[str]:
-        """Run all rows of all segmentors; those that failed, each with its error."""
+        """Run all rows of all segmentors, then let the judges read; what failed, each with its error."""
         failed = []
-        for segmentor in self.study.segmentors:
-            for name, row in self.study.rows.items():
-                if self.study.needs_unlabelled(row) and not self.meta['parts']['unlabelled']:
-                    continue
+        rows = {name: row for name, row in self.study.rows.items()
+                if self.meta['parts']['unlabelled'] or not self.study.needs_unlabelled(row)}
+        pools = dict.fromkeys(row.pool for row in rows.values() if row.pool is not None and row.online is None)
+        for run, names, others in ((self.row, self.study.segmentors, rows), (self.reading, self.study.judges, pools)):
+            for name, other in product(names, others):
                 try:
-                    self.row(segmentor, name)
+                    run(name, other)
                 except Exception as error:  # of one row; others may do without what failed
                     traceback.print_exc()
-                    failed.append(f'{segmentor}, {name}: {type(error).__name__}: {error}')
+                    failed.append(f'{name}, {other}: {type(error).__name__}: {error}')
         return failed
 
     # ------------------------------------------------------------------------------------------------------------ rows
@@ -144,6 +148,24 @@ class Case:
         inputs.append(checkpoint)
         return dict(type='mmsynth.OnlineSynthesisHook', pool=str(pool), seed=self.seed, guidance=self._guidance(plan),
                     filter=filtering, generator=dict(config=cfg.to_dict(), checkpoint=str(checkpoint)), **options)
+
+    def reading(self, judge: str, pool: str) -> Path:
+        """Let a judge read a pool and compare it with the labelled images; the folder of the evaluation."""
+        cfg, images, stage = self._config(self.study.judges[judge]), self.pool(pool), f'readings/{judge}/{pool}'
+        cfg.randomness = dict(seed=1000 + self.seed)  # no twin of a critic
+        dataset = cfg.train_dataloader.dataset
+        cfg.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[
+            dict(dataset, data_prefix=dict(img_path=f'img_dir/{part}', seg_map_path=f'ann_dir/{part}'))
+            for part in ('train', 'val', 'test')])
+        weights = self._network(cfg, f'judges/{judge}', 2 * (self.study.segmentor_iters or cfg.train_cfg.max_iters))
+        real = self._config_file(f'generators/{self.study.pools[pool].generator}')
+
+        def make() -> None:
+            evaluation = evaluate_pool(images, self._config_file(f'judges/{judge}'), weights, real=RealImages(real))
+            mkdir_or_exist(self.root / stage)
+            write_evaluation(evaluation, self.root / stage / 'evaluation.json')
+
+        return self._stage(stage, {}, [images / 'manifest.jsonl', weights], make)
 
     # ----------------------------------------------------------------------------------------------------------- pools
     def pool(self, name: str) -> Path:

@@ -151,6 +151,8 @@ class Study:
         generators: Name → config file, or options of a :class:`GeneratorPlan`.
         critics: Name → config file, or options of a :class:`CriticPlan`.
         segmentors: Name → config file of the architectures that are trained on each row.
+        judges: Name → config file of segmentors that read the pools and guide none: trained twice as long as others, on
+            the labelled images and those of the inner validation and the test part.
         pools: Name → options of a :class:`PoolPlan`.
         rows: Name → options of a :class:`RowPlan`.
         shares: Shares of the training images that are labelled, in (0, 1].
@@ -170,6 +172,7 @@ class Study:
     segmentors: Mapping[str, str]
     pools: Mapping[str, PoolPlan]
     rows: Mapping[str, RowPlan]
+    judges: Mapping[str, str] = field(default_factory=dict)
     shares: Sequence[float] = (1.0, )
     baseline: Sequence[str] = ()
     plain: str | None = None
@@ -230,10 +233,11 @@ class Study:
         plans['pools'] = {name: replace(plan, generator=plan.generator or next(iter(plans['generators']), None),
                                         critic=plan.critic or next(iter(plans['critics']), None))
                           for name, plan in plans['pools'].items()}
-        segmentors = {name: _find(path, file) for name, file in settings.get('segmentors', {}).items()}
+        for group in ('segmentors', 'judges'):
+            plans[group] = {name: _find(path, file) for name, file in settings.get(group, {}).items()}
         settings.setdefault('baseline', tuple(name for name, row in plans['rows'].items() if row.is_real))
         settings.setdefault('plain', 'plain' if 'plain' in plans['rows'] else None)
-        return cls(**settings | plans | dict(segmentors=segmentors))
+        return cls(**settings | plans)
 
     def is_cross_fitted(self, critic: str) -> bool:
         """Whether a critic, or one of an ensemble's, differs by the place of the masks."""

@@ -95,6 +95,16 @@ def write_report(study: Study, out_dir: Path, seeds: Sequence[int]) -> str:
                              'others the paired difference from it with its 95 % interval.')
             for name, counts in test.items():
                 curves.setdefault(segmentor, {}).setdefault(name, {})[share] = [miou(own) for own in counts]
+    for share in study.shares:
+        lines = _readings(study, out_dir, share, seeds)
+        if lines:
+            heading = f'What judges read, {share:g} of the labels'
+            columns = ['images', *(f'{measure} by {judge}' for judge in study.judges
+                                   for measure in ('mIoU', 'Fréchet'))]
+            note = ('How well segmentors that guide none read the masks from the images (mIoU, %), and the Fréchet '
+                    'distance to the labelled images in their features; mean ± standard deviation over the seeds.')
+            texts.append(f'**{heading}**\n\n{markdown(columns, lines)}\n\n{note}')
+            report.add_table(heading, columns, lines, note)
     if len(study.shares) > 1:
         for segmentor, rows in curves.items():
             report.add_figure(f'{segmentor}: mIoU over the labelled share', _plot(study, rows),
@@ -145,6 +155,21 @@ def _choice(study: Study, found: Comparison) -> str:
                           zip(found.columns[number + 2:], line[number + 2:]) if value != '–')
     return (f'The inner validation part chooses, of real images only, "{real}", and of all rows "{line[0]}": '
             f'{line[number]} on the test part{differences}.')
+
+
+def _readings(study: Study, out_dir: Path, share: float, seeds: Sequence[int]) -> list[list[str]]:
+    """Per pool: its name, and per judge mIoU and Fréchet distance over the seeds; of pools that all have read."""
+    lines = []
+    for pool in study.pools:
+        files = [[case_folder(out_dir, share, seed) / 'readings' / judge / pool / 'evaluation.json' for seed in seeds]
+                 for judge in study.judges]
+        if files and all(file.is_file() for own in files for file in own):
+            found = [[json.loads(file.read_text())['metrics'] for file in own] for own in files]
+            lines.append([pool, *(f'{np.mean(values):.2f} ± {np.std(values, ddof=min(1, len(values) - 1)):.2f}'
+                                  for own in found for values in
+                                  ([metrics[name] for metrics in own] for name in
+                                   ('consistency/mIoU', 'frechet/distance')))])
+    return lines
 
 
 def _classes(out_dir: Path, share: float, seed: int) -> list[str]:
