@@ -27,7 +27,7 @@ CONFIG_DIR = ROOT / 'configs'
 CONFIGS = {path.relative_to(CONFIG_DIR).as_posix(): path for path in sorted(CONFIG_DIR.rglob('*.py'))
            if '_base_' not in path.parts}
 CONFIGS |= {f'demo/{path.name}': path for path in sorted((ROOT / 'projects' / 'demo' / 'configs').glob('*.py'))
-            if path.name != 'worth.py'}  # that one names others, and trains nothing itself
+            if not path.stem.startswith('worth')}  # those name others, and train nothing
 GENERATORS = [name for name in CONFIGS if Path(name).stem.startswith(('tisynth', 'todsynth'))]
 SEGMENTORS = [name for name in CONFIGS if name not in GENERATORS]
 ONLINE = [name for name in SEGMENTORS if '_online' in name]

@@ -12,7 +12,8 @@ from mmsynth.registry import MODELS
 from mmsynth.synthesis.build import load_config
 from projects.demo.retarget import retarget
 
-CONFIGS = sorted(path for path in (ROOT / 'projects' / 'demo' / 'configs').glob('*.py') if path.name != 'worth.py')
+CONFIGS = sorted(path for path in (ROOT / 'projects' / 'demo' / 'configs').glob('*.py')
+                 if not path.stem.startswith('worth'))
 
 
 def load(path: Path) -> Config:
