@@ -125,6 +125,7 @@ synthesis = dict(
         type='mmsynth.CRFM',
         steps=2,
         step_size=0.3,
+        measure_after=True,
         critic=dict(
             type='mmsynth.SegmentorCritic',
             config=folder + '/critic.py',

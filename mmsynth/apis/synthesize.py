@@ -194,7 +194,8 @@ def _describe(cfg: Config, checkpoint: str | Path, seed: int, generator: Generat
         seed=seed,
         masks_sha256=config_and_files_hash(cfg.synthesis.dataset),
         guidance=None if guidance is None else dict(
-            settings=guidance, critic_weights_sha256=critic_hashes(guidance['critic'])))
+            settings={key: value for key, value in guidance.items() if key != 'batch_size'},  # changes no image
+            critic_weights_sha256=critic_hashes(guidance['critic'])))
 
 
 def _report_uncorrected(records: Sequence[PoolRecord]) -> None:
@@ -202,5 +203,6 @@ def _report_uncorrected(records: Sequence[PoolRecord]) -> None:
     samples, steps = count_uncorrected([record.guidance['trace'] for record in records if record.guidance])
     if steps:
         print_log(f'guidance left {steps} steps of {samples} samples uncorrected, because the gradient of the '
-                  "critic's loss was not finite there; the manifest marks them as skipped.", logger='current',
+                  "critic's loss was not finite there, or 0 although pixels are misread; the manifest marks them as "
+                  'skipped. A decoder or critic that was compiled may give no gradient.', logger='current',
                   level=logging.WARNING)

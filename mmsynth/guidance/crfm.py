@@ -14,11 +14,14 @@ shrink with the batch; a trust region bounds the sum of the corrections of one s
 The parts of the released rule by themselves: ``legacy=True, norm='raw', step_size=0`` is its clamp alone,
 ``norm='raw', trust_region=None`` its gradient alone (per sample), ``legacy=True, norm='raw'`` both.
 """
+import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor
 
 from mmsynth.guidance.base import Critic, CriticOutput, Decode, Guidance, GuidanceDecoder, Record
@@ -32,7 +35,8 @@ class Rectified(NamedTuple):
 
     Attributes:
         prediction: Corrected (B, C, h, w), float32.
-        skipped: Samples that were left as they were, since a gradient or its result was not finite (B,), bool.
+        skipped: Samples that were left as they were (B,), bool: a gradient or its result was not finite, or the
+            gradient was 0 everywhere although pixels are misread, as that of a decoder that gives none.
         before: The critic's output before the first correction.
     """
 
@@ -72,7 +76,8 @@ def rectify(prediction: Tensor,
             loss, remaining = objective(output)  # (B,) each
             gradient = torch.autograd.grad(loss.mean() if legacy else loss.sum(), variable)[0]
         before = output.detach() if before is None else before
-        finite = gradient.isfinite().flatten(1).all(1)
+        usable = gradient.isfinite().flatten(1).all(1)
+        usable &= gradient.flatten(1).any(1) | ~output.wrong.flatten(1).any(1)
         if norm in ('l2', 'relative'):
             gradient = gradient / _norm(gradient).clamp_min(1e-12)
         if norm == 'relative':
@@ -86,7 +91,7 @@ def rectify(prediction: Tensor,
             change = updated - start
             limit = trust_region * _norm(start)
             updated = start + change * (limit / _norm(change).clamp_min(1e-12)).clamp(max=1)
-        skipped |= ~(finite & updated.isfinite().flatten(1).all(1))
+        skipped |= ~(usable & updated.isfinite().flatten(1).all(1))
         current = torch.where(skipped[:, None, None, None], start, updated)
     return Rectified(current, skipped, before)
 
@@ -115,6 +120,10 @@ class CRFM(Guidance):
         recurrence: Times that each guided step is taken; in between the latent is noised again to the level that it
             had, by the sample's own noise (FreeDoM, arXiv 2303.09833; universal guidance, arXiv 2302.07121). Each
             costs a pass of the network.
+        measure_after: Let the critic look again after the corrections of a step, and record what it finds. Changes no
+            image; costs a decode and a pass of the critic without a gradient.
+        batch_size: Samples that are decoded and judged together; None for all of a batch. Fewer take less memory and
+            more time, and change no image. Where memory runs out it is halved, with a warning.
         pixels: Deprecated: 'wrong' is ``objective='misread'``, 'all' is 'mask'.
         attenuate: Multiply v by ``1 - step size`` before each correction (the release's ``is_synth``).
         legacy: The released rule: loss averaged over the batch, v clamped to [-1, 1] after each correction;
@@ -137,6 +146,8 @@ class CRFM(Guidance):
                  objective: str | Mapping[str, Any] = 'misread',
                  adaptive: bool = False,
                  recurrence: int = 1,
+                 measure_after: bool = False,
+                 batch_size: int | None = None,
                  attenuate: bool = False,
                  legacy: bool = False,
                  decoder: GuidanceDecoder | dict | None = None,
@@ -156,6 +167,9 @@ class CRFM(Guidance):
         if legacy and norm == 'relative':
             raise ValueError("`legacy=True` is the released rule, which knows `norm='raw'` and 'l2' only, got "
                              "'relative'.")
+        if batch_size is not None and (batch_size < 1 or legacy):
+            raise ValueError('`batch_size` must be at least 1, and None for `legacy=True`, whose gradient is averaged '
+                             f'over the whole batch; got {batch_size}.')
         super().__init__(critic, decoder)
         self.steps = steps
         self.step_size = step_size
@@ -166,6 +180,8 @@ class CRFM(Guidance):
         self.objective = build_objective(objective)
         self.adaptive = adaptive
         self.recurrence = recurrence
+        self.measure_after = measure_after
+        self.batch_size = batch_size
         self.attenuate = attenuate
         self.legacy = legacy
 
@@ -212,10 +228,31 @@ class CRFM(Guidance):
             masks: (B, H, W), integer.
 
         Returns:
-            The corrected prediction, and per sample: step, sigma, loss_before, loss_after, wrong_before, wrong_after
-            (misclassified shares), relative_change (‖dv‖ / ‖v‖) and skipped (1 if a gradient or the prediction that
-            it led to was not finite, so that the sample was left uncorrected at this step).
+            The corrected prediction, and per sample: step, sigma, loss_before and wrong_before (misclassified share),
+            relative_change (‖dv‖ / ‖v‖), skipped (1 if the sample was left uncorrected at this step, see
+            :class:`Rectified`), and with ``measure_after`` loss_after and wrong_after.
         """
+        corrected, records, first = [], [], 0
+        while first < len(prediction):
+            rows = slice(first, first + (self.batch_size or len(prediction)))
+            part = replace(step, latents=step.latents[rows])
+            try:
+                values, entries = self._correct_rows(prediction[rows], part, decode, masks[rows])
+            except torch.OutOfMemoryError:
+                size = len(prediction[rows])
+                if size == 1 or self.legacy:
+                    raise
+                self.batch_size = (size + 1) // 2
+                print_log(f'CRFM: memory ran out at {size} samples; going on with `batch_size={self.batch_size}`. Set '
+                          'it in the config to begin so.', logger='current', level=logging.WARNING)
+                continue
+            corrected.append(values)
+            records += entries
+            first = rows.stop
+        return torch.cat(corrected), records
+
+    def _correct_rows(self, prediction: Tensor, step: SamplingStep, decode: Decode,
+                      masks: Tensor) -> tuple[Tensor, list[Record]]:
         def judge(velocity: Tensor) -> CriticOutput:
             return self.judge(step.clean_estimate(velocity), decode, masks)
 
@@ -224,16 +261,14 @@ class CRFM(Guidance):
                 prediction, judge, lambda output: self.objective(output, masks),
                 self.step_size_at(step.index, step.total), norm=self.norm, num_rectified=self.num_rectified,
                 trust_region=self.trust_region, adaptive=self.adaptive, attenuate=self.attenuate, legacy=self.legacy)
-            with torch.no_grad():
-                after = judge(corrected)
-        start = prediction.float()
-        columns = dict(
-            loss_before=before.mean_loss,
-            loss_after=after.mean_loss,
-            wrong_before=before.wrong_share,
-            wrong_after=after.wrong_share,
-            relative_change=(_norm(corrected - start) / _norm(start).clamp_min(1e-12)).flatten(),
-            skipped=skipped)
+            start = prediction.float()
+            columns = dict(loss_before=before.mean_loss, wrong_before=before.wrong_share,
+                           relative_change=(_norm(corrected - start) / _norm(start).clamp_min(1e-12)).flatten(),
+                           skipped=skipped)
+            if self.measure_after:
+                with torch.no_grad():
+                    after = judge(corrected)
+                columns |= dict(loss_after=after.mean_loss, wrong_after=after.wrong_share)
         records = [dict(step=step.index, sigma=step.sigma) | {key: float(value[row]) for key, value in columns.items()}
                    for row in range(len(start))]
         return corrected.to(prediction.dtype), records

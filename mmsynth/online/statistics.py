@@ -7,7 +7,8 @@ They are counts and sums, so those of several ranks add up::
     not_finite     images with values that are not finite
     filtered       images that the filter judged; of these filter_kept were kept, and trusted is the sum of their
                    trusted shares
-    guided_steps   guided steps; loss_before and loss_after are sums over them of the critic's loss around a step
+    guided_steps   guided steps; loss_before is the sum over them of the critic's loss before a step, loss_after of that
+                  after it, where guidance measures it
 """
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,14 +23,16 @@ if TYPE_CHECKING:
 
 Statistics = Mapping[str, Any]
 
+LOSSES = ('loss_before', 'loss_after')
+
 
 def count_sample(statistics: dict[str, float], guidance: Mapping[str, Any] | None,
                  entry: Mapping[str, Any] | None) -> None:
     """Add to the statistics what guidance and filter recorded of one sample."""
     for step in guidance['trace'] if guidance else ():
-        before, after = step.get('loss_before'), step.get('loss_after')
-        if before is not None and after is not None and np.isfinite([before, after]).all():
-            _add(statistics, guided_steps=1, loss_before=float(before), loss_after=float(after))
+        losses = {key: float(step[key]) for key in LOSSES if step.get(key) is not None}
+        if 'loss_before' in losses and np.isfinite(list(losses.values())).all():
+            _add(statistics, guided_steps=1, **losses)
     if entry is not None:
         _add(statistics, filtered=1, filter_kept=int(entry['keep']), trusted=float(entry['valid']))
 
@@ -54,7 +57,7 @@ def round_scalars(round: Round, statistics: Statistics, live: int, seconds: floa
         scalars |= dict(filter_kept=statistics['filter_kept'] / statistics['filtered'],
                         trusted=statistics['trusted'] / statistics['filtered'])
     if statistics.get('guided_steps'):
-        scalars |= {key: statistics[key] / statistics['guided_steps'] for key in ('loss_before', 'loss_after')}
+        scalars |= {key: statistics[key] / statistics['guided_steps'] for key in LOSSES if key in statistics}
     return {f'online/{name}': float(value) for name, value in scalars.items()}
 
 
@@ -66,7 +69,8 @@ def round_line(round: Round, statistics: Statistics, live: int, seconds: float) 
         parts.append(f'filter keeps {scalars["online/filter_kept"]:.1%} and trusts {scalars["online/trusted"]:.1%} of '
                      'the pixels')
     if 'online/loss_before' in scalars:
-        parts.append(f'guidance loss {scalars["online/loss_before"]:.4f} → {scalars["online/loss_after"]:.4f}')
+        losses = [f'{scalars[f"online/{key}"]:.4f}' for key in LOSSES if f'online/{key}' in scalars]
+        parts.append(f'guidance loss {" → ".join(losses)}')
     lost = [f'{statistics["not_finite"]} not finite'] if statistics.get('not_finite') else []
     lost += [f'{sum(statistics["failed"].values())} failed'] if statistics.get('failed') else []
     if lost:

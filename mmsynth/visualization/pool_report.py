@@ -181,7 +181,8 @@ def _add_guidance(report: Report, records: Sequence[PoolRecord]) -> None:
     steps = sorted({step for values in series.values() for step in values})
     if steps:
         compared = ('of the first candidate (before) and of the one kept (after)' if _kept(traces) else
-                    'before and after the correction of each step')
+                    'before and after the correction of each step' if series['loss_after'] else
+                    'before the correction of each step')
         report.add_figure('Guidance', plot_guidance(traces),
                           f"The critic's loss {compared}: mean over {len(traces)} samples, band of one standard "
                           'deviation.')
@@ -194,7 +195,7 @@ def _add_guidance(report: Report, records: Sequence[PoolRecord]) -> None:
     samples, skipped = count_uncorrected(traces)
     if skipped:
         report.add_text('Uncorrected steps', f'{skipped} of {sum(map(len, traces))} guided steps were left uncorrected '
-                        f'because the gradient of the critic\'s loss was not finite there, in {samples} of '
+                        f'because the gradient of the critic\'s loss was not finite there, or 0, in {samples} of '
                         f'{len(traces)} samples.')
 
 

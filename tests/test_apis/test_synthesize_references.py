@@ -121,7 +121,7 @@ def test_without_references_it_says_what_to_add(small_run: SmallRun, checkpoint:
 
 def test_the_critic_guides_it(small_run: SmallRun, checkpoint: Path, tmp_path: Path) -> None:
     cfg = config(small_run, pick(small_run))
-    cfg.synthesis.guidance.objective = 'mask'
+    cfg.synthesis.guidance.update(objective='mask', measure_after=True)
     guided = synthesize(cfg, checkpoint, tmp_path / 'crfm', limit=2)
     traces = [record.guidance['trace'] for record in guided.records]
     assert [[entry['step'] for entry in trace] for trace in traces] == [[0, 1]] * 2

@@ -42,7 +42,8 @@ def test_it_is_a_mean_over_views_that_differ_and_do_not_depend_on_the_batch(sett
 
 def test_it_guides() -> None:
     prediction, latents, masks = batch()
-    guidance = MODELS.build(dict(type='mmsynth.CRFM', critic=AugmentedCritic(ToyCritic()), step_size=0.3))
+    guidance = MODELS.build(dict(type='mmsynth.CRFM', critic=AugmentedCritic(ToyCritic()), step_size=0.3,
+                                 measure_after=True))
     _, records = guidance.correct(prediction, step_at(latents), decode, masks)
     assert all(record['loss_after'] < record['loss_before'] for record in records)
 

@@ -41,7 +41,8 @@ class TestJudge:
         expected = F.cross_entropy(F.interpolate(latents[:, :3], scale_factor=2), masks, reduction='none')
         torch.testing.assert_close(seen.loss, expected)
 
-    @pytest.mark.parametrize('guidance', [CRFM(ToyCritic(), decoder=Darker()), CRFM(LatentReader())],
+    @pytest.mark.parametrize('guidance', [
+        CRFM(ToyCritic(), decoder=Darker(), measure_after=True), CRFM(LatentReader(), measure_after=True)],
                              ids=['decoder', 'latents'])
     def test_crfm_follows_what_the_critic_sees(self, guidance: CRFM) -> None:
         prediction, latents, masks = batch()

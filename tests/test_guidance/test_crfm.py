@@ -136,18 +136,19 @@ class TestLoss:
     @pytest.mark.parametrize('prediction_type', ['velocity', 'noise'])
     @pytest.mark.parametrize('objective', ['mask', 'misread'])
     def test_it_falls(self, objective: str, prediction_type: str) -> None:
-        _, _, records = corrected(crfm(objective=objective, step_size=0.1), 3, prediction_type)
+        _, _, records = corrected(crfm(objective=objective, step_size=0.1, measure_after=True), 3, prediction_type)
         assert all(record['loss_after'] < record['loss_before'] for record in records)
 
     def test_it_falls_further_with_more_corrections(self) -> None:
-        guides = [crfm(objective='mask', trust_region=None, num_rectified=count) for count in (1, 2, 4)]
+        guides = [crfm(objective='mask', trust_region=None, num_rectified=count, measure_after=True)
+                  for count in (1, 2, 4)]
         losses = [corrected(guide)[2][0]['loss_after'] for guide in guides]
         assert losses == sorted(losses, reverse=True)
 
     def test_the_records_are_what_the_critic_says(self) -> None:
         prediction, latents, masks = batch()
         step = step_at(latents, index=2, total=9)
-        result, records = crfm(step_size=0.3).correct(prediction, step, decode, masks)
+        result, records = crfm(step_size=0.3, measure_after=True).correct(prediction, step, decode, masks)
         before, after = (ToyCritic()(decode(step.clean_estimate(v)) / 2 + 0.5, masks) for v in (prediction, result))
         for row, record in enumerate(records):
             assert (record['step'], record['sigma'], record['skipped']) == (2, 0.7, 0)

@@ -211,6 +211,67 @@ class TestPartsOfTheReleasedRule:
         assert torch.equal(result, (10 * prediction).clamp(-1, 1))
 
 
+class TestMemory:
+
+    @pytest.mark.parametrize('size', [1, 2, 3])
+    def test_samples_judged_apart_are_corrected_alike(self, size: int) -> None:
+        prediction, latents, masks = batch(3)
+        together, records = CRFM(ToyCritic(), num_rectified=2).correct(prediction, step_at(latents), decode, masks)
+        apart, entries = CRFM(ToyCritic(), num_rectified=2, batch_size=size).correct(
+            prediction, step_at(latents), decode, masks)
+        torch.testing.assert_close(apart, together)
+        assert [entry['loss_before'] for entry in entries] == pytest.approx([entry['loss_before'] for entry in records])
+
+    def test_where_it_runs_out_fewer_are_judged_at_once(self, caplog: pytest.LogCaptureFixture) -> None:
+        prediction, latents, masks = batch(3)
+        sizes = []
+
+        def decode_two(latents: Tensor) -> Tensor:
+            sizes.append(len(latents))
+            if len(latents) > 2:
+                raise torch.OutOfMemoryError('no memory for three')
+            return decode(latents)
+
+        guidance = CRFM(ToyCritic())
+        result, records = guidance.correct(prediction, step_at(latents), decode_two, masks)
+        expected, _ = CRFM(ToyCritic()).correct(prediction, step_at(latents), decode, masks)
+        torch.testing.assert_close(result, expected)
+        assert sizes == [3, 2, 1] and guidance.batch_size == 2 and len(records) == 3
+
+    def test_one_that_does_not_fit_alone_is_an_error(self) -> None:
+        prediction, latents, masks = batch(1)
+
+        def decode_none(latents: Tensor) -> Tensor:
+            raise torch.OutOfMemoryError('no memory for one')
+
+        with pytest.raises(torch.OutOfMemoryError, match='for one'):
+            CRFM(ToyCritic()).correct(prediction, step_at(latents), decode_none, masks)
+
+    def test_wrong_sizes_are_refused(self) -> None:
+        for settings in (dict(batch_size=0), dict(batch_size=2, legacy=True, norm='raw')):
+            with pytest.raises(ValueError, match='batch_size'):
+                CRFM(ToyCritic(), **settings)
+
+
+def test_the_second_look_changes_nothing_but_the_records() -> None:
+    prediction, latents, masks = batch()
+    result, records = CRFM(ToyCritic()).correct(prediction, step_at(latents), decode, masks)
+    other, longer = CRFM(ToyCritic(), measure_after=True).correct(prediction, step_at(latents), decode, masks)
+    assert torch.equal(result, other)
+    assert [entry.keys() - short.keys() for entry, short in zip(longer, records)] == [{'loss_after', 'wrong_after'}] * 2
+
+
+def test_a_gradient_of_zero_counts_as_uncorrected_where_pixels_are_misread() -> None:
+    """diffusers' VAE decoder, compiled, gives one."""
+    prediction, latents, masks = batch()
+    step = step_at(latents)
+    _, records = CRFM(ToyCritic()).correct(prediction, step, lambda z: decode(z.detach()) + 0 * z.mean(), masks)
+    assert [entry['skipped'] for entry in records] == [1, 1]
+    read = ToyCritic().predict_logits(decode(step.clean_estimate(prediction)) / 2 + 0.5).argmax(1)
+    _, records = CRFM(ToyCritic()).correct(prediction, step, decode, read)
+    assert [entry['skipped'] for entry in records] == [0, 0]
+
+
 def test_shapes() -> None:
     prediction, latents, masks = batch(1)
     result, records = CRFM(ToyCritic()).correct(prediction, step_at(latents), decode, masks)

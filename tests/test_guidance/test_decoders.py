@@ -122,7 +122,7 @@ class TestReduced:
                                      dict(type='mmsynth.ReducedDecoder', factor=2)])
 def test_crfm_lowers_the_critics_loss_through_each(decoder: dict | None) -> None:
     guidance = MODELS.build(dict(
-        type='mmsynth.CRFM', decoder=decoder, objective='mask', step_size=0.02,
+        type='mmsynth.CRFM', decoder=decoder, objective='mask', step_size=0.02, measure_after=True,
         critic=dict(type='mmsynth.SegmentorCritic', config=dict(model=segmentor()))))
     with torch.no_grad():
         guidance.critic.segmentor.decode_head.conv_seg.weight.normal_(std=3)

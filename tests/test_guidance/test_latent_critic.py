@@ -68,7 +68,8 @@ class TestReading:
 class TestGuiding:
 
     def test_crfm_lowers_its_loss_without_a_decode(self) -> None:
-        guidance = MODELS.build(dict(type='mmsynth.CRFM', critic=critic(), objective='mask', step_size=0.2))
+        guidance = MODELS.build(dict(type='mmsynth.CRFM', critic=critic(), objective='mask', step_size=0.2,
+                                     measure_after=True))
         guidance.check_fit(3, channels=4, factor=2)
         step = SamplingStep(1, 4, torch.randn(2, 4, 4, 4), alpha=0.4, sigma=0.6)
         _, records = guidance.bind(never, torch.randint(3, (2, 8, 8)))(torch.randn(2, 4, 4, 4), step)

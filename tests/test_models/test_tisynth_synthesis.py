@@ -121,7 +121,7 @@ class TestTaskGuidance:
 
     def test_it_lowers_the_critic_s_loss_and_leaves_a_trace(self, model: TISynth, judge: SegmentorCritic) -> None:
         """The gradient goes to the predicted noise through the clean estimate."""
-        guidance = CRFM(judge, steps=4, step_size=0.3, objective='mask')
+        guidance = CRFM(judge, steps=4, step_size=0.3, objective='mask', measure_after=True)
         generated = model.synthesize(referenced(), SEEDS, guidance=guidance)
         guided = torch.stack([sample.generated_img.data for sample in generated])
         before, after = (judge(pixels / 255, masks()).mean_loss for pixels in (generate(model), guided))

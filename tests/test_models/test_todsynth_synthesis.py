@@ -121,7 +121,7 @@ class TestTaskGuidance:
 
     def test_it_lowers_the_critic_s_loss_and_leaves_a_trace(self, critic: SegmentorCritic) -> None:
         model, masks = todsynth(), torch.stack([sample.gt_sem_seg.data[0] for sample in samples()])
-        guidance = CRFM(critic, steps=3, step_size=0.3, objective='mask')
+        guidance = CRFM(critic, steps=3, step_size=0.3, objective='mask', measure_after=True)
         generated = model.synthesize(samples(), SEEDS, guidance=guidance)
         guided = torch.stack([sample.generated_img.data for sample in generated])
         before, after = (critic(pixels / 255, masks).mean_loss for pixels in (generate(model), guided))
@@ -141,7 +141,7 @@ class TestTaskGuidance:
     def test_with_prompt_guidance_four_samples_are_four_times_one(self, critic: SegmentorCritic,
                                                                   settings: dict) -> None:
         """Prompts of several lengths, one of them empty; latents, so that no rounding to bytes hides a difference."""
-        model, guidance = todsynth(guidance_scale=3.0), CRFM(critic, objective='mask', **settings)
+        model, guidance = todsynth(guidance_scale=3.0), CRFM(critic, objective='mask', measure_after=True, **settings)
         masks = torch.stack([sample.gt_sem_seg.data[0] for sample in samples()])
         together, traces = model.sample_latents(samples(), masks, SEEDS, guidance=guidance)
         for row in range(4):
