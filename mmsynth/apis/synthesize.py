@@ -108,8 +108,8 @@ def synthesize(cfg: Config | str | Path,
     if broken:
         raise NotFiniteError(
             f'{len(broken)} of {len(missing)} images were not finite and are left out of {out_dir} (the first is '
-            f'{broken[0]!r}); the others are stored. Generate in float32, guide less, or look at the weights; the next '
-            'call tries them again.')
+            f"{broken[0]!r}); the others are stored. Set `model.dtype='float32'`, guide less, or look at the weights; "
+            'the next call tries them again.')
     return Pool.open(out_dir)
 
 

@@ -8,6 +8,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
 from mmengine.utils import import_modules_from_strings
 
+from mmsynth.models import BaseGenerator
 from mmsynth.models.checkpoints import load_generator
 from mmsynth.registry import DATASETS, MODELS
 from mmsynth.synthesis.generate import GENERATOR_MEMBERS, Generator
@@ -61,6 +62,8 @@ def build_generator(cfg: Config, checkpoint: str | Path, device: torch.device | 
                          f"{', '.join(lacking)}); use a config whose model is one, such as type='mmsynth.TODSynth' or "
                          "'mmsynth.TISynth'.")
     load_generator(generator, checkpoint)
+    if isinstance(generator, BaseGenerator):
+        generator.cast_network(torch.device(device))
     return generator.to(device).eval()
 
 

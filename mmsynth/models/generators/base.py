@@ -2,6 +2,7 @@
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +18,7 @@ from mmsynth.models.backbone import keep_in_checkpoints, leave_out_backbone
 from mmsynth.models.encoders import LatentCodec, TextEmbeds
 from mmsynth.models.label_codecs import LabelCodec
 from mmsynth.models.lora import LoRASettings, add_lora, merge_lora
+from mmsynth.models.precision import DTYPES, Precision, check_precision, dtype_on
 from mmsynth.registry import MODELS
 from mmsynth.sampling import Predict, sample
 from mmsynth.structures import SynthDataSample
@@ -49,6 +51,12 @@ class BaseGenerator(BaseModel):
         mask_guidance_scale: Strength of the mask, held against the null mask: 1 is off, above 1 it counts for more, 0
             leaves it out.
         mask_guidance_interval: Lowest and highest sigma at which that acts.
+        dtype: What the network computes in: 'float32', 'bfloat16' or 'float16'; None for bfloat16 on a GPU that knows
+            it, elsewhere float32. In training the weights that train stay in float32, frozen ones are held in a dtype
+            that is named. None leaves the autocast of mmengine's ``AmpOptimWrapper`` alone, and 'float16' needs its
+            scaling of the loss.
+        compile: Compile the network: True, or options of :func:`torch.compile`. Decoders are not: the gradient of
+            diffusers' VAE decoder, compiled, is 0.
         data_preprocessor: Config of a :class:`~mmsynth.models.SynthDataPreprocessor`.
 
     Attributes:
@@ -64,7 +72,9 @@ class BaseGenerator(BaseModel):
                  text_encoder: nn.Module | dict, *, trainable: Mapping[str, str] | None, lora: Mapping[str, Any] | None,
                  prompt_dropout: float, mask_dropout: float, num_steps: int, guidance_scale: float,
                  guidance_interval: Sequence[float], mask_guidance_scale: float,
-                 mask_guidance_interval: Sequence[float], data_preprocessor: dict | None) -> None:
+                 mask_guidance_interval: Sequence[float], dtype: Precision | None, compile: bool | Mapping[str, Any],
+                 data_preprocessor: dict | None) -> None:
+        check_precision(dtype)
         check_share('prompt_dropout', prompt_dropout)
         check_share('mask_dropout', mask_dropout)
         check_condition_guidance('mask', mask_guidance_scale, mask_dropout)
@@ -86,10 +96,13 @@ class BaseGenerator(BaseModel):
         self.guidance_interval = check_interval('guidance_interval', guidance_interval)
         self.mask_guidance_scale = mask_guidance_scale
         self.mask_guidance_interval = check_interval('mask_guidance_interval', mask_guidance_interval)
+        self.dtype = dtype
         self._training_rng = TrainingRandomness()
         self._check_channels()
         self._set_trainable(lora_settings)
         leave_out_backbone(self)
+        if compile:
+            self.network.compile(**({} if compile is True else compile))
 
     @property
     def num_classes(self) -> int:
@@ -163,7 +176,7 @@ class BaseGenerator(BaseModel):
             return self.sample_latents(data_samples, masks, seeds, guidance=guidance)
 
         latents, traces = run(seeds) if guidance is None else guidance.run(
-            run, seeds, self.latent_codec.decode, masks, num_steps=self.num_steps)
+            run, seeds, self._decode_for_guidance, masks, num_steps=self.num_steps)
         decoded = self.latent_codec.decode(latents).float()
         finite = decoded.isfinite().flatten(1).all(1).tolist()
         images = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
@@ -178,6 +191,23 @@ class BaseGenerator(BaseModel):
         guidance.check_fit(self.num_classes, channels=codec.channels, factor=codec.factor)
         guidance.check_run(self.num_steps)
 
+    def computing(self) -> AbstractContextManager[None]:
+        """The context that the network is called in: autocast to the ``dtype``."""
+        device = self.device
+        if self.dtype is None and torch.is_autocast_enabled(device.type):
+            return nullcontext()
+        dtype = dtype_on(self.dtype, device)
+        return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+    def cast_network(self, device: torch.device) -> None:
+        """Hold the network's weights in the dtype that it computes in on a device, which is half of the memory. Only to
+        generate: weights that train want float32."""
+        self.network.to(dtype_on(self.dtype, device))
+
+    def _decode_for_guidance(self, latents: Tensor) -> Tensor:
+        with self.computing():
+            return self.latent_codec.decode(latents).float()
+
     def _run(self, predict: Predict, scheduler: SchedulerMixin, shape: Sequence[int], masks: Tensor,
              seeds: Sequence[int], guidance: Guidance | None) -> tuple[Tensor, list[list[dict[str, float]]]]:
         """Sample latents of a shape (C, h, w), each from the noise of its own seed, corrected by the guidance."""
@@ -188,7 +218,7 @@ class BaseGenerator(BaseModel):
         noise = seeded_noise(seeds, shape, device=masks.device)
         if guidance is None:
             return sample(predict, noise, scheduler, self.num_steps)
-        return sample(predict, noise, scheduler, self.num_steps, guidance.bind(self.latent_codec.decode, masks),
+        return sample(predict, noise, scheduler, self.num_steps, guidance.bind(self._decode_for_guidance, masks),
                       recurrence=guidance.recurrence, draw_noise=draw_noise)
 
     @property
@@ -233,6 +263,10 @@ class BaseGenerator(BaseModel):
         for branch, state in self._trainable.items():
             for name, parameter in self.network.branch_parameters(branch).items():
                 parameter.requires_grad_(state == 'full' or state == 'lora' and 'lora_' in name)
+        if self.dtype is not None:
+            for parameter in self.network.parameters():
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.to(DTYPES[self.dtype])
 
     def _check_channels(self) -> None:
         if self.latent_codec.channels != self.network.latent_channels:

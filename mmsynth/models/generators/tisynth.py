@@ -23,6 +23,7 @@ from mmsynth.models.generators.base import (
     stack_masks,
 )
 from mmsynth.models.label_codecs import IdCodec, LabelCodec
+from mmsynth.models.precision import Precision
 from mmsynth.registry import MODELS
 from mmsynth.sampling import (
     Negative,
@@ -97,6 +98,8 @@ class TISynth(BaseGenerator):
             :class:`~mmsynth.models.label_codecs.IdCodec`), and the mask branch is frozen by default. (The release puts
             it in a list of trained parameters that is overwritten; the paper means to train it.) The network has a
             ``legacy`` of its own.
+        dtype: What the network computes in, see :class:`BaseGenerator`.
+        compile: Compile the network, see there.
         data_preprocessor: Config of a :class:`~mmsynth.models.SynthDataPreprocessor`.
 
     Raises:
@@ -127,6 +130,8 @@ class TISynth(BaseGenerator):
                  reference_guidance_scale: float = 1.0,
                  reference_guidance_interval: Sequence[float] = (0.0, 1.0),
                  legacy: bool = False,
+                 dtype: Precision | None = None,
+                 compile: bool | Mapping[str, Any] = False,
                  data_preprocessor: dict | None = None) -> None:
         if prediction_type not in PREDICTION_TYPES:
             raise ValueError(f'`prediction_type` must be one of {", ".join(PREDICTION_TYPES)}, got '
@@ -152,6 +157,8 @@ class TISynth(BaseGenerator):
             guidance_interval=guidance_interval,
             mask_guidance_scale=mask_guidance_scale,
             mask_guidance_interval=mask_guidance_interval,
+            dtype=dtype,
+            compile=compile,
             data_preprocessor=data_preprocessor)
         if legacy and not isinstance(self.label_codec, IdCodec):
             raise ValueError('`legacy=True` is the released encoding of masks, class id / 255: it needs '
@@ -184,7 +191,7 @@ class TISynth(BaseGenerator):
         condition = self.encode_condition(prompts, masks, latents)
         timestep = self._draw_timesteps(len(clean), rng).to(clean.device)
         noise = torch.randn(clean.shape, generator=rng).to(clean.device)
-        predicted = self._predict(self.scheduler.add_noise(clean, noise, timestep), timestep, condition).float()
+        predicted = self._predict(self.scheduler.add_noise(clean, noise, timestep), timestep, condition)
         if self.prediction_type == 'epsilon':
             return dict(loss_noise=F.mse_loss(predicted, noise))
         return dict(loss_velocity=F.mse_loss(predicted, self.scheduler.get_velocity(clean, noise, timestep)))
@@ -202,11 +209,11 @@ class TISynth(BaseGenerator):
             negatives.append(Negative(replace(condition, prompt_embeds=empty), self.guidance_scale,
                                       self.guidance_interval))
         if self.mask_guidance_scale != 1:
-            null = self.network.encode_mask(self.label_codec.encode(torch.full_like(masks, IGNORE_INDEX)))
+            null = self._encode_masks(torch.full_like(masks, IGNORE_INDEX))
             negatives.append(Negative(replace(condition, mask_hint=null), self.mask_guidance_scale,
                                       self.mask_guidance_interval))
         if self.reference_guidance_scale != 1:
-            null = self.network.encode_reference(torch.zeros_like(latents))
+            null = self._hint_of_references(torch.zeros_like(latents))
             negatives.append(Negative(replace(condition, reference_hint=null), self.reference_guidance_scale,
                                       self.reference_guidance_interval))
         predict = classifier_free(self._noise, condition, negatives, self._sigma)
@@ -216,8 +223,16 @@ class TISynth(BaseGenerator):
         """Encode prompts, masks (B, H, W) and reference latents (B, C, h, w) for the network."""
         return Condition(
             prompt_embeds=self._encode_prompts(prompts).prompt_embeds,
-            mask_hint=self.network.encode_mask(self.label_codec.encode(masks)),
-            reference_hint=self.network.encode_reference(reference_latents))
+            mask_hint=self._encode_masks(masks),
+            reference_hint=self._hint_of_references(reference_latents))
+
+    def _encode_masks(self, masks: Tensor) -> Tensor:
+        with self.computing():
+            return self.network.encode_mask(self.label_codec.encode(masks))
+
+    def _hint_of_references(self, latents: Tensor) -> Tensor:
+        with self.computing():
+            return self.network.encode_reference(latents)
 
     def _draw_timesteps(self, count: int, rng: torch.Generator) -> Tensor:
         total = self.scheduler.config.num_train_timesteps
@@ -242,7 +257,9 @@ class TISynth(BaseGenerator):
         return noise_of_velocity(predicted, latents, timestep, self.scheduler.alphas_cumprod)
 
     def _predict(self, latents: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
-        return self.network(latents, timestep, condition.prompt_embeds, condition.mask_hint, condition.reference_hint)
+        with self.computing():
+            return self.network(latents, timestep, condition.prompt_embeds, condition.mask_hint,
+                                condition.reference_hint).float()
 
     def _sigma(self, timestep: Tensor) -> float:
         """The noise level of a timestep (B,) that all samples share."""

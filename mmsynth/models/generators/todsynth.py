@@ -16,6 +16,7 @@ from mmsynth.models.encoders import LatentCodec
 from mmsynth.models.generators.base import BaseGenerator, prompt_of, stack_masks
 from mmsynth.models.label_codecs import LabelCodec
 from mmsynth.models.networks.mmdit import MMDiT
+from mmsynth.models.precision import Precision
 from mmsynth.registry import MODELS
 from mmsynth.sampling import Negative, build_flow_scheduler, classifier_free
 from mmsynth.structures import SynthDataSample
@@ -64,6 +65,8 @@ class TODSynth(BaseGenerator):
         mask_guidance_scale: Guidance towards the mask, away from the null mask, the prompt kept in both passes: at 1,
             off; above 1 the mask shows more, below 1 less.
         mask_guidance_interval: Lowest and highest sigma at which that guidance acts.
+        dtype: What the network computes in, see :class:`BaseGenerator`.
+        compile: Compile the network, see there.
         data_preprocessor: Config of a :class:`~mmsynth.models.SynthDataPreprocessor`.
 
     Raises:
@@ -88,6 +91,8 @@ class TODSynth(BaseGenerator):
                  guidance_interval: Sequence[float] = (0.0, 1.0),
                  mask_guidance_scale: float = 1.0,
                  mask_guidance_interval: Sequence[float] = (0.0, 1.0),
+                 dtype: Precision | None = None,
+                 compile: bool | Mapping[str, Any] = False,
                  data_preprocessor: dict | None = None) -> None:
         if weighting_scheme not in WEIGHTING_SCHEMES:
             raise ValueError(f'`weighting_scheme` must be one of {", ".join(WEIGHTING_SCHEMES)}, '
@@ -106,6 +111,8 @@ class TODSynth(BaseGenerator):
             guidance_interval=guidance_interval,
             mask_guidance_scale=mask_guidance_scale,
             mask_guidance_interval=mask_guidance_interval,
+            dtype=dtype,
+            compile=compile,
             data_preprocessor=data_preprocessor)
         self.scheduler = build_flow_scheduler(scheduler)
         self.weighting_scheme = weighting_scheme
@@ -126,7 +133,7 @@ class TODSynth(BaseGenerator):
         noise = torch.randn(clean.shape, generator=rng).to(clean.device)
         noisy = (1 - sigma) * clean + sigma * noise
         velocity = self._velocity(noisy, 1000 * sigma.flatten(), condition)
-        error = (velocity.float() - (noise - clean))**2
+        error = (velocity - (noise - clean))**2
         return dict(loss_velocity=(weight * error).mean())
 
     def sample_latents(self, data_samples: Sequence[SynthDataSample], masks: Tensor, seeds: Sequence[int], *,
@@ -161,8 +168,9 @@ class TODSynth(BaseGenerator):
         return F.avg_pool2d(control, self.latent_codec.factor)
 
     def _velocity(self, latents: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
-        return self.network(latents, timestep, condition.prompt_embeds, condition.pooled_prompt_embeds,
-                            condition.mask_latents)
+        with self.computing():
+            return self.network(latents, timestep, condition.prompt_embeds, condition.pooled_prompt_embeds,
+                                condition.mask_latents).float()
 
     def _draw_sigmas(self, count: int, device: torch.device, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Training sigmas (count, 1, 1, 1) from the scheduler's table, and their loss weights of the same shape."""

@@ -139,9 +139,17 @@ def project_added(attn: Attention, tokens: Tensor) -> Heads:
 def joint_attention(streams: Sequence[Heads]) -> tuple[Tensor, ...]:
     """One attention over the tokens of all streams; the result of each (B, tokens, D), before output projections."""
     query, key, value = (torch.cat(parts, dim=2) for parts in zip(*streams))  # (B, E, all tokens, d)
-    tokens = F.scaled_dot_product_attention(query, key, value)
+    tokens = _attend(query, key, value)
     tokens = tokens.transpose(1, 2).flatten(2).to(query.dtype)  # (B, all tokens, D)
     return tokens.split([stream[0].shape[2] for stream in streams], dim=1)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    if query.device.type == 'cpu' and query.requires_grad:
+        # the fused attention's backward pass takes longer in bfloat16 there
+        with torch.autocast('cpu', enabled=False):
+            return F.scaled_dot_product_attention(query.float(), key.float(), value.float())
+    return F.scaled_dot_product_attention(query, key, value)
 
 
 @torch.no_grad()
