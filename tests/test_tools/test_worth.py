@@ -1,10 +1,9 @@
-"""A study of worth: statistics in closed form, places that never mix, mistakes by name, and a whole small run."""
+"""A small study of worth from end to end: what each stage makes, and what a second call does."""
 import json
 import re
 import shutil
 import subprocess
 import sys
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -13,161 +12,13 @@ from mmengine.config import Config
 from PIL import Image
 from small_run import ROOT
 from worth_study.case import Case
-from worth_study.data import PLACE, split_places, write_case
+from worth_study.data import PLACE, write_case
 from worth_study.plan import Study
 from worth_study.report import write_report
 from worth_study.run import run_study
-from worth_study.statistics import best_row, class_iou, miou, paired_class_intervals, paired_interval
 
 from mmsynth.pool import Pool
 from mmsynth.utils.files import FolderLock
-
-STEMS = [f'{place}_{number}' for place in ('a', 'b', 'c', 'd') for number in range(4)]
-
-
-def counts(*images: tuple[tuple[int, ...], tuple[int, ...]]) -> np.ndarray:
-    """Counts (I, 2, K) of images, each intersections and unions of its classes."""
-    return np.array(images, np.int64)
-
-
-def test_iou_is_of_the_sums_and_passes_over_absent_classes() -> None:
-    found = counts(((1, 0, 0), (2, 4, 0)), ((3, 0, 0), (6, 4, 0)))
-    np.testing.assert_allclose(class_iou(found), [50, 0, np.nan])
-    assert miou(found) == 25
-
-
-def test_a_constant_difference_has_no_spread() -> None:
-    ours, theirs = counts(((3, ), (4, ))), counts(((2, ), (4, )))
-    assert paired_interval([ours] * 3, [theirs] * 3) == (25, 25, 25)
-
-
-def test_the_interval_covers_the_mean_and_widens_with_the_seeds_scatter() -> None:
-    theirs = [counts(((1, ), (2, )))] * 4
-    narrow = paired_interval([counts(((60 + k, ), (100, ))) for k in range(4)], theirs)
-    wide = paired_interval([counts(((60 + 10 * k, ), (100, ))) for k in range(4)], theirs)
-    assert narrow.low <= narrow.mean <= narrow.high
-    assert wide.high - wide.low > narrow.high - narrow.low
-    assert paired_interval([theirs[0]], [theirs[0]]) == (0, 0, 0)
-
-
-def test_the_interval_is_that_of_redrawn_images() -> None:
-    ours, theirs = counts(*[((k, ), (8, )) for k in range(8)]), counts(*[((0, ), (8, ))] * 8)
-    drawn = np.random.default_rng(1).choice(100 * np.arange(8) / 8, (20000, 8)).mean(1)
-    found = paired_interval([ours], [theirs], draws=20000)
-    np.testing.assert_allclose(found, [43.75, *np.quantile(drawn, [0.025, 0.975])], atol=0.7)  # of two simulations
-
-
-def test_class_intervals_average_to_the_whole_and_pass_over_absent_classes() -> None:
-    ours = [counts(((3, 1, 0), (4, 4, 0))), counts(((2, 2, 0), (4, 4, 0)))]
-    theirs = [counts(((1, 1, 0), (4, 4, 0))), counts(((1, 1, 0), (4, 4, 0)))]
-    first, second, absent = paired_class_intervals(ours, theirs)
-    assert (first.mean, second.mean) == (37.5, 12.5) and np.isnan(absent).all()
-    assert paired_interval(ours, theirs).mean == 25
-    assert (first.low, first.high, second.low, second.high) == (25, 50, 0, 25)
-
-
-def test_rows_of_other_images_are_not_compared() -> None:
-    with pytest.raises(ValueError, match='same seeds and images'):
-        paired_interval([counts(((1, ), (2, )))], [counts(((1, ), (2, )), ((1, ), (2, )))])
-
-
-def test_the_best_row_is_that_of_the_highest_mean() -> None:
-    assert best_row(dict(low=[counts(((1, ), (4, )))], high=[counts(((2, ), (4, )))])) == 'high'
-
-
-@pytest.mark.parametrize('seed', range(5))
-def test_a_place_is_in_one_part_only(seed: int) -> None:
-    parts = split_places(STEMS, PLACE, 0.5, seed)
-    assert sorted(stem for stems in parts.values() for stem in stems) == STEMS
-    held = {part: {stem[0] for stem in parts[part]} for part in ('test', 'val')}
-    assert held == dict(test={'abcd'[seed % 4]}, val={'abcd'[(seed + 1) % 4]})
-    assert len(parts['train']) == len(parts['unlabelled']) == 4
-
-
-def test_a_smaller_share_is_part_of_a_larger_one() -> None:
-    quarter, half = (set(split_places(STEMS, PLACE, share, 0)['train']) for share in (0.25, 0.5))
-    assert quarter < half and len(quarter) == 2
-
-
-@pytest.mark.parametrize('pattern, stems', [('^nothing', STEMS), ('^([ab])', STEMS), (PLACE, STEMS[:8])])
-def test_places_that_cannot_be_told_are_refused(pattern: str, stems: list[str]) -> None:
-    with pytest.raises(ValueError, match='`--places`'):
-        split_places(stems, pattern, 1.0, 0)
-
-
-PLANS = dict(generators=dict(g='g.py'), critics=dict(c='c.py', x=dict(config='c.py', cross_fitted=True)),
-             segmentors=dict(fcn='c.py'), pools=dict(plain=dict()), rows=dict(real=dict()))
-ALL = dict(real=dict(), twice=dict(iterations=2), plain=dict(pool='plain'), crfm=dict(pool='plain'))
-
-
-@pytest.mark.parametrize('plans, option', [
-    (dict(rows=dict(real=dict(), plain=dict(pool='none'))), 'rows.plain.pool'),
-    (dict(rows=dict(real=dict(ratio=1.5))), 'rows.real'),
-    (dict(rows=dict(real=dict(length=2))), 'length'),
-    (dict(rows=dict(real=dict(), own=dict(self_training=True, pool='plain'))), 'rows.own.self_training'),
-    (dict(rows=dict(real=dict(), on=dict(online=dict()))), 'rows.on.online'),
-    (dict(rows=dict(real=dict(), on=dict(pool='plain', online=dict(guidance=None)))), 'rows.on.online` .*guidance'),
-    (dict(rows=dict(real=dict(), on=dict(pool='plain', online=dict(critic='none')))), 'rows.on.online.critic'),
-    (dict(rows=dict()), 'baseline'),
-    (dict(plain='none'), '`plain`'),
-    (dict(shares=(0, )), 'shares'),
-    (dict(seeds=(1, )), 'seeds'),
-    (dict(generator='g.py'), '`generator` and `generators`'),
-    (dict(generators=dict(g=dict(config='g.py', unlabelled=1))), 'generators.g.unlabelled'),
-    (dict(generators=dict(g=dict(overrides=dict()))), 'generators.g'),
-    (dict(critics=dict(c='c.py', both=dict(critics=('c', 'none')))), 'critics.both.critics'),
-    (dict(critics=dict(c=dict())), 'critics.c'),
-    (dict(critics=dict(c='c.py', pair=dict(type='mmsynth.ReducibleLossCritic', critics=('c', )))), 'critics.pair'),
-    (dict(critics=dict(c=dict(config='c.py', looks=0))), 'critics.c'),
-    (dict(critics=dict(both=dict(critics=('c', )), c='c.py'),
-          pools=dict(plain=dict(guidance=dict(type='mmsynth.CRFM', objective=dict(name='target', targets='critic'))))),
-     'pools.plain.guidance.objective'),
-    (dict(pools=dict(plain=dict(step=1))), 'step'),
-    (dict(pools=dict(plain=dict(generator='none'))), 'pools.plain.generator'),
-    (dict(pools=dict(plain=dict(sampling=dict(network=1)))), 'pools.plain.sampling` .*network'),
-    (dict(pools=dict(plain=dict(guidance=dict(type='mmsynth.CRFM', stepsize=1)))), 'pools.plain.guidance` .*stepsize'),
-    (dict(pools=dict(plain=dict(guidance=dict(type='mmsynth.None')))), 'pools.plain.guidance.type'),
-    (dict(pools=dict(plain=dict(guidance=dict(type='mmsynth.CRFM'), critic='n'))), 'pools.plain.critic'),
-    (dict(pools=dict(plain=dict(masks=dict(type='mmsynth.TransformedMasks', turns=1)))), 'pools.plain.masks` .*turns'),
-    (dict(pools=dict(plain=dict(masks=dict(type='mmsynth.UncertainMasks', critic='x')))), 'pools.plain.masks.critic'),
-    (dict(pools=dict(plain=dict(filter=dict(limit=1)))), 'pools.plain.filter` .*limit'),
-    (dict(pools=dict(plain=dict(filter=dict(segmentor='x')))), 'pools.plain.filter.segmentor'),
-    (dict(pools=dict(plain=dict(filter=dict(sibling_vote='median')))), 'pools.plain.filter.sibling_vote'),
-    (dict(pools=dict(live=dict(masks=dict(type='mmsynth.UncertainMasks', critic='runner'))),
-          rows=dict(real=dict(), live=dict(pool='live'))), 'pools.live.masks'),
-])
-def test_mistakes_in_a_config_are_named(tmp_path: Path, plans: dict, option: str) -> None:
-    path = tmp_path / 'worth.py'
-    path.write_text(f'worth = {PLANS | plans!r}\n')
-    for name in ('g.py', 'c.py'):
-        (tmp_path / name).touch()
-    with pytest.raises(ValueError, match=option):
-        Study.read(path)
-
-
-def test_one_generator_and_one_critic_need_no_names(tmp_path: Path) -> None:
-    (tmp_path / 'worth.py').write_text(
-        "worth = dict(generator='g.py', critic='c.py', segmentors=dict(fcn='c.py'), pools=dict(plain=dict()), "
-        "rows=dict(real=dict(), plain=dict(pool='plain')))\n")
-    with pytest.raises(FileNotFoundError, match='g.py'):
-        Study.read(tmp_path / 'worth.py')
-    for name in ('g.py', 'c.py'):
-        (tmp_path / name).touch()
-    study = Study.read(tmp_path / 'worth.py')
-    pool = study.pools['plain']
-    assert study.generators[pool.generator].config == str(tmp_path / 'g.py')
-    assert study.critics[pool.critic].config == str(tmp_path / 'c.py')
-    assert study.baseline == ('real', ) and study.plain == 'plain'
-
-
-@pytest.mark.parametrize('name', ['worth', 'worth_objectives'])
-def test_the_shipped_studies_read_and_their_files_exist(name: str) -> None:
-    study = Study.read(ROOT / 'projects' / 'demo' / 'configs' / f'{name}.py', {'worth.shares': [0.5]})
-    assert {'real', 'twice', 'strong'} == set(study.baseline) and study.shares == [0.5]
-    files = [plan.config for plan in (*study.generators.values(), *study.critics.values()) if plan.config]
-    assert all(Path(file).is_file() for file in (*files, *study.segmentors.values(), *study.judges.values()))
-    if name == 'worth':
-        assert [study.unfiltered(pool) for pool in ('hard', 'soft', 'vote')] == ['plain', 'plain', 'plain_4']
 
 
 @pytest.fixture(scope='module')
@@ -211,30 +62,6 @@ def test_data_of_other_settings_are_refused(folder: Path, tmp_path: Path) -> Non
     assert write_case(folder, tmp_path / 'data', share=0.75, seed=1, downscale=1, num_masks=4) == meta
     with pytest.raises(ValueError, match='`num_masks`'):
         write_case(folder, tmp_path / 'data', share=0.75, seed=1, downscale=1, num_masks=5)
-
-
-def test_rows_are_chosen_on_val_and_reported_on_test(tmp_path: Path) -> None:
-    (tmp_path / 'worth.py').write_text(f'worth = {PLANS | dict(shares=(0.5, 1.0), rows=ALL)!r}\n')
-    for name in ('g.py', 'c.py'):
-        (tmp_path / name).touch()
-    study, out = Study.read(tmp_path / 'worth.py'), tmp_path / 'study'
-    for share, seed in product(study.shares, (0, 1)):
-        case = out / f'share_{share:g}' / f'seed_{seed}'
-        (case / 'data').mkdir(parents=True)
-        (case / 'data' / 'meta.json').write_text(json.dumps(dict(classes=['one'])))
-        for name, val, test in (('real', 10, 30), ('twice', 20, 10), ('plain', 30, 20), ('crfm', 5, 40)):
-            (case / 'rows' / 'fcn' / name).mkdir(parents=True)
-            for part, hits in (('val', val), ('test', test)):
-                np.save(case / 'rows' / 'fcn' / name / f'{part}.npy', counts(*[((hits, ), (100, ))] * 3))
-            if (name, seed) != ('crfm', 1):  # which one seed has not finished
-                (case / 'rows' / 'fcn' / f'{name}.done').write_text(json.dumps(dict(identity='', seconds=4.0)))
-    text = write_report(study, out, [0, 1])
-    assert 'of real images only, "twice", and of all rows "plain": 20.00' in text
-    assert '| plain | 20.00 | 20.00 | 20.00 | 0.00 | +10.00 [+10.00, +10.00] | – |' in text
-    assert '| real | 30.00 | 30.00 | 30.00 | 0.00 | +20.00 [+20.00, +20.00] | +10.00 [+10.00, +10.00] |' in text
-    assert 'crfm' not in text
-    html = (out / 'report.html').read_text()
-    assert html.count('data:image/png') == 1 and 'mIoU over the labelled share' in html
 
 
 def write_config(path: Path, **changes: object) -> Path:
