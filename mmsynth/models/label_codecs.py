@@ -1,7 +1,7 @@
 """Label codecs: class map → control image, the form in which a generator is given its mask.
 
 Class ids stay integers until here. An 'image' codec makes an RGB picture that goes through the latent codec like any
-image; a 'grid' codec makes maps that are area-pooled onto the latent grid.
+image; a 'grid' codec makes maps that are pooled onto the latent grid, by area where they are finer than it.
 
 Legend: B batch, K classes, H W pixels.
 """
@@ -25,6 +25,7 @@ class LabelCodec(nn.Module):
     Attributes:
         is_image: True if the control image goes through the latent codec, False if it is pooled onto the latent grid.
         channels: Channels of the control image.
+        patch_size: Pixels per cell and side of the control image.
 
     Raises:
         ValueError: If ``num_classes`` is below 1 or ``ignore_index`` is a class id.
@@ -32,6 +33,7 @@ class LabelCodec(nn.Module):
 
     is_image: bool
     channels: int
+    patch_size: int = 1
 
     def __init__(self, num_classes: int, ignore_index: int = IGNORE_INDEX) -> None:
         super().__init__()
@@ -44,7 +46,7 @@ class LabelCodec(nn.Module):
         self.ignore_index = ignore_index
 
     def encode(self, masks: Tensor) -> Tensor:
-        """Masks (B, H, W), integer → control images (B, channels, H, W), float32.
+        """Masks (B, H, W), integer → control images (B, channels, H / patch_size, W / patch_size), float32.
 
         Raises:
             ValueError: If a mask holds an id that is neither a class nor the ignore index.
@@ -121,14 +123,28 @@ class PaletteCodec(LabelCodec):
 
 @MODELS.register_module()
 class OneHotCodec(LabelCodec):
-    """Class k → channel k, in {0, 1}; ignored pixels are zero in every channel."""
+    """Class k → channel k, in {0, 1}; ignored pixels are zero in every channel.
+
+    Args:
+        num_classes: Classes K.
+        ignore_index: The id of unlabelled pixels.
+        patch_size: Pixels per cell and side of the control image: each pixel of a cell has K channels of its own. With
+            the pixels of a latent cell nothing of the mask is lost on the latent grid; with 1 TODSynth is given the
+            area that each class has in a latent cell, and cannot know where in it a thin road lies.
+
+    Raises:
+        ValueError: As in :class:`LabelCodec`, or if ``patch_size`` is below 1.
+    """
 
     is_image = False
 
-    def __init__(self, num_classes: int, ignore_index: int = IGNORE_INDEX) -> None:
+    def __init__(self, num_classes: int, ignore_index: int = IGNORE_INDEX, patch_size: int = 1) -> None:
         super().__init__(num_classes, ignore_index)
-        self.channels = num_classes
+        if patch_size < 1:
+            raise ValueError(f'`patch_size` must be at least 1, got {patch_size}.')
+        self.patch_size = patch_size
+        self.channels = num_classes * patch_size**2
 
     def _control_image(self, ids: Tensor, ignored: Tensor) -> Tensor:
         maps = F.one_hot(ids, self.num_classes).float().masked_fill(ignored[..., None], 0.0)
-        return maps.permute(0, 3, 1, 2).contiguous()
+        return F.pixel_unshuffle(maps.permute(0, 3, 1, 2), self.patch_size).contiguous()

@@ -44,4 +44,4 @@ def _walk(node: Any, old_root: str, new_root: str, metainfo: dict[str, Any]) -> 
             _walk(value, old_root, new_root, metainfo)
     codec, network = node.get('label_codec'), node.get('network')
     if codec and network and codec.get('type', '').endswith('OneHotCodec'):
-        network['mask_channels'] = len(names)
+        network['mask_channels'] = len(names) * codec.get('patch_size', 1)**2

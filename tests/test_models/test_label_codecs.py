@@ -86,6 +86,12 @@ class TestOneHotCodec:
         assert torch.equal(maps.argmax(1)[MASK != 255], MASK[MASK != 255])
         assert torch.equal(maps.sum(1), (MASK != 255).float())
 
+    def test_pixels_of_a_cell_have_channels_of_their_own(self) -> None:
+        masks = torch.randint(3, (2, 8, 12))
+        maps = OneHotCodec(3, patch_size=4).encode(masks)
+        assert maps.shape == (2, 48, 2, 3) and OneHotCodec(3, patch_size=4).channels == 48
+        assert torch.equal(F.pixel_shuffle(maps, 4).argmax(1), masks)
+
 
 @pytest.mark.parametrize('config', CODECS, ids=lambda config: config['type'].removeprefix('mmsynth.'))
 class TestAll:

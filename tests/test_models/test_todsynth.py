@@ -132,6 +132,9 @@ class TestErrors:
          'latents of 6 channels, `latent_codec` makes 5; set the trunk'),
         (dict(label_codec=dict(type='mmsynth.OneHotCodec', num_classes=4)),
          r'`network.mask_channels` is 3, `label_codec` \(OneHotCodec\) gives 4; set it to 4'),
+        (dict(label_codec=dict(type='mmsynth.OneHotCodec', num_classes=3, patch_size=2)), 'gives 12; set it to 12'),
+        (dict(label_codec=dict(type='mmsynth.OneHotCodec', num_classes=3, patch_size=3),
+              network=dict(type='mmsynth.MMDiT', trunk=TRUNK, mask_channels=27)), 'patch_size` 3 must divide the 4'),
         (dict(label_codec=dict(type='mmsynth.GreyLevelCodec', num_classes=3)),
          r'\(GreyLevelCodec\) gives 6; set it to 6'),
     ])  # yapf: disable

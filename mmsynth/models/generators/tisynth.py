@@ -244,6 +244,9 @@ class TISynth(BaseGenerator):
 
     def _check_channels(self) -> None:
         super()._check_channels()
+        if self.label_codec.patch_size != 1:
+            raise ValueError(f'`label_codec.patch_size` must be 1, got {self.label_codec.patch_size}: the mask branch '
+                             'reads masks pixel by pixel.')
         if self.network.mask_factor != self.latent_codec.factor:
             raise ValueError(f'`network.mask_factor` is {self.network.mask_factor}, `latent_codec` '
                              f'({type(self.latent_codec).__name__}) has {self.latent_codec.factor} pixels per latent '

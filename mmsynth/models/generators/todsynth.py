@@ -161,11 +161,17 @@ class TODSynth(BaseGenerator):
         """As in :class:`BaseGenerator`: those of its latent, where the control image is a picture."""
         return self.latent_codec.channels if self.label_codec.is_image else self.label_codec.channels
 
+    def _check_channels(self) -> None:
+        super()._check_channels()
+        if self.latent_codec.factor % self.label_codec.patch_size:
+            raise ValueError(f'`label_codec.patch_size` {self.label_codec.patch_size} must divide the '
+                             f"{self.latent_codec.factor} pixels of the latent codec's cells.")
+
     def _encode_masks(self, masks: Tensor) -> Tensor:
         control = self.label_codec.encode(masks)  # (B, Cm, H, W)
         if self.label_codec.is_image:
             return self.latent_codec.encode(control).float()
-        return F.avg_pool2d(control, self.latent_codec.factor)
+        return F.avg_pool2d(control, self.latent_codec.factor // self.label_codec.patch_size)
 
     def _velocity(self, latents: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         with self.computing():
