@@ -1,6 +1,7 @@
 """Label codecs in closed form: what a class becomes, and what an ignored pixel becomes."""
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
