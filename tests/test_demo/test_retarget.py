@@ -64,7 +64,7 @@ def test_the_model_builds_with_the_new_classes(path: Path) -> None:
         return
     model = MODELS.build(cfg.model)
     assert isinstance(model, BaseGenerator) and model.num_classes == 3
-    assert model.text_encoder.classes == CLASSES and model.network.mask_channels == 3
+    assert model.text_encoder.classes == CLASSES and model.network.mask_channels == 3 * model.label_codec.patch_size**2
 
 
 def test_what_is_not_about_the_data_stays() -> None:
