@@ -27,6 +27,7 @@ _PUBLIC = dict(
     LatentCritic='mmsynth.guidance',
     ManifestDataset='mmsynth.datasets',
     MaskConsistency='mmsynth.evaluation',
+    ModuleCritic='mmsynth.guidance',
     OnlineSynthesisHook='mmsynth.engine.hooks',
     RareClassSelector='mmsynth.filtering',
     SegmentorCritic='mmsynth.guidance',
@@ -35,6 +36,7 @@ _PUBLIC = dict(
     SyntheticAugmentDataset='mmsynth.datasets',
     TISynth='mmsynth.models',
     TODSynth='mmsynth.models',
+    TransformersCritic='mmsynth.guidance',
 )
 
 __all__ = ['__version__', *_PUBLIC]  # noqa: PLE0604

@@ -7,9 +7,11 @@ from mmsynth.guidance.critic import SegmentorCritic
 from mmsynth.guidance.decoders import ReducedDecoder, TinyDecoder
 from mmsynth.guidance.ensemble import CriticEnsemble
 from mmsynth.guidance.latent_critic import LatentCritic
+from mmsynth.guidance.module_critic import ModuleCritic, TransformersCritic
 from mmsynth.guidance.reducible import ReducibleLossCritic
 
 __all__ = [
     'AugmentedCritic', 'BestOfN', 'CRFM', 'Critic', 'CriticEnsemble', 'CriticOutput', 'Guidance', 'GuidanceDecoder',
-    'LatentCritic', 'ReducedDecoder', 'ReducibleLossCritic', 'SegmentorCritic', 'TinyDecoder'
+    'LatentCritic', 'ModuleCritic', 'ReducedDecoder', 'ReducibleLossCritic', 'SegmentorCritic', 'TinyDecoder',
+    'TransformersCritic'
 ]
