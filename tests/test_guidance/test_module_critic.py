@@ -53,7 +53,8 @@ def test_each_library_s_output_is_known(wrap) -> None:  # noqa: ANN001
 
     own, plain, images = Wrapped(), Quarter(), torch.rand(1, 3, 8, 8)
     plain.load_state_dict(own.state_dict())
-    torch.testing.assert_close(ModuleCritic(own, 3).predict_logits(images), ModuleCritic(plain, 3).predict_logits(images))
+    expected = ModuleCritic(plain, 3).predict_logits(images)
+    torch.testing.assert_close(ModuleCritic(own, 3).predict_logits(images), expected)
 
 
 def test_other_outputs_need_a_function() -> None:
