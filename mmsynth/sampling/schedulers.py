@@ -1,4 +1,5 @@
-"""The diffusers schedulers that sampling goes over: those for predicted noise by name, and flow matching's Euler."""
+"""The diffusers schedulers that sampling goes over, by name: those for predicted noise, and those of flow matching."""
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +8,12 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
 
 # Of the schedulers for predicted noise those that draw none of their own and ask for one prediction per step.
 SAMPLERS = ('DDIMScheduler', 'DPMSolverMultistepScheduler', 'UniPCMultistepScheduler', 'EulerDiscreteScheduler')
+# Those of flow matching, by name, and the settings that each takes.
+FLOW_SAMPLERS = {
+    'FlowMatchEulerDiscreteScheduler': (),
+    'FlowMatchHeunDiscreteScheduler': (),
+    'DPMSolverMultistepScheduler': ('solver_order', 'solver_type', 'lower_order_final'),
+}
 # SD1.5's training schedule (LDM, arXiv 2112.10752)
 STABLE_DIFFUSION_SCHEDULE = dict(
     beta_schedule='scaled_linear', beta_start=0.00085, beta_end=0.012, num_train_timesteps=1000)
@@ -35,6 +42,50 @@ def build_flow_scheduler(settings: Mapping[str, Any] | None = None) -> FlowMatch
         raise ValueError('`scheduler.use_dynamic_shifting` needs a shift for every image size, which this sampler does '
                          'not give; set a fixed `shift`.')
     return FlowMatchEulerDiscreteScheduler(**settings)
+
+
+def build_flow_sampler(sampler: Mapping[str, Any] | None = None,
+                       settings: Mapping[str, Any] | None = None) -> SchedulerMixin:
+    """Build the diffusers scheduler that a flow-matching model samples over.
+
+    Args:
+        sampler: ``type``, one of :data:`FLOW_SAMPLERS`, and of that class the settings listed there; Euler by default.
+            Heun (``FlowMatchHeunDiscreteScheduler``) asks for two predictions in every step but the last.
+            DPM-Solver++ (arXiv 2211.01095) reuses those of earlier steps: one per step, of order ``solver_order``.
+        settings: Of the model, see :func:`build_flow_scheduler`. Others than Euler know ``shift`` and
+            ``num_train_timesteps`` only.
+
+    Raises:
+        ValueError: If the type is not one of them, does not take a setting, or diffusers is too old for it.
+    """
+    own = dict(sampler or dict(type='FlowMatchEulerDiscreteScheduler'))
+    scheduler = build_flow_scheduler(settings)
+    name = own.pop('type', None)
+    if name not in FLOW_SAMPLERS:
+        raise ValueError(f'`sampler.type` must be one of {", ".join(FLOW_SAMPLERS)}, got {name!r}: a velocity is '
+                         'predicted, and a sampler that draws noise in every step would make a sample depend on its '
+                         'batch.')
+    unknown = own.keys() - set(FLOW_SAMPLERS[name])
+    if unknown:
+        takes = ', '.join(FLOW_SAMPLERS[name]) or 'no settings'
+        raise ValueError(f'`sampler`: {name} takes {takes} here, got {", ".join(sorted(unknown))}; shift and '
+                         'num_train_timesteps are those of `scheduler`.')
+    if name == 'FlowMatchEulerDiscreteScheduler':
+        return scheduler
+    schedule = dict(shift=scheduler.config.shift, num_train_timesteps=scheduler.config.num_train_timesteps)
+    ignored = (settings or {}).keys() - schedule.keys()
+    if ignored:
+        raise ValueError(f'`scheduler`: {", ".join(sorted(ignored))} has no effect on `sampler.type` {name}, which '
+                         'knows shift and num_train_timesteps only; leave it out, or sample with '
+                         'FlowMatchEulerDiscreteScheduler.')
+    if name == 'FlowMatchHeunDiscreteScheduler':
+        return diffusers.FlowMatchHeunDiscreteScheduler(**schedule)
+    if 'use_flow_sigmas' not in inspect.signature(diffusers.DPMSolverMultistepScheduler).parameters:
+        raise ValueError(f'`sampler.type` {name} of a flow-matching model needs diffusers 0.32 or later, found '
+                         f'{diffusers.__version__}; update it, or sample with FlowMatchHeunDiscreteScheduler.')
+    return diffusers.DPMSolverMultistepScheduler(
+        prediction_type='flow_prediction', use_flow_sigmas=True, flow_shift=schedule['shift'],
+        num_train_timesteps=schedule['num_train_timesteps'], **own)
 
 
 def build_sampler(sampler: Mapping[str, Any] | None = None,

@@ -140,6 +140,17 @@ class TestTaskGuidance:
             torch.testing.assert_close(together[one], alone, atol=1e-2, rtol=1e-2)
             assert [record['skipped'] for record in trace[0]] == [0, 0]
 
+    @pytest.mark.parametrize('name', ['DPMSolverMultistepScheduler', 'UniPCMultistepScheduler'])
+    def test_multistep_samplers_are_guided_too(self, judge: SegmentorCritic, name: str) -> None:
+        model = tisynth(sampler=dict(type=name, use_karras_sigmas=True), num_steps=6)
+        guidance = CRFM(judge, step_size=0.3, objective='mask')
+        latents, traces = model.sample_latents(referenced(), masks(), SEEDS, guidance=guidance)
+        records = [record for trace in traces for record in trace]
+        assert [record['step'] for record in traces[0]] == list(range(6)) and latents.isfinite().all()
+        assert sum(r['loss_after'] for r in records) < sum(r['loss_before'] for r in records)
+        alone, _ = model.sample_latents(referenced()[1:2], masks()[1:2], SEEDS[1:2], guidance=guidance)
+        torch.testing.assert_close(latents[1:2], alone, atol=1e-2, rtol=1e-2)
+
     def test_best_of_n_keeps_the_seed_that_the_critic_likes_best(self, model: TISynth,
                                                                  judge: SegmentorCritic) -> None:
         generated = model.synthesize(referenced(), SEEDS, guidance=BestOfN(judge, 3))

@@ -95,6 +95,44 @@ class TestSynthesis:
         assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize('name', ['FlowMatchHeunDiscreteScheduler', 'DPMSolverMultistepScheduler'])
+class TestSamplers:
+
+    @pytest.mark.parametrize('num_steps', [1, 7])
+    def test_the_true_velocity_generates_the_images(self, name: str, num_steps: int) -> None:
+        generated = generate(oracle(sampler=dict(type=name), num_steps=num_steps))
+        assert (generated - (images() + 1) * 127.5).abs().max() < 0.51
+
+    def test_guidance_lowers_the_critic_s_loss_at_every_step(self, critic: SegmentorCritic, name: str) -> None:
+        model = todsynth(sampler=dict(type=name), guidance_scale=2.0)
+        masks = torch.stack([sample.gt_sem_seg.data[0] for sample in samples()])
+        generated = model.synthesize(samples(), SEEDS, guidance=CRFM(critic, steps=3, step_size=0.3, objective='mask'))
+        guided = torch.stack([sample.generated_img.data for sample in generated])
+        before, after = (critic(pixels / 255, masks).mean_loss for pixels in (generate(model), guided))
+        assert after.sum() < before.sum()
+        assert [[record['step'] for record in sample.guidance_trace] for sample in generated] == [[0, 1, 2]] * 4
+        assert all(r['loss_after'] < r['loss_before'] for sample in generated for r in sample.guidance_trace)
+        assert torch.equal(generate(model, guidance=CRFM(critic, steps=0)), generate(model))
+
+    @pytest.mark.parametrize('settings', [dict(), dict(recurrence=2)], ids=str)
+    def test_four_guided_samples_are_four_times_one(self, critic: SegmentorCritic, name: str, settings: dict) -> None:
+        model, guidance = todsynth(sampler=dict(type=name)), CRFM(critic, objective='mask', **settings)
+        masks = torch.stack([sample.gt_sem_seg.data[0] for sample in samples()])
+        together, _ = model.sample_latents(samples(), masks, SEEDS, guidance=guidance)
+        for row in range(4):
+            one = slice(row, row + 1)
+            alone, _ = model.sample_latents(samples()[one], masks[one], SEEDS[one], guidance=guidance)
+            torch.testing.assert_close(together[one], alone, atol=1e-4, rtol=0)
+
+    def test_training_does_not_depend_on_it(self, name: str) -> None:
+        losses = []
+        for sampler in (None, dict(type=name)):
+            model = todsynth(sampler=sampler)
+            torch.manual_seed(3)
+            losses.append(model.loss(images(), samples())['loss_velocity'])
+        assert torch.equal(*losses)
+
+
 class TestPromptGuidance:
 
     def test_with_the_empty_prompt_it_changes_nothing(self) -> None:

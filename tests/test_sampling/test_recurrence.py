@@ -6,10 +6,18 @@ import torch
 from diffusers import EulerDiscreteScheduler, SchedulerMixin
 from torch import Tensor
 
-from mmsynth.sampling import SAMPLERS, SamplingStep, build_flow_scheduler, build_sampler, sample
+from mmsynth.sampling import (
+    FLOW_SAMPLERS,
+    SAMPLERS,
+    SamplingStep,
+    build_flow_sampler,
+    build_flow_scheduler,
+    build_sampler,
+    sample,
+)
 from mmsynth.sampling.loop import _levels, _noise_again
 
-SCHEDULERS = {'flow': build_flow_scheduler} | {
+SCHEDULERS = {f'flow {name}': lambda name=name: build_flow_sampler(dict(type=name)) for name in FLOW_SAMPLERS} | {
     name: lambda name=name: build_sampler(dict(type=name)) for name in SAMPLERS}
 STEPS = 5
 

@@ -18,7 +18,7 @@ from mmsynth.models.label_codecs import LabelCodec
 from mmsynth.models.networks.mmdit import MMDiT
 from mmsynth.models.precision import Precision
 from mmsynth.registry import MODELS
-from mmsynth.sampling import Negative, build_flow_scheduler, classifier_free
+from mmsynth.sampling import Negative, build_flow_sampler, build_flow_scheduler, classifier_free
 from mmsynth.structures import SynthDataSample
 from mmsynth.utils.labels import IGNORE_INDEX
 
@@ -50,6 +50,8 @@ class TODSynth(BaseGenerator):
         label_codec: Label codec, or its config; fixes the class count.
         text_encoder: A module with ``encode(prompts) -> (prompt_embeds, pooled_prompt_embeds)``, or its config.
         scheduler: Settings of a diffusers ``FlowMatchEulerDiscreteScheduler``; those left out are SD3's (shift 3).
+        sampler: The diffusers scheduler of synthesis, ``type`` and its settings, see
+            :func:`~mmsynth.sampling.build_flow_sampler`; ``scheduler`` itself, Euler's method, as released by default.
         trainable: State of each branch: 'full', 'lora' (its weights frozen, low-rank updates of them trained) or
             'frozen'; by default as released: text frozen, the others full.
         lora: Settings of the branches that are 'lora', see :class:`~mmsynth.models.lora.LoRASettings`: ``rank``,
@@ -81,6 +83,7 @@ class TODSynth(BaseGenerator):
                  label_codec: LabelCodec | dict,
                  text_encoder: nn.Module | dict,
                  scheduler: dict | None = None,
+                 sampler: Mapping[str, Any] | None = None,
                  trainable: Mapping[str, str] | None = None,
                  lora: Mapping[str, Any] | None = None,
                  weighting_scheme: str = 'none',
@@ -97,6 +100,7 @@ class TODSynth(BaseGenerator):
         if weighting_scheme not in WEIGHTING_SCHEMES:
             raise ValueError(f'`weighting_scheme` must be one of {", ".join(WEIGHTING_SCHEMES)}, '
                              f'got {weighting_scheme!r}.')
+        training, sampling = build_flow_scheduler(scheduler), build_flow_sampler(sampler, scheduler)
         super().__init__(
             network,
             latent_codec,
@@ -114,7 +118,8 @@ class TODSynth(BaseGenerator):
             dtype=dtype,
             compile=compile,
             data_preprocessor=data_preprocessor)
-        self.scheduler = build_flow_scheduler(scheduler)
+        self.scheduler = training
+        self.sampler = sampling
         self.weighting_scheme = weighting_scheme
 
     def loss(self, inputs: Tensor, data_samples: list[SynthDataSample]) -> dict[str, Tensor]:
@@ -150,7 +155,7 @@ class TODSynth(BaseGenerator):
                                       self.mask_guidance_interval))
         predict = classifier_free(self._velocity, condition, negatives, lambda timestep: float(timestep[0]) / 1000)
         shape = self.latent_codec.latent_shape(*masks.shape[-2:])
-        return self._run(predict, self.scheduler, shape, masks, seeds, guidance)
+        return self._run(predict, self.sampler, shape, masks, seeds, guidance)
 
     def encode_condition(self, prompts: Sequence[str], masks: Tensor) -> Condition:
         """Encode prompts and masks (B, H, W) for the network."""
