@@ -1,56 +1,22 @@
 """The prompt cache: each distinct prompt's embeddings, encoded once and read from a folder while training.
 
-One safetensors file per prompt, named by the SHA-256 of prompt and encoder identity; both stand in the file's header,
-so a folder explains itself. Files appear complete or not at all: a killed run continues where it was.
-
 Legend: B prompts, N tokens, D width of a token, P width of the pooled embedding.
 """
-import hashlib
-import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from mmsynth.models.encoders.tensor_cache import TensorCache
 from mmsynth.models.encoders.text_encoders import TextEmbeds, TextEncoder, as_prompt_list
 from mmsynth.registry import MODELS
-from mmsynth.utils.files import atomic_write
-
-_COMMAND = 'python tools/encode_prompts.py CONFIG'
-_SUFFIX = '.safetensors'
 
 
-class PromptCache:
-    """Embeddings of prompts by one encoder, in a folder.
+class PromptCache(TensorCache):
+    """Embeddings of prompts by one encoder, in a folder; its identity is ``SD3TextEncoder.identity`` or the like."""
 
-    Several encoders may share a folder; a cache sees those of its own identity only.
-
-    Args:
-        folder: The cache's folder; created at the first write.
-        identity: Identity of the encoder (``SD3TextEncoder.identity``).
-    """
-
-    def __init__(self, folder: str | Path, identity: str) -> None:
-        self.folder = Path(folder)
-        self.identity = identity
-
-    @staticmethod
-    def identities(folder: str | Path) -> list[str]:
-        """The identities of the encoders that wrote into a folder, sorted; none if there is no such folder."""
-        return sorted({_read_header(path)['identity'] for path in sorted(Path(folder).glob(f'*{_SUFFIX}'))})
-
-    def path(self, prompt: str) -> Path:
-        """Where a prompt's embeddings are kept."""
-        key = json.dumps([prompt, self.identity])
-        return self.folder / (hashlib.sha256(key.encode()).hexdigest() + _SUFFIX)
-
-    def has(self, prompt: str) -> bool:
-        """Whether a prompt is in the cache."""
-        return self.path(prompt).is_file()
+    kind, fields, command = 'prompt', TextEmbeds._fields, 'python tools/encode_prompts.py CONFIG'
 
     def missing(self, prompts: Sequence[str]) -> list[str]:
         """The distinct prompts that are not in the cache, in their first order."""
@@ -62,22 +28,11 @@ class PromptCache:
         Raises:
             ValueError: If the prompt is not in the cache, or its file is damaged or of another prompt.
         """
-        path = self.path(prompt)
-        if not path.is_file():
-            raise ValueError(f'prompt {prompt!r} is not in the prompt cache {self.folder} (encoder {self.identity}). '
-                             f'Encode what the config needs with: {_COMMAND}')
-        header = _read_header(path)
-        if (header['prompt'], header['identity']) != (prompt, self.identity):
-            raise ValueError(f'{path} holds the prompt {header["prompt"]!r} of encoder {header["identity"]}, not '
-                             f'{prompt!r} of {self.identity}: the file was renamed. Delete it and run: {_COMMAND}')
-        with safe_open(path, framework='pt') as file:
-            return TextEmbeds(*(file.get_tensor(name) for name in TextEmbeds._fields))
+        return TextEmbeds(**self.read(prompt))
 
     def put(self, prompt: str, embeds: TextEmbeds) -> None:
         """Store one prompt's embeddings (N, D) and (P,), replacing what is there."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in embeds._asdict().items()}
-        atomic_write(self.path(prompt), save(tensors, metadata=dict(prompt=prompt, identity=self.identity)))
+        self.write({prompt: embeds._asdict()})
 
     def encode_missing(self,
                        prompts: Sequence[str],
@@ -107,28 +62,11 @@ class PromptCache:
         missing = self.missing(prompts)
         for start in range(0, len(missing), batch_size):
             batch = missing[start:start + batch_size]
-            for prompt, *embeds in zip(batch, *encoder.encode(batch), strict=True):
-                self.put(prompt, TextEmbeds(*embeds))
+            embeds = zip(*encoder.encode(batch), strict=True)
+            self.write({prompt: TextEmbeds(*own)._asdict() for prompt, own in zip(batch, embeds, strict=True)})
             if progress is not None:
                 progress(len(batch))
         return len(missing)
-
-
-def _read_header(path: Path) -> dict[str, str]:
-    """The metadata of a cache file.
-
-    Raises:
-        ValueError: If the file is damaged or was not written by a prompt cache.
-    """
-    try:
-        with safe_open(path, framework='pt') as file:
-            header = file.metadata() or {}
-            complete = {'prompt', 'identity'} <= header.keys() and set(file.keys()) == set(TextEmbeds._fields)
-    except SafetensorError as error:
-        raise ValueError(f'{path} is damaged ({error}). Delete it and run: {_COMMAND}') from error
-    if not complete:
-        raise ValueError(f'{path} was not written by a prompt cache; give the cache a folder of its own (`cache_dir`).')
-    return header
 
 
 @MODELS.register_module()
@@ -188,7 +126,7 @@ class CachedTextEncoder(TextEncoder):
             known = PromptCache.identities(self.cache_dir) if self.identity is None else [self.identity]
             if not known:
                 raise ValueError(f'`cache_dir`: the prompt cache {self.cache_dir} is empty or does not exist. Fill it '
-                                 f'with: {_COMMAND}')
+                                 f'with: {PromptCache.command}')
             if len(known) > 1:
                 raise ValueError(f'`cache_dir`: the prompt cache {self.cache_dir} holds embeddings of {len(known)} '
                                  f'encoders: {", ".join(known)}. Name the wanted one as `identity`.')
