@@ -19,6 +19,7 @@ OPTIONS = dict(
     benchmark_pool=['--records', '--steps', '--dir'],
     demo=['--generator {todsynth,tisynth}', '--data', '--out-dir', '--preset', '--control {triple,siamese,adapter}',
           '--seed'],
+    encode_latents=['config', '--cache-dir', '--batch-size', '--num-workers', '--device', '--cfg-options'],
     encode_prompts=['config', '--cache-dir', '--pretrained', '--batch-size', '--device', '--cfg-options'],
     evaluate_pool=['pool', '--judge-config', '--judge-checkpoint', '--real-config', '--real-split {train,val,test}',
                    '--num-real', '--inception', '--out', '--batch-size', '--device', '--allow-critic'],

@@ -7,8 +7,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
+from mmsynth.models.encoders.latent_cache import LatentCache, image_keys
+from mmsynth.models.encoders.text_encoders import fingerprint
 from mmsynth.registry import MODELS
 
 
@@ -64,6 +67,8 @@ class VAECodec(LatentCodec):
         config: Settings of an ``AutoencoderKL`` built from scratch (tests). Exactly one of the two is given.
         gradient_checkpointing: Keep only the inputs of the decoder's blocks for the backward pass and compute the
             rest again: less memory, more time, where guidance asks for the gradient of a decode. Changes nothing else.
+        cache_dir: Folder of what ``tools/encode_latents.py`` encoded. In training mode images are read from there
+            instead of being encoded, each posterior sampled as ever; outside of training it is not looked at.
 
     Raises:
         ValueError: If not exactly one of the two is given, or the folder holds no ``vae``.
@@ -72,7 +77,8 @@ class VAECodec(LatentCodec):
     def __init__(self,
                  pretrained: str | None = None,
                  config: dict | None = None,
-                 gradient_checkpointing: bool = False) -> None:
+                 gradient_checkpointing: bool = False,
+                 cache_dir: str | None = None) -> None:
         super().__init__()
         if (pretrained is None) == (config is None):
             raise ValueError('`pretrained` and `config`: exactly one must be given, got '
@@ -85,6 +91,8 @@ class VAECodec(LatentCodec):
                                  'diffusers layout.')
             self.vae = AutoencoderKL.from_pretrained(pretrained, subfolder='vae')
         self.set_gradient_checkpointing(gradient_checkpointing)
+        self.cache_dir = cache_dir
+        self._cache: LatentCache | None = None
         self.requires_grad_(False).eval()
         self.channels = self.vae.config.latent_channels
         self.factor = 2**(len(self.vae.config.block_out_channels) - 1)
@@ -93,10 +101,44 @@ class VAECodec(LatentCodec):
 
     @torch.no_grad()
     def encode(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """As in :class:`LatentCodec`.
+
+        Raises:
+            ValueError: If the size does not fit, or a training image (one with a ``generator``) is not in the cache.
+                Others that are not there, such as references, are encoded.
+        """
         self.latent_shape(*images.shape[-2:])
-        posterior = self.vae.encode(images).latent_dist
+        cached = self._cached_moments(images, required=generator is not None) if self._reads_cache else None
+        posterior = DiagonalGaussianDistribution(self.moments(images) if cached is None else cached)
         latents = posterior.mode() if generator is None else posterior.sample(generator)
         return (latents - self.shift) * self.scale
+
+    @torch.no_grad()
+    def moments(self, images: Tensor) -> Tensor:
+        """The posterior of images (B, 3, H, W): mean and log variance, (B, 2 C, h, w), before scale and shift."""
+        return self.vae.encode(images).latent_dist.parameters
+
+    def open_cache(self, folder: str | Path) -> LatentCache:
+        """The cache in a folder, with the identity of this codec: that of its encoder's weights."""
+        parts = [part for part in (self.vae.encoder, self.vae.quant_conv) if part is not None]
+        return LatentCache(folder, f'vae-{fingerprint((), parts)[:16]}')
+
+    def _cached_moments(self, images: Tensor, *, required: bool) -> Tensor | None:
+        if self._cache is None:
+            self._cache = self.open_cache(self.cache_dir)
+        keys = image_keys(images)
+        missing = [row for row, key in enumerate(keys) if not self._cache.has(key)]
+        if missing and required:
+            others = [name for name in LatentCache.identities(self.cache_dir) if name != self._cache.identity]
+            of_others = f' The folder holds images of {", ".join(others)}.' if others else ''
+            raise ValueError(
+                f'`latent_codec.cache_dir`: training image {missing[0]} of the batch is not in the latent cache '
+                f'{self.cache_dir} (codec {self._cache.identity}).{of_others} If data or pipeline have changed since, '
+                f'run: {LatentCache.command}. A random crop, resize or change of colour makes another image every '
+                'time, which no cache can hold: cut the images at fixed places first, or leave `cache_dir` out.')
+        if missing:
+            return None
+        return torch.stack([self._cache.read(key)['moments'] for key in keys]).to(images.device)
 
     def decode(self, latents: Tensor) -> Tensor:
         return self.vae.decode(latents / self.scale + self.shift).sample
@@ -111,8 +153,9 @@ class VAECodec(LatentCodec):
         self.vae.decoder.training = enabled  # as below
 
     def train(self, mode: bool = True) -> 'VAECodec':
-        """Stay in eval mode: the codec is frozen."""
+        """Stay in eval mode: the codec is frozen. Only the cache is for training."""
         super().train(False)
+        self._reads_cache = mode and self.cache_dir is not None
         # diffusers 0.31 checkpoints only a decoder in training mode, later ones any; the flag is the decoder's own, its
         # blocks stay in eval mode
         self.vae.decoder.training = self.gradient_checkpointing

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 _SD3_PARTS = ('text_encoder', 'text_encoder_2', 'text_encoder_3', 'tokenizer', 'tokenizer_2', 'tokenizer_3')
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
-_INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}  # of the same width, to sum weights exactly
+# of the same width, to sum weights exactly
+_INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 _HUB_ID = re.compile(r'[\w.-]+/[\w.-]+')
 _PROBE = 'a satellite image of road, park land, 17 buildings'
 
