@@ -9,6 +9,7 @@ import torch
 from benchmarks import guidance as module
 from benchmarks.guidance import WAYS, Cost, Setting, benchmark, resident_growth, table
 from benchmarks.parts import SD3_VAE, SEGMENTOR, build_parts
+from benchmarks.timing import seconds_of
 from small_run import ROOT, SmallRun
 
 from mmsynth.guidance import SegmentorCritic
@@ -130,7 +131,7 @@ def test_the_table_shows_ratios_to_the_full_decode() -> None:
 
 
 def test_on_a_cpu_what_does_not_compute_takes_no_time() -> None:
-    assert module._seconds(lambda: time.sleep(0.2), 'cpu') < 0.1
+    assert seconds_of(lambda: time.sleep(0.2), 'cpu') < 0.1
 
 
 @pytest.mark.parametrize('wrong', [dict(rounds=0), dict(size=0), dict(batch_size=-1)])

@@ -21,7 +21,6 @@ import ctypes
 import gc
 import multiprocessing
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -29,6 +28,7 @@ from pathlib import Path
 
 import torch
 from benchmarks.parts import Parts, build_parts
+from benchmarks.timing import time_in_turn
 from mmengine.config import Config
 
 from mmsynth.guidance import CRFM, LatentCritic, ReducedDecoder, TinyDecoder
@@ -138,7 +138,7 @@ def benchmark(setting: Setting, *, rounds: int = 5) -> dict[str, Cost]:
     steps = _build_steps(setting)
     names = list(steps)
     with progress_bar(total=(rounds + 2) * len(names), unit='step', title='benchmark') as bar:
-        seconds = _time(steps, rounds, setting.device, bar.update)
+        seconds = time_in_turn(steps, rounds, setting.device, bar.update)
         if not setting.device.startswith('cuda'):
             steps.clear()  # so that this process and the measured ones need not share the machine's memory
         memory = {}
@@ -187,30 +187,6 @@ def _step(setting: Setting, parts: Parts, codec: LatentCodec, guidance: CRFM) ->
         guide(velocity, where)
 
     return step
-
-
-def _time(steps: Mapping[str, Callable[[], None]], rounds: int, device: str,
-          done: Callable[[], object]) -> dict[str, list[float]]:
-    """The seconds of each step in every round but a first one, which warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(rounds + 1):
-        for name, step in steps.items():
-            elapsed = _seconds(step, device)
-            seconds[name] += [elapsed] if number else []
-            done()
-    return seconds
-
-
-def _seconds(step: Callable[[], None], device: str) -> float:
-    if not device.startswith('cuda'):
-        start = time.process_time()
-        step()
-        return time.process_time() - start
-    torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    step()
-    torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def _cuda_memory(step: Callable[[], None], device: str) -> float:
