@@ -12,7 +12,8 @@ pytestmark = pytest.mark.slow
 
 TOOLS = ROOT / 'tools'
 OPTIONS = dict(
-    benchmark=['config', 'checkpoint', '--size', '--batch-size', '--rounds', '--device', '--cfg-options'],
+    benchmark=['config', 'checkpoint', '--generator {todsynth,tisynth}', '--shape {demo,mid,full}', '--depth',
+               '--count', '--size', '--batch-size', '--rounds', '--device', '--cfg-options'],
     benchmark_online=['config', '--pool', '--pool-size', '--pairs', '--iterations', '--num-workers', '--batch-size',
                       '--device', '--cfg-options'],
     convert_checkpoint=['config', 'checkpoint', '--out', '--merge-lora', '--to {mmsynth,diffusers}', '--cfg-options'],

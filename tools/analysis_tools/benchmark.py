@@ -12,9 +12,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__ + ' Prints markdown tables. By default: seconds and peak memory of a corrected step, '
         'without the network\'s own pass, for each way of asking the critic; without a config those of Stable '
-        'Diffusion 3\'s VAE, TAESD3 and DeepLabV3+ (ResNet-50). With --generator: a pass, a training step, an image and '
-        'the parts of a corrected step, beside diffusers\' own network of that shape. Weights are random, which cost '
-        'the same; on a CPU the seconds are of processor time.',
+        'Diffusion 3\'s VAE, TAESD3 and DeepLabV3+ (ResNet-50). With --generator: a pass, a training step, an image '
+        'and the parts of a corrected step, beside diffusers\' own network of that shape. Weights are random, which '
+        'cost the same; on a CPU the seconds are of processor time.',
         epilog='Examples: python tools/analysis_tools/benchmark.py projects/demo/configs/todsynth.py --size 48; '
         'python tools/analysis_tools/benchmark.py --generator todsynth --shape full --depth 2')
     parser.add_argument('config', nargs='?', help='synthesis config whose codec and critic are measured')

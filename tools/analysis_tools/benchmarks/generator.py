@@ -8,8 +8,7 @@ is one image. Weights are random: costs do not depend on them.
   released, not the encoder of the U-Net).
 - image: the sampling loop and the full decode.
 - corrected step: a pass of the network and CRFM's correction (clean estimate, decode, critic, gradient, and a second
-  look for the record). Decode and critic are timed by themselves, as often and as far back as the correction runs them;
-  the rest is what is left of the whole.
+  look for the record), with its parts, see :mod:`benchmarks.corrected_step`.
 
 Counted instead of timed: parameters, and floating point operations by torch's ``FlopCounterMode`` (a multiplication and
 an addition are two), on the meta device; nothing is computed.
@@ -21,17 +20,16 @@ from functools import partial
 from typing import Any
 
 import torch
+from benchmarks.corrected_step import PARTS, CorrectedStep
 from benchmarks.shapes import Shape
 from benchmarks.timing import Spread, paired_ratio, time_in_turn
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmsynth.guidance import CRFM
-from mmsynth.sampling import SamplingStep, build_flow_scheduler, build_sampler, sample
+from mmsynth.sampling import build_flow_scheduler, build_sampler, sample
 from mmsynth.utils import isolated_random_state, progress_bar
 
 KINDS = ('diffusers', 'mmsynth', 'mmsynth, legacy')
-PARTS = ('network', 'decode', 'critic')
 _WHOLE = 'corrected step'
 
 
@@ -59,9 +57,12 @@ def time_generator(shape: Shape, *, rounds: int = 5, device: str = 'cpu') -> dic
     if rounds < 1:
         raise ValueError(f'`rounds` must be at least 1, got {rounds}.')
     with isolated_random_state(0):
-        steps = _network_steps(shape, device) | _guidance_steps(shape, device)
+        network = _build(shape, 'mmsynth').to(device)
+        corrected = CorrectedStep(_forward(network, shape, device, hints_in_step=False), shape, device)
+        steps = _network_steps(shape, device) | {_WHOLE: corrected}
     with progress_bar(total=(rounds + 1) * len(steps), unit='step', title='benchmark') as bar:
-        return time_in_turn(steps, rounds, device, bar.update)
+        seconds = time_in_turn(steps, rounds, device, bar.update)
+    return seconds | {part: [record[part] for record in corrected.records[1:]] for part in PARTS}
 
 
 def count_generator(shape: Shape) -> dict[str, Counts]:
@@ -103,7 +104,7 @@ def tables(seconds: Mapping[str, Sequence[float]]) -> str:
         rows.append(f'| {measure} | {Spread.of(own)} | {paired_ratio(own, stock)} | '
                     f'{"–" if legacy is None else paired_ratio(legacy, own)} |')
     whole = seconds[_WHOLE]
-    parts = {part: seconds['network, mmsynth' if part == 'network' else part] for part in PARTS}
+    parts = {part: seconds[part] for part in PARTS}
     parts['rest'] = [total - sum(values) for total, *values in zip(whole, *parts.values(), strict=True)]
     rows += ['', f'| part of a {_WHOLE} | s | share |', '|---|---|---|']
     rows += [f'| {part} | {Spread.of(values)} | {paired_ratio(values, whole)} |' for part, values in parts.items()]
@@ -198,32 +199,3 @@ def _image(forward: Callable[..., Tensor], codec: Any, sampler: Any, noise: Tens
         codec.decode(sample(forward, noise, sampler, num_steps)[0])
 
     return step
-
-
-def _guidance_steps(shape: Shape, device: str) -> dict[str, Callable[[], object]]:
-    codec, guidance = shape.codec().to(device), CRFM(shape.critic()).to(device)
-    critic = guidance.critic
-    forward = _forward(_build(shape, 'mmsynth').to(device), shape, device, hints_in_step=False)
-    latents = torch.randn(1, *shape.latent_shape, device=device)
-    images = torch.rand(1, 3, shape.size, shape.size, device=device)
-    masks = torch.randint(critic.num_classes, (1, shape.size, shape.size), device=device)
-    guide = guidance.bind(codec.decode, masks)
-    kind = 'velocity' if shape.generator == 'todsynth' else 'noise'
-    where = SamplingStep(0, 2, latents, alpha=0.5, sigma=0.5, prediction_type=kind)
-
-    def twice(function: Callable[[Tensor], Tensor], given: Tensor) -> None:
-        """Forwards and back to what is given, then forwards alone, as a correction does."""
-        variable = given.clone().requires_grad_(True)
-        torch.autograd.grad(function(variable).sum(), variable)
-        with torch.no_grad():
-            function(given)
-
-    @torch.no_grad()
-    def corrected() -> None:
-        guide(forward(latents), where)
-
-    def judge() -> None:
-        with critic.frozen_eval():
-            twice(lambda given: critic(given, masks).loss, images)
-
-    return {'decode': lambda: twice(codec.decode, latents), 'critic': judge, _WHOLE: corrected}

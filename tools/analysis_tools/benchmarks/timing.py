@@ -45,12 +45,14 @@ def time_in_turn(steps: Mapping[str, Callable[[], object]], rounds: int, device:
 
 def seconds_of(step: Callable[[], object], device: str) -> float:
     """Seconds of the clock on CUDA, of processor time (all threads together) on a CPU."""
-    if not device.startswith('cuda'):
-        start = time.process_time()
-        step()
-        return time.process_time() - start
-    torch.cuda.synchronize(device)
-    start = time.perf_counter()
+    start = now(device)
     step()
+    return now(device) - start
+
+
+def now(device: str) -> float:
+    """A moment in those seconds; on CUDA, after all that was asked for is done."""
+    if not device.startswith('cuda'):
+        return time.process_time()
     torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return time.perf_counter()
