@@ -92,7 +92,10 @@ def test_images_flips_and_control_images_are_encoded_once(config: Config, capsys
 
 
 def test_only_what_training_asks_for_is_encoded(config: Config) -> None:
-    config.model.label_codec = dict(type='mmsynth.OneHotCodec', num_classes=3)
+    """No control images of TISynth, which reads them at pixel resolution, nor of maps that are pooled."""
+    config.model.type = 'mmsynth.TISynth'
+    assert encode_latents(config).distinct == 8
+    config.model.update(type='mmsynth.TODSynth', label_codec=dict(type='mmsynth.OneHotCodec', num_classes=3))
     assert encode_latents(config).distinct == 8
     pipeline(config)[2].update(prob=1.0, direction=['horizontal', 'vertical', 'diagonal'])
     assert encode_latents(config).distinct == 12

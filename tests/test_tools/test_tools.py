@@ -16,6 +16,7 @@ OPTIONS = dict(
                '--count', '--size', '--batch-size', '--rounds', '--device', '--cfg-options'],
     benchmark_online=['config', '--pool', '--pool-size', '--pairs', '--iterations', '--num-workers', '--batch-size',
                       '--device', '--cfg-options'],
+    compare_samplers=['config', 'checkpoint', '--limit', '--passes', '--seed', '--device', '--cfg-options'],
     convert_checkpoint=['config', 'checkpoint', '--out', '--merge-lora', '--to {mmsynth,diffusers}', '--cfg-options'],
     benchmark_pool=['--records', '--steps', '--dir'],
     demo=['--generator {todsynth,tisynth}', '--data', '--out-dir', '--preset', '--control {triple,siamese,adapter}',
