@@ -13,7 +13,7 @@ model = dict(
     latent_codec=dict(type='mmsynth.VAECodec', pretrained=pretrained),
     label_codec=dict(type='mmsynth.IdCodec', num_classes=24),
     text_encoder=dict(type='mmsynth.CachedTextEncoder', cache_dir='data/prompt_cache/sd15'),
-    sampler=dict(type='DDIMScheduler'),  # or DPMSolverMultistepScheduler, UniPCMultistepScheduler with fewer steps
+    sampler=dict(type='DDIMScheduler'),  # or DPMSolverMultistepScheduler with fewer steps: docs/en/samplers.md
     trainable=dict(unet='frozen', attention='full', mask='full', reference='full'),
     num_steps=50,
     guidance_scale=9.0)
