@@ -143,7 +143,7 @@ class TestTaskGuidance:
     @pytest.mark.parametrize('name', ['DPMSolverMultistepScheduler', 'UniPCMultistepScheduler'])
     def test_multistep_samplers_are_guided_too(self, judge: SegmentorCritic, name: str) -> None:
         model = tisynth(sampler=dict(type=name, use_karras_sigmas=True), num_steps=6)
-        guidance = CRFM(judge, step_size=0.3, objective='mask')
+        guidance = CRFM(judge, step_size=0.3, objective='mask', measure_after=True)
         latents, traces = model.sample_latents(referenced(), masks(), SEEDS, guidance=guidance)
         records = [record for trace in traces for record in trace]
         assert [record['step'] for record in traces[0]] == list(range(6)) and latents.isfinite().all()

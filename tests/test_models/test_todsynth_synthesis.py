@@ -106,7 +106,8 @@ class TestSamplers:
     def test_guidance_lowers_the_critic_s_loss_at_every_step(self, critic: SegmentorCritic, name: str) -> None:
         model = todsynth(sampler=dict(type=name), guidance_scale=2.0)
         masks = torch.stack([sample.gt_sem_seg.data[0] for sample in samples()])
-        generated = model.synthesize(samples(), SEEDS, guidance=CRFM(critic, steps=3, step_size=0.3, objective='mask'))
+        guidance = CRFM(critic, steps=3, step_size=0.3, objective='mask', measure_after=True)
+        generated = model.synthesize(samples(), SEEDS, guidance=guidance)
         guided = torch.stack([sample.generated_img.data for sample in generated])
         before, after = (critic(pixels / 255, masks).mean_loss for pixels in (generate(model), guided))
         assert after.sum() < before.sum()

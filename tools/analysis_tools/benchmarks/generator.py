@@ -7,8 +7,8 @@ is one image. Weights are random: costs do not depend on them.
 - training step: forward, mean squared error, backward, AdamW; every weight trains (of TISynth's ``legacy=True``, as
   released, not the encoder of the U-Net).
 - image: the sampling loop and the full decode.
-- corrected step: a pass of the network and CRFM's correction (clean estimate, decode, critic, gradient, and a second
-  look for the record), with its parts, see :mod:`benchmarks.corrected_step`.
+- corrected step: a pass of the network and CRFM's correction (clean estimate, decode, critic, gradient), with its
+  parts, see :mod:`benchmarks.corrected_step`.
 
 Counted instead of timed: parameters, and floating point operations by torch's ``FlopCounterMode`` (a multiplication and
 an addition are two), on the meta device; nothing is computed.

@@ -1,7 +1,7 @@
 """What a corrected step costs with each way of asking the critic: seconds and memory, side by side.
 
-A corrected step is one call of CRFM's guide: clean estimate, decode, critic, gradient back to the velocity, and a
-the look for the record (`measure_after`). The network's own pass is not in it: it is the same whatever judges.
+A corrected step is one call of CRFM's guide: clean estimate, decode, critic, gradient back to the velocity; without the
+second look of `measure_after`. The network's own pass is not in it: it is the same whatever judges.
 
 Seconds: in every round each way makes one step, so that whatever changes on the machine falls on all alike; the median
 over the rounds counts, a first round does not. On CUDA they are seconds of the clock, on a CPU seconds of processor
