@@ -72,6 +72,7 @@ def sample(predict: Predict,
     scheduler.set_timesteps(num_steps, device=noise.device)
     if is_flow:
         scheduler.set_begin_index(0)  # DPM-Solver's timesteps are cut to integers, among which it may miss the first
+    if scheduler.config.get('use_flow_sigmas'):
         scheduler.sigmas[0] = 1.0  # of noise; DPM-Solver's table begins at 0.999, an error that no step count removes
     latents = noise if is_flow else noise * scheduler.init_noise_sigma
     traces: list[Trace] = [[] for _ in latents]

@@ -115,6 +115,13 @@ class TestEverySampler:
         sample(predict, torch.randn(SHAPE), build_flow_sampler(dict(type=name)), 5)
         assert len(seen) == passes and seen == sorted(seen, reverse=True) and seen[0] == 1000
 
+    def test_time_is_a_thousand_sigma_whatever_the_training_schedule(self, name: str, passes: int) -> None:
+        """As the training tells the network."""
+        noise, clean = torch.randn(SHAPE), torch.randn(SHAPE)
+        own = build_flow_sampler(dict(type=name), dict(num_train_timesteps=500))
+        latents, _ = sample(lambda z, t: (z - clean) / (t / 1000)[:, None, None, None], noise, own, 4)
+        torch.testing.assert_close(latents, clean, atol=1e-4, rtol=0)
+
     @pytest.mark.parametrize('num_steps', [1, 2, 7])
     def test_a_perfect_prediction_arrives_at_the_clean_latent(self, name: str, passes: int, num_steps: int) -> None:
         clean, noise = torch.randn(SHAPE), torch.randn(SHAPE)

@@ -12,6 +12,8 @@ from benchmarks.shapes import Shape, load_shape
 from benchmarks.timing import Spread, paired_ratio, time_in_turn
 from small_run import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 def tiny(generator: str) -> Shape:
     """The demo's shape with less in it."""
