@@ -1,6 +1,6 @@
 """Synthesis of a pool: masks of a data set → images, with or without the guidance of a critic."""
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 from mmsynth.apis.filter_pool import build_filter, check_results, filter_open_pool
 from mmsynth.filtering import ClassLossFilter
 from mmsynth.guidance import Guidance
-from mmsynth.pool import Pool, PoolRecord
+from mmsynth.pool import Pool
 from mmsynth.synthesis import Generator, Request, generate_batch, load_batches
 from mmsynth.synthesis.build import build_dataset, build_generator, load_config
 from mmsynth.synthesis.guidance import build_guidance, critic_hashes, guidance_settings
@@ -96,7 +96,7 @@ def synthesize(cfg: Config | str | Path,
                     else:
                         broken.append(request.id)
                 bar.update(len(batch))
-        _report_uncorrected([pool.get(request.id) for request in missing if pool.has(request.id)])
+        _report_uncorrected(pool.load_trace(pool.get(request.id)) for request in missing if pool.has(request.id))
         if pixel_filter is not None and len(pool):
             filter_open_pool(pool, pixel_filter, batch_size=batch_size)
             pool.write_kept()
@@ -198,9 +198,9 @@ def _describe(cfg: Config, checkpoint: str | Path, seed: int, generator: Generat
             critic_weights_sha256=critic_hashes(guidance['critic'])))
 
 
-def _report_uncorrected(records: Sequence[PoolRecord]) -> None:
+def _report_uncorrected(traces: Iterable[Sequence[Mapping[str, float | None]]]) -> None:
     """Say so if guidance could not do its work; silence means that it could."""
-    samples, steps = count_uncorrected([record.guidance['trace'] for record in records if record.guidance])
+    samples, steps = count_uncorrected(traces)
     if steps:
         print_log(f'guidance left {steps} steps of {samples} samples uncorrected, because the gradient of the '
                   "critic's loss was not finite there, or 0 although pixels are misread; the manifest marks them as "

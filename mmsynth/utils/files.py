@@ -6,8 +6,10 @@ import re
 import secrets
 import unicodedata
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -41,11 +43,22 @@ def atomic_write(path: str | Path, data: bytes) -> None:
     Raises:
         OSError: If it cannot be written (disk full, no permission); nothing is left behind then.
     """
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """As :func:`atomic_write`, for what is written in parts; it takes its place when the block ends without an error.
+
+    Raises:
+        OSError: See :func:`atomic_write`.
+    """
     path = Path(path)
     temporary = path.parent / f'{TEMPORARY_PREFIX}{secrets.token_hex(8)}'
     try:
         with open(temporary, 'xb') as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -78,8 +91,8 @@ def atomic_write_all(files: Mapping[Path, bytes]) -> None:
         _sync_folder(folder)
 
 
-def append_lines(path: str | Path, *lines: str) -> None:
-    """Append lines, all or none, and wait until they are on the disk.
+def append_lines(path: str | Path, *lines: str) -> int:
+    """Append lines, all or none, and wait until they are on the disk; return the byte at which they begin.
 
     Raises:
         OSError: If they cannot be written (disk full, no permission); the file is as before then.
@@ -94,6 +107,7 @@ def append_lines(path: str | Path, *lines: str) -> None:
     except BaseException:
         os.truncate(path, length)
         raise
+    return length
 
 
 def remove_temporaries(folder: Path) -> None:

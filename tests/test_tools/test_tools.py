@@ -66,7 +66,7 @@ def test_synthesize_takes_its_options(small_run: SmallRun, tmp_path: Path, monke
     pool = Pool.open(tmp_path / 'pool')
     assert [record.id for record in pool.records] == [
         f'masks/{name}{repeat}' for name in 'abc' for repeat in ('', '~2')]
-    assert all(len(record.guidance['trace']) == 2 for record in pool.records)
+    assert all(len(pool.load_trace(record)) == 2 for record in pool.records)
     assert pool.settings['seed'] == 5
     again = small_run.synthesize(
         tmp_path / 'pool', small_run.config(model__num_steps=2, synthesis__guidance__steps='all'), seed=5, limit=3)
