@@ -2,6 +2,7 @@
 import logging
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
+from numpy.typing import NDArray
 
 from mmsynth.datasets.records import first_few
 from mmsynth.evaluation.judge_role import CRITIC, check_judge
 from mmsynth.filtering import ClassLossFilter, FilteredSample, label_hash
 from mmsynth.pool import Pool, PoolRecord
 from mmsynth.pool.header import read_header
+from mmsynth.pool.index import FILTERED
 from mmsynth.registry import MODELS
 from mmsynth.utils import progress_bar
 from mmsynth.utils.batches import batches_of_one_shape
@@ -104,66 +107,73 @@ def filter_open_pool(pool: Pool, pixel_filter: ClassLossFilter, *, batch_size: i
         ValueError: As :func:`filter_pool` does.
     """
     _warn_of_critic(pool, pixel_filter)
-    hashes = {}
-    for record in progress_bar(pool.records, unit='label', title='check labels'):  # all before the first is filtered
+    records = pool.records
+    hashes: list[str] = []
+    groups: dict[Hashable, list[int]] = {}  # decided on together: each alone, or all of one mask
+    for number, record in enumerate(progress_bar(records, unit='label', title='check labels')):
         mask = pool.load_mask(record)
         pixel_filter.rule.check_mask(mask, str(pool.root / record.mask))
-        hashes[record.id] = label_hash(mask)
+        hashes.append(label_hash(mask))
+        key = (record.source_mask, hashes[-1]) if pixel_filter.needs_siblings else number
+        groups.setdefault(key, []).append(number)
     done = check_results(pool, pixel_filter, hashes, overwrite=overwrite)
-
-    groups: dict[Hashable, list[PoolRecord]] = {}  # decided on together: each alone, or all of one mask
-    for record in pool.records:
-        key = (record.source_mask, hashes[record.id]) if pixel_filter.needs_siblings else record.id
-        groups.setdefault(key, []).append(record)
-    waiting = [group for group in groups.values() if not done.issuperset(record.id for record in group)]
-    records = [record for group in waiting for record in group]
-    if others := [replace(record, filter=None) for record in records if record.filter is not None]:
-        pool.update(others)
+    waiting = [group for group in groups.values() if not done[group].all()]
+    records = records[np.array([number for group in waiting for number in group], np.int64)]
+    pool.update(replace(record, filter=None) for record in records if record.filter is not None)
 
     losses = _losses(pool, records, pixel_filter, batch_size)
-    found: dict[str, FilteredSample] = {}
+    found: list[FilteredSample] = []
+    stored = iter(records)
     with progress_bar(total=len(pool), initial=len(pool) - len(records), unit='img', title='filter') as bar:
         for group in waiting:
             measured = [next(losses) for _ in group]
-            samples = pixel_filter.decide([loss for loss, _ in measured], measured[0][1])
-            found |= {record.id: sample for record, sample in zip(group, samples)}
+            found += pixel_filter.decide([loss for loss, _ in measured], measured[0][1])
             if len(found) >= CHUNK or group is waiting[-1]:
-                pool.update([replace(pool.get(id), filter=sample.entry) for id, sample in found.items()],
-                            filtered={id: sample.label for id, sample in found.items()},
-                            weights={id: sample.weight for id, sample in found.items() if sample.weight is not None})
+                results = {record.id: (record, sample) for record, sample in zip(islice(stored, len(found)), found)}
+                pool.update([replace(record, filter=sample.entry) for record, sample in results.values()],
+                            filtered={id: sample.label for id, (_, sample) in results.items()},
+                            weights={id: sample.weight for id, (_, sample) in results.items()
+                                     if sample.weight is not None})
                 bar.update(len(found))
-                found = {}
+                found = []
     return len(records)
 
 
-def check_results(pool: Pool, pixel_filter: ClassLossFilter, label_hashes: Mapping[str, str] | None = None, *,
-                  overwrite: bool = False) -> set[str]:
-    """Ids of the samples that hold a result of this filter for their label as it is now.
+def check_results(pool: Pool, pixel_filter: ClassLossFilter, label_hashes: Sequence[str] | None = None, *,
+                  overwrite: bool = False) -> NDArray[np.bool_]:
+    """Which samples hold a result of this filter for their label as it is now.
 
     Args:
         pool: The pool.
         pixel_filter: The filter.
-        label_hashes: By id, of the labels as they are; None trusts the labels.
+        label_hashes: Of the labels as they are, in the pool's order; None trusts the labels.
         overwrite: Let samples hold other results.
 
     Raises:
         ValueError: If there are other results and ``overwrite`` is off.
     """
-    results = [record for record in pool.records if record.filter is not None]
-    others = [record for record in results if record.filter.get('filter_sha256') != pixel_filter.identity]
-    changed = [] if label_hashes is None else [
-        record for record in results if record.filter.get('labels_sha256') != label_hashes[record.id]]
+    records = pool.records
+    done = (records.rows['flags'] & FILTERED) > 0
+    others: list[str] = []
+    changed: list[str] = []
+    for number in np.flatnonzero(done).tolist():
+        record = records[number]
+        if record.filter.get('filter_sha256') != pixel_filter.identity:
+            others.append(str(record.filter.get('filter_sha256')))
+            done[number] = False
+        if label_hashes is not None and record.filter.get('labels_sha256') != label_hashes[number]:
+            changed.append(record.mask)
+            done[number] = False
     problems = []
     if changed:
-        problems.append(f'{len(changed)} labels were changed since they were filtered: '
-                        + first_few(record.mask for record in changed))
+        problems.append(f'{len(changed)} labels were changed since they were filtered: {first_few(changed)}')
     if others:
-        problems.append(f'{len(others)} samples hold the result of another filter or of other settings '
-                        f'({others[0].filter.get("filter_sha256")}, this one is {pixel_filter.identity})')
+        problems.append(f'{len(others)} samples hold the result of another filter or of other settings ({others[0]}, '
+                        f'this one is {pixel_filter.identity})')
     if problems and not overwrite:
         raise ValueError(f'pool {pool.root}: {"; ".join(problems)}. Filter them again by tools/filter_pool.py with '
                          '--overwrite (`overwrite`), or go back to what they were filtered with.')
-    return {record.id for record in results} - {record.id for record in (*others, *changed)}
+    return done
 
 
 def _losses(pool: Pool, records: Sequence[PoolRecord], pixel_filter: ClassLossFilter,
@@ -185,9 +195,9 @@ def _warn_of_critic(pool: Pool, pixel_filter: ClassLossFilter) -> None:
 
 
 def _check_generator(pool: Pool, expected: str) -> None:
-    wrong = [record for record in pool.records if record.generator['config_sha256'] != expected]
+    wrong = [record.generator for record in pool.records if record.generator['config_sha256'] != expected]
     if wrong:
-        found = wrong[0].generator
+        found = wrong[0]
         raise ValueError(f'pool {pool.root} was generated by another generator than the config\'s `model`: '
                          f'{found["type"]} {found["config_sha256"]} there, {expected} here ({len(wrong)} of '
                          f'{len(pool)} samples). Give the config that it was generated with, with the same '

@@ -5,4 +5,5 @@ from mmsynth.pool.recovery import KEPT_FILE
 from mmsynth.pool.store import Pool, read_records
 from mmsynth.utils.files import file_name
 
-__all__ = ['FILTERED_FOLDER', 'KEPT_FILE', 'Pool', 'PoolRecord', 'Records', 'WEIGHT_FOLDER', 'file_name', 'read_records']
+__all__ = ['FILTERED_FOLDER', 'KEPT_FILE', 'Pool', 'PoolRecord', 'Records', 'WEIGHT_FOLDER', 'file_name',
+           'read_records']

@@ -12,7 +12,7 @@ import numpy as np
 from mmengine.logging import print_log
 from numpy.typing import NDArray
 
-from mmsynth.pool.index import KEPT, LABELLED, WEIGHTED, describe_record, describe_trace, hash64, stem_of
+from mmsynth.pool.index import KEPT, LABELLED, WEIGHTED, describe_record, describe_trace, hash64, index_path, stem_of
 from mmsynth.pool.manifest import (
     FILTERED_FOLDER,
     IMAGE_FOLDER,
@@ -79,7 +79,8 @@ def write_manifest(root: Path, records: Records) -> None:
     """
     with atomic_file(root / MANIFEST_FILE) as file:
         records.write_lines(file)
-    (root / JOURNAL_FILE).unlink(missing_ok=True)
+    for path in (root / JOURNAL_FILE, index_path(root / JOURNAL_FILE)):
+        path.unlink(missing_ok=True)
 
 
 def write_kept(root: Path, records: Records) -> list[str]:

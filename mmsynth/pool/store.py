@@ -235,7 +235,7 @@ class Pool:
         Raises:
             ValueError: If a record is not stored, has other files, or has a label while the stored one has too.
             RuntimeError: If the pool is not open for writing.
-            OSError: If it cannot be written; the records are as before then (of more than 4096, those of the last 4096).
+            OSError: If it cannot be written; the records are as before then (of more than 4096 the last 4096).
         """
         self._check_writable()
         filtered, weights = filtered or {}, weights or {}

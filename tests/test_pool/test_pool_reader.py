@@ -165,9 +165,9 @@ def test_a_large_pool_has_an_index_which_is_not_taken_once_it_is_old(tmp_path: P
         add(pool, 'a', 'c')
         add(pool, 'b', keep=False)
     path = tmp_path / 'manifest.jsonl'
-    scanned: list[list[bytes]] = []
-    real = LineIndex._rows
-    monkeypatch.setattr(LineIndex, '_rows', lambda self, lines, *rest: scanned.append(lines) or real(self, lines, *rest))
+    scanned: list[tuple] = []
+    read = LineIndex._rows
+    monkeypatch.setattr(LineIndex, '_rows', lambda self, *lines: scanned.append(lines) or read(self, *lines))
     index = LineIndex(path)
     assert not scanned and index.kept.tolist() == [True, True, False] and index.record(2).id == 'b'
     with open(path, 'a') as file:
