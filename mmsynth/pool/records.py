@@ -5,6 +5,7 @@ A million records open in less than a second where the indexes of the files are 
 Legend: N records.
 """
 import os
+import re
 from collections.abc import Iterator, Sequence
 from operator import index as as_index
 from pathlib import Path
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from mmsynth.pool.index import ROW, LineIndex, flags_of, hash64, stem_of
 from mmsynth.pool.manifest import JOURNAL_FILE, MANIFEST_FILE, PoolRecord
 
+SHARD_FOLDER = 'shards'
+_SHARD_NAME = re.compile(r'\d+-of-\d+')
 _COPIED = 1 << 20  # bytes copied at once
 
 
@@ -89,6 +92,11 @@ class Records(Sequence[PoolRecord]):
     def __repr__(self) -> str:
         return f'<{len(self)} records of {self._files[0].path if self._files else "no pool"}>'
 
+    def stand_in(self, path: Path) -> NDArray[np.bool_]:
+        """Which of them are read from a file (N)."""
+        numbers = [number for number, file in enumerate(self._files) if file.path == path]
+        return np.isin(self.rows['file'], numbers)
+
     def write_lines(self, file: BinaryIO) -> None:
         """Write the records' lines to a file, as they are."""
         starts, lengths, files = (self.rows[name].astype(np.int64) for name in ('start', 'length', 'file'))
@@ -115,30 +123,44 @@ class Records(Sequence[PoolRecord]):
 
 
 class RecordTable:
-    """All records of a pool, for one who changes them: rows of the manifest, some of them replaced by the journal's.
+    """All records of a pool, for one who changes them: rows of its lists, some of them replaced by a journal's.
 
     Args:
         root: The pool's folder.
+
+    Attributes:
+        num_in_manifest: Number of the records that the manifest holds; the others follow in the lists of shards.
 
     Raises:
         ValueError: If it has no manifest, or a line of its lists is wrong; names file and line.
     """
 
     def __init__(self, root: Path) -> None:
-        manifest, journal = root / MANIFEST_FILE, root / JOURNAL_FILE
-        if not manifest.is_file():
-            raise ValueError(f'{root} is not a pool (it has no {MANIFEST_FILE}). Give the folder of a synthesis run.')
-        while True:  # a writer may put another manifest in its place meanwhile
-            file, index = PoolFile(manifest), LineIndex(manifest)
-            newer = LineIndex(journal, unique=False) if journal.is_file() else None
-            if file.inode == os.stat(manifest).st_ino:
-                break
-        self._files = [file]
+        manifest = root / MANIFEST_FILE
+        while True:
+            if not manifest.is_file():
+                raise ValueError(f'{root} is not a pool (it has no {MANIFEST_FILE}). Give the folder of a synthesis '
+                                 'run.')
+            try:
+                self._read(manifest, shard_folders(root))
+                if self._files[0].inode == os.stat(manifest).st_ino:
+                    return
+            except FileNotFoundError:
+                pass  # a writer has put another manifest in its place, and what belonged to the old one is gone
+
+    def _read(self, manifest: Path, shards: Sequence[Path]) -> None:
+        self._files = [PoolFile(manifest)]
         self._numbers: dict[int, int] = {}  # of the records that were added, by the hash of their id
         self._sorted: tuple[NDArray, NDArray] | None = None  # hashes of the others, and their numbers
-        self._rows, self._count = index.rows, len(index)
-        if newer is not None and len(newer):
-            self._take_newer(journal, newer.rows)
+        self._rows = LineIndex(manifest).rows
+        self.num_in_manifest = len(self._rows)
+        for path in (path for folder in shards if (path := folder / MANIFEST_FILE).is_file()):
+            rows = LineIndex(path).rows.copy()
+            rows['file'] = self._file(path)
+            self._rows = np.concatenate([self._rows, rows[~np.isin(rows['id'], self._rows['id'])]])
+        self._count = len(self._rows)
+        for path in (path for folder in (manifest.parent, *shards) if (path := folder / JOURNAL_FILE).is_file()):
+            self._take_newer(path, LineIndex(path, unique=False).rows)
 
     def __len__(self) -> int:
         return self._count
@@ -212,3 +234,10 @@ class RecordTable:
         newer = newer[::-1][last[known]]
         newer['file'] = self._file(path)
         self._rows[numbers[place[known]]] = newer
+
+
+def shard_folders(root: Path) -> list[Path]:
+    """The folders of lists that several writers of a pool have, or left."""
+    folder = root / SHARD_FOLDER
+    found = [path for path in folder.iterdir() if _SHARD_NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(found, key=lambda path: [int(part) for part in path.name.split('-of-')])

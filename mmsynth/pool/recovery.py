@@ -22,7 +22,7 @@ from mmsynth.pool.manifest import (
     TRACE_FILE,
     WEIGHT_FOLDER,
 )
-from mmsynth.pool.records import Records, RecordTable
+from mmsynth.pool.records import Records, RecordTable, shard_folders
 from mmsynth.pool.rounds import ROUNDS_FILE
 from mmsynth.utils.files import append_lines, atomic_file, atomic_write, remove_temporaries
 
@@ -40,13 +40,12 @@ def recover(root: Path) -> RecordTable:
     that a pool could have written move to ``.orphans/``: a killed writer leaves such files, and so does a manifest
     that was restored from an older copy. Other files stay, and so does everything behind a symbolic link. Lines
     without files leave the manifest with a warning. A line whose filter's files are gone stays, without the filter's
-    result. ``kept.txt`` goes if it names a sample that is not kept any more.
+    result. ``kept.txt`` goes if it names a sample that is not kept any more. Lists of shards are held to the same.
 
     Raises:
         ValueError: If the manifest is damaged, or is missing or empty while there are images.
     """
     folders = [root / name for name in _FOLDERS]
-    remove_temporaries(root)
     for folder in folders:
         if not folder.is_symlink():
             for part in (folder, *filter(Path.is_dir, folder.glob('[0-9]*'))):
@@ -57,16 +56,16 @@ def recover(root: Path) -> RecordTable:
             raise ValueError(f'{root} has images but no {MANIFEST_FILE}, so nobody knows what they are. Restore that '
                              f'file, choose another --out-dir, or delete the folder.')
         atomic_write(manifest, b'')
-    _end_last_line(manifest, is_trace=False)
-    if (root / TRACE_FILE).is_file():
-        _end_last_line(root / TRACE_FILE, is_trace=True)
-    if not manifest.stat().st_size and not (root / ROUNDS_FILE).is_file():
+    for folder in (root, *shard_folders(root)):
+        end_lists(folder)
+    table = RecordTable(root)
+    if not len(table) and not (root / ROUNDS_FILE).is_file():
         count = sum(1 for path in folders[0].rglob('*.png') if _POOL_NAME.fullmatch(path.name))
         if count > 1:  # a killed writer leaves one
             raise ValueError(f'{root} has {count} images and an empty {MANIFEST_FILE}, so nobody knows what they are. '
                              'Restore that file, choose another --out-dir, or delete the folder.')
-    if (root / JOURNAL_FILE).is_file():
-        write_manifest(root, RecordTable(root).records())
+    if any((folder / JOURNAL_FILE).is_file() for folder in (root, *shard_folders(root))):
+        write_manifest(root, table.records()[:table.num_in_manifest])
     found = [_list(folder) for folder in folders]
     table = _drop_incomplete(root, RecordTable(root), found)
     _set_orphans_aside(root, folders, found, table)
@@ -75,12 +74,20 @@ def recover(root: Path) -> RecordTable:
 
 
 def write_manifest(root: Path, records: Records) -> None:
-    """Write a whole manifest, to which the journal belongs no more; there is the old one or the new one at any moment.
-    """
+    """Write a whole manifest, with what the journals held; there is the old one or the new one at any moment."""
     with atomic_file(root / MANIFEST_FILE) as file:
         records.write_lines(file)
-    for path in (root / JOURNAL_FILE, index_path(root / JOURNAL_FILE)):
-        path.unlink(missing_ok=True)
+    for journal in (folder / JOURNAL_FILE for folder in (root, *shard_folders(root))):
+        for path in (journal, index_path(journal)):
+            path.unlink(missing_ok=True)
+
+
+def end_lists(folder: Path) -> None:
+    """End the last lines of lists, or cut off what is torn, and clear what else a killed writer left beside them."""
+    remove_temporaries(folder)
+    for name in (MANIFEST_FILE, TRACE_FILE):
+        if (folder / name).is_file():
+            _end_last_line(folder / name, is_trace=name == TRACE_FILE)
 
 
 def write_kept(root: Path, records: Records) -> list[str]:
@@ -155,10 +162,16 @@ def _drop_incomplete(root: Path, table: RecordTable, found: list[_Listing]) -> R
                       stacklevel=4)
         append_lines(root / JOURNAL_FILE, *(replace(record, filter=None).to_json() for record in records[unfiltered]))
         records = RecordTable(root).records()
-    if unfiltered.any() or not whole.all():
-        write_manifest(root, records[whole])
-        return RecordTable(root)
-    return table
+    if not unfiltered.any() and whole.all():
+        return table
+    in_manifest = np.arange(len(rows)) < table.num_in_manifest
+    for path in (folder / MANIFEST_FILE for folder in shard_folders(root)):
+        if path.is_file():
+            own = table.records().stand_in(path)
+            with atomic_file(path) as file:
+                records[whole & own].write_lines(file)
+    write_manifest(root, records[whole & in_manifest])
+    return RecordTable(root)
 
 
 def _set_orphans_aside(root: Path, folders: list[Path], found: list[_Listing], table: RecordTable) -> None:

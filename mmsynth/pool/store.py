@@ -10,6 +10,8 @@
       ann_dir/NAME.png   8-bit class index, 255 unlabelled
       filtered/NAME.png  the label after a filter: 255 also where not trusted         once a filter ran
       weights/NAME.png   8-bit, weight of a pixel = value / 255                       with soft weights only
+      img_dir/000/NAME.png, likewise ann_dir, filtered, weights                        in large pools
+      shards/            lists of several writers                                      while they write
       *.index.npy        where the lines of manifest and traces begin                 in large pools
       kept.txt           NAMEs of the samples that the filter keeps, as an ann_file   once the filter has finished
 
@@ -17,7 +19,6 @@ A sample's two files are in place before its line is written, so a killed writer
 the next one moves them to ``.orphans/``. The same goes for what a filter adds. Any MMSegmentation config can train from
 the folder with this package not installed.
 """
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -29,7 +30,7 @@ from PIL import Image
 
 from mmsynth.pool.arrays import check_filtered, check_mask, check_sample
 from mmsynth.pool.header import HEADER_FILE, PoolHeader, check_is_pool_or_empty, open_header, read_header
-from mmsynth.pool.index import LineIndex, describe_trace, hash64, store_index
+from mmsynth.pool.index import store_index
 from mmsynth.pool.manifest import (
     IMAGE_FOLDER,
     JOURNAL_FILE,
@@ -37,42 +38,43 @@ from mmsynth.pool.manifest import (
     MASK_FOLDER,
     TRACE_FILE,
     PoolRecord,
-    checked_trace,
     plain_json,
-    strict_json,
 )
-from mmsynth.pool.records import PoolFile, Records, RecordTable
+from mmsynth.pool.records import Records, RecordTable, shard_folders
 from mmsynth.pool.recovery import KEPT_FILE, SELECTION_FILES, recover, write_kept, write_manifest
+from mmsynth.pool.shards import ShardWriter, merge_shards
+from mmsynth.pool.traces import Trace, Traces, append_trace
 from mmsynth.utils.files import (
     FolderLock,
     append_lines,
-    atomic_file,
     atomic_write,
     atomic_write_all,
     encode_png,
     file_name,
 )
+from mmsynth.utils.shards import Shard
 
 _TOGETHER = 4096  # records updated together
 
 
 class Pool:
-    """Stored synthetic samples. Made by :meth:`create` (one writer at a time) or :meth:`open` (read only).
+    """Stored synthetic samples. Made by :meth:`create` (one writer at a time, or shards) or :meth:`open` (read only).
 
     As a context manager it frees the folder for other writers on leaving. An error that leaves the block before the
     first sample is stored leaves no pool behind, so that the corrected run is not held to the settings of the failed.
     """
 
-    def __init__(self, root: Path, header: PoolHeader, table: RecordTable, lock: FolderLock | None = None) -> None:
+    def __init__(self, root: Path, header: PoolHeader, table: RecordTable,
+                 lock: FolderLock | ShardWriter | None = None) -> None:
         self.root = root
         self._header = header
         self._table = table
-        self._traces: LineIndex | None = None
+        self._traces = Traces(root, grows=lock is not None)
         self._lock = lock
 
     @classmethod
     def create(cls, root: str | Path, settings: Mapping[str, Any], classes: Sequence[str],
-               palette: Sequence[Sequence[int]]) -> 'Pool':
+               palette: Sequence[Sequence[int]], *, shard: Shard | None = None) -> 'Pool':
         """Open a pool for writing; make it if ``root`` is missing or empty. What a killed writer left is cleared.
 
         Args:
@@ -80,18 +82,27 @@ class Pool:
             settings: Everything that decides what a sample looks like (generator, weights, seed, guidance, steps).
             classes: Class names.
             palette: One RGB colour in [0, 255] per class.
+            shard: Write it together with others, which are given the same but for their number. Such a writer adds
+                samples, updates records, and calls :meth:`finish`.
 
         Raises:
             ValueError: If ``root`` holds something else, or a pool made with other settings.
-            RuntimeError: If another process is writing it.
+            RuntimeError: If another process is writing it, and is no other shard of the same number.
         """
         root, header = Path(root), PoolHeader(settings, classes, palette)
         check_is_pool_or_empty(root)
         root.mkdir(parents=True, exist_ok=True)
+        if shard is not None:
+            writer = ShardWriter(root, header, shard)
+            return cls(root, header, writer.table, writer)
         lock = FolderLock(root)
         try:
             open_header(root, header)
-            return cls(root, header, recover(root), lock)
+            table = recover(root)
+            if shard_folders(root):
+                merge_shards(root)
+                table = RecordTable(root)
+            return cls(root, header, table, lock)
         except BaseException:
             lock.release()
             raise
@@ -107,21 +118,38 @@ class Pool:
         return cls(root, read_header(root), RecordTable(root))
 
     @classmethod
-    def resume(cls, root: str | Path) -> 'Pool':
+    def resume(cls, root: str | Path, *, shard: Shard | None = None) -> 'Pool':
         """Open an existing pool for writing, whatever its settings.
 
         Raises:
             ValueError, RuntimeError: As :meth:`open` and :meth:`create` do.
         """
         header = read_header(Path(root))
-        return cls.create(root, header.settings, header.classes, header.palette)
+        return cls.create(root, header.settings, header.classes, header.palette, shard=shard)
+
+    def finish(self, order: Sequence[str]) -> bool:
+        """Say that this writer has nothing more to add; return whether the pool is its own now, as it always is without
+        shards. Of shards that is the last to finish, which merges what all have written.
+
+        Args:
+            order: The ids of all samples that the shards make together, in the order that the manifest shall have.
+        """
+        self._check_writable()
+        if isinstance(self._lock, ShardWriter):
+            lock = self._lock.finish(order)
+            if lock is None:
+                return False
+            self._lock, self._table = lock, RecordTable(self.root)
+            self._traces = Traces(self.root, grows=True)
+        return True
 
     def close(self) -> None:
         """Free the folder for other writers; the records stay readable. Safe to call twice."""
         if self._lock is not None:
             try:
-                self._merge_journal()
-                store_index(self.root / MANIFEST_FILE)
+                if isinstance(self._lock, FolderLock):
+                    self._merge_journal()
+                    store_index(self.root / MANIFEST_FILE)
             finally:
                 self._lock.release()
                 self._lock = None
@@ -130,7 +158,7 @@ class Pool:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *details: object) -> None:
-        if error is not None and not len(self) and self._lock is not None:
+        if error is not None and not len(self) and isinstance(self._lock, FolderLock):
             self._clear()
         self.close()
 
@@ -170,7 +198,7 @@ class Pool:
             generator: Mapping[str, str | None], reference: str | None = None,
             guidance: Mapping[str, Any] | None = None, filter: Mapping[str, Any] | None = None,
             mask_origin: Mapping[str, Any] | None = None, filtered: np.ndarray | None = None,
-            weight: np.ndarray | None = None) -> PoolRecord:
+            weight: np.ndarray | None = None, subfolder: str | None = None) -> PoolRecord:
         """Store one sample; when this returns it is on the disk.
 
         Args:
@@ -182,6 +210,8 @@ class Pool:
             filter: See there; ``label`` and ``weight`` in it are set here if the arrays are given.
             filtered: The label after the filter (H, W), uint8.
             weight: The weights of its pixels (H, W), uint8.
+            subfolder: Three to six digits; the files go to ``img_dir/000/`` and so on, for file systems to which many
+                files in a folder are a burden.
 
         Raises:
             ValueError: If the id is stored already, or something breaks its rule.
@@ -192,7 +222,7 @@ class Pool:
         if self.has(id):
             raise ValueError(f'sample {id!r} is already in the pool {self.root}. Ask `has` first, or `remove` it.')
         check_sample(id, image, mask, len(self.classes))
-        name = f'{file_name(id)}.png'
+        name = f'{file_name(id)}.png' if subfolder is None else f'{subfolder}/{file_name(id)}.png'
         record, trace = PoolRecord(
             id=id, image=f'{IMAGE_FOLDER}/{name}', mask=f'{MASK_FOLDER}/{name}', source_mask=source_mask, prompt=prompt,
             reference=reference, seed=seed, generator=dict(generator), guidance=guidance, filter=filter,
@@ -200,19 +230,21 @@ class Pool:
         if filtered is not None:
             record = record.with_filter_files(weighted=weight is not None)
             extra = self._filter_images(record, filtered, weight)
+        if subfolder is not None:
+            for path in (record.image, record.mask):
+                (self.root / path).parent.mkdir(exist_ok=True)
         try:
             atomic_write(self.root / record.image, encode_png(image))
             atomic_write(self.root / record.mask, encode_png(mask))
             if filtered is not None:
                 atomic_write_all(extra)
-            if trace:
-                append_lines(self.root / TRACE_FILE, json.dumps(dict(id=id, trace=trace), allow_nan=False))
+            append_trace(self._lists, id, trace)
             line = record.to_json()
-            start = append_lines(self.root / MANIFEST_FILE, line)
+            start = append_lines(self._lists / MANIFEST_FILE, line)
         except BaseException:
             self._unlink(record)
             raise
-        self._table.append(self.root / MANIFEST_FILE, start, record, len(line) + 1)
+        self._table.append(self._lists / MANIFEST_FILE, start, record, len(line) + 1)
         return record
 
     def update(self, records: Iterable[PoolRecord], *, filtered: Mapping[str, np.ndarray] | None = None,
@@ -260,19 +292,21 @@ class Pool:
             superseded += sorted(set(stored.files) - set(record.files))
             if id in filtered:
                 images |= self._filter_images(record, filtered[id], weights.get(id))
+        if superseded:
+            self._check_writable(alone=True)
         for name in (KEPT_FILE, *SELECTION_FILES):
             (self.root / name).unlink(missing_ok=True)  # out of date now
         atomic_write_all(images)
         lines = [record.to_json() for record in new.values()]
-        start = append_lines(self.root / JOURNAL_FILE, *lines)
+        start = append_lines(self._lists / JOURNAL_FILE, *lines)
         for line, record in zip(lines, new.values()):
-            self._table.replace(self.root / JOURNAL_FILE, start, record, len(line) + 1)
+            self._table.replace(self._lists / JOURNAL_FILE, start, record, len(line) + 1)
             start += len(line) + 1
         return superseded
 
     def write_kept(self) -> list[str]:
         """Write ``kept.txt``, the file stems of the samples that a filter kept in the manifest's order; return them."""
-        self._check_writable()
+        self._check_writable(alone=True)
         self._merge_journal()
         return write_kept(self.root, self.records)
 
@@ -282,7 +316,7 @@ class Pool:
         Raises:
             ValueError: If one is not stored; nothing is removed then.
         """
-        self._check_writable()
+        self._check_writable(alone=True)
         leaving = list(dict.fromkeys(ids))
         unknown = [id for id in leaving if not self.has(id)]
         if unknown:
@@ -293,7 +327,7 @@ class Pool:
         if (self.root / KEPT_FILE).is_file():
             write_kept(self.root, staying)
         write_manifest(self.root, staying)
-        self._remove_traces(leaving)
+        self._traces.remove(leaving)
         for record in gone:
             self._unlink(record)
         self._table = RecordTable(self.root)
@@ -314,39 +348,31 @@ class Pool:
         check_mask(self.root / record.mask, mask, len(self.classes))
         return mask
 
-    def load_trace(self, record: PoolRecord) -> list[dict[str, Any]]:
+    def load_trace(self, record: PoolRecord) -> Trace:
         """What guidance did: one dict of numbers per guided step; none without guidance.
 
         Raises:
             ValueError: If the file of traces is damaged.
         """
         _, trace = record.split_trace()  # of a pool of an earlier version
-        path = self.root / TRACE_FILE
-        if trace or record.guidance is None or not path.is_file():
-            return trace
-        if self._traces is None or self._lock is not None:
-            self._traces = self._traces or LineIndex(path, describe_trace, unique=False)
-            self._traces.refresh()
-        number = self._traces.find(record.id)
-        return [] if number is None else _parse_trace(self._traces.text(number), path, number + 1)
+        return trace if trace or record.guidance is None else self._traces.load(record.id)
 
     def _merge_journal(self) -> None:
         if (self.root / JOURNAL_FILE).is_file():
             write_manifest(self.root, self.records)
             self._table = RecordTable(self.root)
 
-    def _remove_traces(self, ids: Iterable[str]) -> None:
-        path = self.root / TRACE_FILE
-        if path.is_file():
-            index = LineIndex(path, describe_trace, unique=False)
-            gone = np.array([hash64(id) for id in ids], np.uint64)
-            with atomic_file(path) as file:
-                Records([PoolFile(path)], index.rows[~np.isin(index.rows['id'], gone)]).write_lines(file)
-            self._traces = None
+    @property
+    def _lists(self) -> Path:
+        """The folder of the lists that this writer adds to."""
+        return self._lock.folder if isinstance(self._lock, ShardWriter) else self.root
 
-    def _check_writable(self) -> None:
+    def _check_writable(self, *, alone: bool = False) -> None:
         if self._lock is None:
             raise RuntimeError(f'the pool {self.root} is not open for writing. Open it with `Pool.create`.')
+        if alone and isinstance(self._lock, ShardWriter):
+            raise RuntimeError(f'the pool {self.root} is being written by several shards; what concerns all of it is '
+                               'for the one that has finished last.')
 
     def _check_update(self, id: str, record: PoolRecord, labelled: bool) -> PoolRecord:
         """The stored record."""
@@ -366,7 +392,7 @@ class Pool:
         check_filtered(record.id, label, weight, len(self.classes))
         paths = [self.root / path for path in record.filter_files]
         for path in paths:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
         return {path: encode_png(pixels) for path, pixels in zip(paths, (label, weight))}
 
     def _clear(self) -> None:
@@ -389,10 +415,3 @@ def read_records(root: str | Path) -> Records:
         ValueError: If ``root`` has no manifest, or a line of it is wrong.
     """
     return RecordTable(Path(root)).records()
-
-
-def _parse_trace(text: str, path: Path, line_number: int) -> list[dict[str, Any]]:
-    try:
-        return checked_trace(strict_json(text)['trace'])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f'{path}, line {line_number}: {error}. Delete the line.') from error

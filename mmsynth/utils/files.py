@@ -4,6 +4,7 @@ import io
 import os
 import re
 import secrets
+import time
 import unicodedata
 import weakref
 from collections.abc import Iterator, Mapping
@@ -136,19 +137,30 @@ class FolderLock:
     """Held by the one process that writes a folder; the system frees it when that process ends, however it ends.
 
     Args:
-        folder: An existing folder; the lock is the file ``.lock`` in it.
+        folder: An existing folder; the lock is a file in it.
+        shared: Hold it together with others that share it; nobody else can hold it then.
+        wait: Seconds to wait for it.
+        file: The name of the lock.
 
     Raises:
         RuntimeError: If another writer holds it.
     """
     FILE = '.lock'
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, shared: bool = False, wait: float = 0, file: str = FILE) -> None:
         import fcntl  # not on Windows, where a pool can still be read
-        self._file = open(folder / self.FILE, 'a+b')
+        self._file = open(folder / file, 'a+b')
         _held.add(self)
+        end = time.monotonic() + wait
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            while True:
+                try:
+                    fcntl.flock(self._file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= end:
+                        raise
+                time.sleep(0.02)
             self._file.truncate(0)
             self._file.write(str(os.getpid()).encode())
             self._file.flush()
@@ -169,6 +181,12 @@ class FolderLock:
         if not self._file.closed:
             fcntl.flock(self._file, fcntl.LOCK_UN)
             self._file.close()
+
+    def __enter__(self) -> 'FolderLock':
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
 
 
 _held: 'weakref.WeakSet[FolderLock]' = weakref.WeakSet()
