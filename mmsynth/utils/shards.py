@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
+
 Item = TypeVar('Item')
 
 
@@ -51,3 +53,10 @@ class Shard:
     def of(self, items: Sequence[Item]) -> Sequence[Item]:
         """This process's share of some items."""
         return items[self.index::self.count]
+
+
+def default_device(environment: Mapping[str, str] = os.environ) -> str:
+    """The GPU of this process, that of its local rank under torchrun; 'cpu' where there is none."""
+    if not torch.cuda.is_available():
+        return 'cpu'
+    return f'cuda:{environment["LOCAL_RANK"]}' if 'LOCAL_RANK' in environment else 'cuda'

@@ -112,8 +112,8 @@ def test_masks_of_several_sizes_are_generated(small_run: SmallRun, tmp_path: Pat
 
 def test_several_images_per_mask_differ(small_run: SmallRun, plain: Pool, tmp_path: Path) -> None:
     pool = small_run.synthesize(tmp_path / 'pool', guidance='none', num_per_mask=3, limit=2)
-    assert [record.id for record in pool.records] == ['masks/a', 'masks/a~2', 'masks/a~3',
-                                                      'masks/b', 'masks/b~2', 'masks/b~3']
+    assert [record.id for record in pool.records] == ['masks/a', 'masks/b', 'masks/a~2', 'masks/b~2', 'masks/a~3',
+                                                      'masks/b~3']
     generated = images(pool)
     assert np.array_equal(generated['masks/a'], images(plain)['masks/a'])
     assert all(np.abs(generated['masks/a'] - generated[f'masks/a~{repeat}']).max() > 1 for repeat in (2, 3))
