@@ -15,13 +15,16 @@ from numpy.typing import NDArray
 from mmsynth.datasets.records import first_few
 from mmsynth.evaluation.judge_role import CRITIC, check_judge
 from mmsynth.filtering import ClassLossFilter, FilteredSample, label_hash
-from mmsynth.pool import Pool, PoolRecord
+from mmsynth.pool import Pool, Records
 from mmsynth.pool.header import read_header
-from mmsynth.pool.index import FILTERED
+from mmsynth.pool.index import FILTERED, hash64
+from mmsynth.pool.manifest import MANIFEST_FILE
+from mmsynth.pool.records import shard_folders
 from mmsynth.registry import MODELS
 from mmsynth.utils import progress_bar
 from mmsynth.utils.batches import batches_of_one_shape
 from mmsynth.utils.hashes import config_hash
+from mmsynth.utils.shards import Shard
 
 CHUNK = 64  # samples stored together: what a killed run loses at most
 
@@ -33,14 +36,17 @@ class FilterReport:
     Attributes:
         pool: The pool.
         filtered: Samples filtered now; the others were.
-        kept: Samples that ``kept.txt`` names.
+        kept: Samples that ``kept.txt`` names; None of a shard that was not the last one to finish.
     """
 
     pool: Pool
     filtered: int
-    kept: int
+    kept: int | None
 
     def __str__(self) -> str:
+        if self.kept is None:
+            return (f'{self.filtered} of {len(self.pool)} samples filtered now; the pool is filtered when the other '
+                    'shards have finished too')
         return (f'{len(self.pool)} samples: {self.filtered} filtered now, {len(self.pool) - self.filtered} were; '
                 f'{self.kept} kept, {len(self.pool) - self.kept} dropped ({self.pool.root / "kept.txt"})')
 
@@ -71,7 +77,7 @@ def generator_of(cfg: Config) -> Mapping[str, Any] | None:
 
 
 def filter_pool(pool_dir: str | Path, pixel_filter: ClassLossFilter, *, generator: Mapping[str, Any] | None = None,
-                overwrite: bool = False, batch_size: int = 8) -> FilterReport:
+                overwrite: bool = False, batch_size: int = 8, shard: Shard | None = None) -> FilterReport:
     """Filter a whole pool. A run that was killed continues where it was.
 
     A sample is done if its record holds a result of this filter for its label as it is now. The generated labels stay
@@ -83,24 +89,34 @@ def filter_pool(pool_dir: str | Path, pixel_filter: ClassLossFilter, *, generato
         generator: ``model`` of the config that must have generated the pool; None checks nothing.
         overwrite: Replace results of other filters, and of labels that were changed since.
         batch_size: Images read together; does not change the results.
+        shard: Which of several processes this is that filter the pool together, each the samples of its share of the
+            masks; the last one to finish writes ``kept.txt``.
 
     Raises:
-        ValueError: If pool and filter do not fit each other, or the pool holds other results and ``overwrite`` is off.
-        RuntimeError: If another process is writing the pool.
+        ValueError: If pool and filter do not fit each other, or the pool holds other results and ``overwrite`` is off;
+            or if ``overwrite`` is on for several processes.
+        RuntimeError: If another process is writing the pool that is no other shard.
     """
+    if overwrite and shard is not None:
+        raise ValueError(f'`overwrite` and `shard` {shard} do not go together: results are taken back by one process. '
+                         'Filter without --shard, or without --overwrite.')
     if batch_size < 1:
         raise ValueError(f'`batch_size` must be at least 1, got {batch_size}.')
     pixel_filter.check_classes(read_header(Path(pool_dir)).classes, f'pool {pool_dir}')
-    with Pool.resume(pool_dir) as pool:
+    with Pool.resume(pool_dir, shard=shard) as pool:
         if len(pool):
+            if shard is not None:
+                _check_whole(pool)
             if generator is not None:
                 _check_generator(pool, config_hash(generator))
-            count = filter_open_pool(pool, pixel_filter, overwrite=overwrite, batch_size=batch_size)
-            return FilterReport(pool, count, len(pool.write_kept()))
+            count = filter_open_pool(pool, pixel_filter, overwrite=overwrite, batch_size=batch_size, shard=shard)
+            is_complete = shard is None or pool.finish([record.id for record in pool.records], needs=FILTERED)
+            return FilterReport(pool, count, len(pool.write_kept()) if is_complete else None)
     raise ValueError(f'pool {pool_dir} is empty; there is nothing to filter.')
 
 
-def filter_open_pool(pool: Pool, pixel_filter: ClassLossFilter, *, batch_size: int, overwrite: bool = False) -> int:
+def filter_open_pool(pool: Pool, pixel_filter: ClassLossFilter, *, batch_size: int, overwrite: bool = False,
+                     shard: Shard | None = None) -> int:
     """Filter what is not filtered yet of a pool that is open for writing; return how many samples that was.
 
     Raises:
@@ -108,6 +124,9 @@ def filter_open_pool(pool: Pool, pixel_filter: ClassLossFilter, *, batch_size: i
     """
     _warn_of_critic(pool, pixel_filter)
     records = pool.records
+    if shard is not None:  # by masks, whose samples may be decided on together
+        own = (hash64(record.source_mask) % shard.count == shard.index for record in records)
+        records = records[np.fromiter(own, bool, len(records))]
     hashes: list[str] = []
     groups: dict[Hashable, list[int]] = {}  # decided on together: each alone, or all of one mask
     for number, record in enumerate(progress_bar(records, unit='label', title='check labels')):
@@ -116,15 +135,15 @@ def filter_open_pool(pool: Pool, pixel_filter: ClassLossFilter, *, batch_size: i
         hashes.append(label_hash(mask))
         key = (record.source_mask, hashes[-1]) if pixel_filter.needs_siblings else number
         groups.setdefault(key, []).append(number)
-    done = check_results(pool, pixel_filter, hashes, overwrite=overwrite)
+    done = check_results(pool, pixel_filter, records, hashes, overwrite=overwrite)
     waiting = [group for group in groups.values() if not done[group].all()]
-    records = records[np.array([number for group in waiting for number in group], np.int64)]
+    total, records = len(records), records[np.array([number for group in waiting for number in group], np.int64)]
     pool.update(replace(record, filter=None) for record in records if record.filter is not None)
 
     losses = _losses(pool, records, pixel_filter, batch_size)
     found: list[FilteredSample] = []
     stored = iter(records)
-    with progress_bar(total=len(pool), initial=len(pool) - len(records), unit='img', title='filter') as bar:
+    with progress_bar(total=total, initial=total - len(records), unit='img', title='filter') as bar:
         for group in waiting:
             measured = [next(losses) for _ in group]
             found += pixel_filter.decide([loss for loss, _ in measured], measured[0][1])
@@ -139,20 +158,20 @@ def filter_open_pool(pool: Pool, pixel_filter: ClassLossFilter, *, batch_size: i
     return len(records)
 
 
-def check_results(pool: Pool, pixel_filter: ClassLossFilter, label_hashes: Sequence[str] | None = None, *,
-                  overwrite: bool = False) -> NDArray[np.bool_]:
+def check_results(pool: Pool, pixel_filter: ClassLossFilter, records: Records,
+                  label_hashes: Sequence[str] | None = None, *, overwrite: bool = False) -> NDArray[np.bool_]:
     """Which samples hold a result of this filter for their label as it is now.
 
     Args:
         pool: The pool.
         pixel_filter: The filter.
-        label_hashes: Of the labels as they are, in the pool's order; None trusts the labels.
+        records: Of the samples.
+        label_hashes: Of their labels as they are; None trusts the labels.
         overwrite: Let samples hold other results.
 
     Raises:
         ValueError: If there are other results and ``overwrite`` is off.
     """
-    records = pool.records
     done = (records.rows['flags'] & FILTERED) > 0
     others: list[str] = []
     changed: list[str] = []
@@ -176,7 +195,7 @@ def check_results(pool: Pool, pixel_filter: ClassLossFilter, label_hashes: Seque
     return done
 
 
-def _losses(pool: Pool, records: Sequence[PoolRecord], pixel_filter: ClassLossFilter,
+def _losses(pool: Pool, records: Records, pixel_filter: ClassLossFilter,
             batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Loss and mask (H, W) of each record, in their order."""
     loaded = ((pool.load_image(record), pool.load_mask(record)) for record in records)
@@ -192,6 +211,13 @@ def _warn_of_critic(pool: Pool, pixel_filter: ClassLossFilter) -> None:
         print_log(f'the segmentor that filters the pool {pool.root} is the critic that guided it: the images '
                   'were optimised for it, so it trusts more pixels than another segmentor would.', logger='current',
                   level=logging.WARNING)
+
+
+def _check_whole(pool: Pool) -> None:
+    if any((folder / MANIFEST_FILE).is_file() for folder in shard_folders(pool.root)):
+        raise ValueError(f'pool {pool.root} is not finished: it has lists of a synthesis by several processes. Call '
+                         'tools/synthesize.py again until all have finished, or filter without `shard` (--shard), '
+                         'which takes what is there.')
 
 
 def _check_generator(pool: Pool, expected: str) -> None:

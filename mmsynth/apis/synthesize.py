@@ -101,7 +101,7 @@ def synthesize(cfg: Config | str | Path,
     with Pool.create(out_dir, description, dataset.metainfo['classes'], dataset.metainfo['palette'],
                      shard=shard) as pool:
         if pixel_filter is not None:
-            check_results(pool, pixel_filter)
+            check_results(pool, pixel_filter, pool.records)
         starts = range(0, len(requests), batch_size) if shard is None else shard.of(
             range(0, len(requests), batch_size))
         own = [request for start in starts for request in requests[start:start + batch_size]]

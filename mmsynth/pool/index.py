@@ -121,11 +121,7 @@ class LineIndex:
 
     def save(self) -> None:
         """Write the index beside the file, where the next one who opens it finds it."""
-        inode, size, changed = self._signature
-        stamp = np.array([(size, changed, inode, zlib.crc32(self.last_line), 0, _VERSION)], ROW)
-        buffer = io.BytesIO()
-        np.save(buffer, np.concatenate([stamp, self.rows]))
-        atomic_write(index_path(self.path), buffer.getvalue())
+        _save(self.path, self.rows, self._signature, self.last_line)
 
     def _load(self) -> None:
         """Take the stored index, if it is of the file as it is now or was before lines were appended."""
@@ -239,10 +235,29 @@ def hash64(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=8).digest(), 'little')
 
 
-def store_index(path: Path) -> None:
-    """Store the index of a manifest, if it is large, for the next one who opens it."""
-    if path.is_file() and path.stat().st_size > INDEX_FROM:
+def store_index(path: Path, rows: NDArray | None = None) -> None:
+    """Store the index of a manifest, if it is large, for the next one who opens it.
+
+    Args:
+        path: The manifest.
+        rows: One row per line, where they are known; otherwise its lines are read.
+    """
+    if not path.is_file() or path.stat().st_size <= INDEX_FROM:
+        return
+    if rows is None:
         LineIndex(path)
+    elif len(rows):
+        with open(path, 'rb') as file:
+            file.seek(int(rows[-1]['start']))
+            _save(path, rows, signature_of(file), file.read().rstrip(b'\n'))
+
+
+def _save(path: Path, rows: NDArray, signature: Signature, last_line: bytes) -> None:
+    inode, size, changed = signature
+    stamp = np.array([(size, changed, inode, zlib.crc32(last_line), 0, _VERSION)], ROW)
+    buffer = io.BytesIO()
+    np.save(buffer, np.concatenate([stamp, rows]))
+    atomic_write(index_path(path), buffer.getvalue())
 
 
 def index_path(path: Path) -> Path:

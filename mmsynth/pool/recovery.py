@@ -12,7 +12,17 @@ import numpy as np
 from mmengine.logging import print_log
 from numpy.typing import NDArray
 
-from mmsynth.pool.index import KEPT, LABELLED, WEIGHTED, describe_record, describe_trace, hash64, index_path, stem_of
+from mmsynth.pool.index import (
+    KEPT,
+    LABELLED,
+    WEIGHTED,
+    describe_record,
+    describe_trace,
+    hash64,
+    index_path,
+    stem_of,
+    store_index,
+)
 from mmsynth.pool.manifest import (
     FILTERED_FOLDER,
     IMAGE_FOLDER,
@@ -77,6 +87,9 @@ def write_manifest(root: Path, records: Records) -> None:
     """Write a whole manifest, with what the journals held; there is the old one or the new one at any moment."""
     with atomic_file(root / MANIFEST_FILE) as file:
         records.write_lines(file)
+    rows = records.rows.copy()
+    rows['start'], rows['file'] = np.cumsum(rows['length'], dtype=np.int64) - rows['length'], 0
+    store_index(root / MANIFEST_FILE, rows)
     for journal in (folder / JOURNAL_FILE for folder in (root, *shard_folders(root))):
         for path in (journal, index_path(journal)):
             path.unlink(missing_ok=True)

@@ -71,22 +71,24 @@ class ShardWriter:
             self.release()
             raise
 
-    def finish(self, order: Sequence[str]) -> FolderLock | None:
+    def finish(self, order: Sequence[str], needs: int) -> FolderLock | None:
         """Say that this shard is done; if all are, merge the lists.
 
         Args:
             order: The ids of all samples that the processes make together, in the order that the manifest shall have.
+            needs: Flags that each of them has once it is done.
 
         Returns:
             If it has merged them, the lock of the pool's only writer, who it is now; otherwise None.
         """
-        wanted = config_hash(dict(ids=list(order)))
+        wanted = config_hash(dict(ids=list(order), needs=needs))
         with FolderLock(self._root, file=SETUP_LOCK, wait=_PATIENCE):
             atomic_write(self.folder / _DONE_FILE, wanted.encode())
             all_done = all(_done(self.folder.with_name(str(Shard(index, self._shard.count)))) == wanted
                            for index in range(self._shard.count))
             ids = np.array([hash64(id) for id in order], np.uint64)
-            is_last = all_done or bool(np.isin(ids, RecordTable(self._root).rows['id']).all())
+            rows = RecordTable(self._root).rows
+            is_last = all_done or bool(np.isin(ids, rows['id'][rows['flags'] & needs == needs]).all())
         self.release()
         if not is_last:
             return None

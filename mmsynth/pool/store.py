@@ -127,16 +127,17 @@ class Pool:
         header = read_header(Path(root))
         return cls.create(root, header.settings, header.classes, header.palette, shard=shard)
 
-    def finish(self, order: Sequence[str]) -> bool:
+    def finish(self, order: Sequence[str], *, needs: int = 0) -> bool:
         """Say that this writer has nothing more to add; return whether the pool is its own now, as it always is without
         shards. Of shards that is the last to finish, which merges what all have written.
 
         Args:
             order: The ids of all samples that the shards make together, in the order that the manifest shall have.
+            needs: Flags of :mod:`mmsynth.pool.index` that each sample has once the work is done, such as FILTERED.
         """
         self._check_writable()
         if isinstance(self._lock, ShardWriter):
-            lock = self._lock.finish(order)
+            lock = self._lock.finish(order, needs)
             if lock is None:
                 return False
             self._lock, self._table = lock, RecordTable(self.root)

@@ -72,7 +72,7 @@ def test_the_last_shard_filters(small_run: SmallRun, tmp_path: Path, monkeypatch
     module = sys.modules[api.__module__]
     monkeypatch.setattr(module, 'build_filter', lambda cfg, device: 'filter')
     monkeypatch.setattr(module, '_check_fit', lambda *parts: None)
-    monkeypatch.setattr(module, 'check_results', lambda pool, pixel_filter: None)
+    monkeypatch.setattr(module, 'check_results', lambda *parts: None)
     monkeypatch.setattr(module, 'filter_open_pool', lambda pool, pixel_filter, batch_size: filtered.append(len(pool)))
     for index in range(2):
         small_run.synthesize(tmp_path, guidance='none', filter=True, batch_size=1, shard=Shard(index, 2))

@@ -10,6 +10,7 @@ import pytest
 
 from mmsynth.pool import Pool, read_records
 from mmsynth.pool import shards as module
+from mmsynth.pool.index import FILTERED
 from mmsynth.utils.shards import Shard
 
 CLASSES, PALETTE = ('a', 'b'), ((0, 0, 0), (255, 255, 255))
@@ -211,7 +212,7 @@ def test_updates_of_several_are_merged(tmp_path: Path) -> None:
             with pytest.raises(RuntimeError, match='several shards'):
                 pool.write_kept()
             assert sum(record.filter is not None for record in Pool.open(tmp_path).records) == 5 * (index + 1)
-            if pool.finish([f'filtered {number}' for number in range(2)]):
+            if pool.finish(IDS, needs=FILTERED):
                 assert index == 1 and len(pool.write_kept()) == 5
     records = read_records(tmp_path)
     assert [record.id for record in records] == IDS
