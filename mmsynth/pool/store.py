@@ -19,6 +19,7 @@ A sample's two files are in place before its line is written, so a killed writer
 the next one moves them to ``.orphans/``. The same goes for what a filter adds. Any MMSegmentation config can train from
 the folder with this package not installed.
 """
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -40,18 +41,11 @@ from mmsynth.pool.manifest import (
     PoolRecord,
     plain_json,
 )
-from mmsynth.pool.records import Records, RecordTable, shard_folders
+from mmsynth.pool.records import SHARD_FOLDER, Records, RecordTable, shard_folders
 from mmsynth.pool.recovery import KEPT_FILE, SELECTION_FILES, recover, write_kept, write_manifest
 from mmsynth.pool.shards import ShardWriter, merge_shards
 from mmsynth.pool.traces import Trace, Traces, append_trace
-from mmsynth.utils.files import (
-    FolderLock,
-    append_lines,
-    atomic_write,
-    atomic_write_all,
-    encode_png,
-    file_name,
-)
+from mmsynth.utils.files import FolderLock, append_lines, atomic_write, atomic_write_all, encode_png, file_name
 from mmsynth.utils.shards import Shard
 
 _TOGETHER = 4096  # records updated together
@@ -159,9 +153,14 @@ class Pool:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *details: object) -> None:
-        if error is not None and not len(self) and isinstance(self._lock, FolderLock):
+        is_empty = error is not None and not len(self) and self._lock is not None
+        if is_empty and isinstance(self._lock, FolderLock):
             self._clear()
         self.close()
+        if is_empty and shard_folders(self.root):
+            with suppress(RuntimeError), FolderLock(self.root):  # the last one of several that failed
+                if not len(RecordTable(self.root)):
+                    self._clear()
 
     def __len__(self) -> int:
         return len(self._table)
@@ -400,6 +399,7 @@ class Pool:
         """Remove the layout of a pool without samples; the lock file stays."""
         for name in (MANIFEST_FILE, TRACE_FILE, HEADER_FILE):
             (self.root / name).unlink(missing_ok=True)
+        shutil.rmtree(self.root / SHARD_FOLDER, ignore_errors=True)
         for name in (IMAGE_FOLDER, MASK_FOLDER):
             with suppress(OSError):  # somebody put a file there
                 (self.root / name).rmdir()

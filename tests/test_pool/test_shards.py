@@ -2,6 +2,10 @@
 import json
 import random
 import re
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -237,16 +241,52 @@ def test_who_is_refused(tmp_path: Path) -> None:
         create(tmp_path, '0/2')
 
 
-@pytest.mark.parametrize('text', ['4/4', '-1/4', '1', '1/0', 'a/b', '1/2/3', ''])
-def test_shards_that_are_none(text: str) -> None:
-    with pytest.raises(ValueError, match='`shard` must be i/n'):
-        Shard.parse(text)
+def test_shards_that_all_fail_before_their_first_sample_leave_no_pool(tmp_path: Path) -> None:
+    """So that the corrected run is not held to the settings of the failed one."""
+    with pytest.raises(KeyError), create(tmp_path, '0/2'):
+        with pytest.raises(KeyError), create(tmp_path, '1/2'):
+            raise KeyError
+        assert (tmp_path / 'pool.json').is_file()
+        raise KeyError
+    assert contents(tmp_path) == {}
+    create(tmp_path, '0/2', steps=5).close()
 
 
-def test_a_rank_of_torchrun_is_a_shard() -> None:
-    assert Shard.of_environment(dict(RANK='1', WORLD_SIZE='4')) == Shard.parse('1/4')
-    assert Shard.of_environment(dict(RANK='0', WORLD_SIZE='1')) is None
-    assert Shard.of_environment(dict(WORLD_SIZE='4')) is None and Shard.of_environment({}) is None
+WRITER = '''
+import sys, types
+package = types.ModuleType("mmsynth")  # without the checks of the host stack: the test is about the pool alone
+package.__path__ = [sys.argv[3]]
+sys.modules["mmsynth"] = package
+sys.path.insert(0, sys.argv[4])
+import test_shards as test
+print("ready", flush=True)
+sys.stdin.readline()
+with test.create(test.Path(sys.argv[1]), sys.argv[2]) as pool:
+    test.fill(pool, sys.argv[2])
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_processes_that_are_killed_at_random_moments(tmp_path: Path, whole: dict[str, bytes]) -> None:
+    """Three at once, some of them killed in the midst; then two that come to the end."""
+    package, rng = Path(module.__file__).parents[1], random.Random(0)
+    for count, kill_them in ((3, True), (3, True), (2, False)):
+        processes = [subprocess.Popen(
+            [sys.executable, '-c', WRITER, str(tmp_path / 'pool'), f'{index}/{count}', str(package),
+             str(Path(__file__).parent)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) for index in range(count)]
+        for process in processes:
+            assert process.stdout.readline() == b'ready\n'
+        for process in processes:
+            process.stdin.write(b'\n')
+            process.stdin.close()
+        for process in processes:
+            if kill_them:
+                time.sleep(rng.uniform(0, 0.03))
+                process.kill()
+            assert process.wait() in ((0, -signal.SIGKILL) if kill_them else (0, ))
+            process.stdout.close()
+    assert contents(tmp_path / 'pool') == whole
 
 
 def test_subfolders(tmp_path: Path) -> None:
