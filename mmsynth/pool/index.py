@@ -132,7 +132,7 @@ class LineIndex:
             size, changed, inode, checksum, *_ = stored[0].tolist()
             signature, rows = signature_of(file), np.asarray(stored[1:])
             is_same = signature[1:] == (size, changed)
-            if not is_same and not (signature[0] == inode and signature[1] > size) or not len(rows):
+            if not is_same and not (signature[0] == inode and signature[1] > size) or not _follow(rows, size):
                 return
             self.rows = rows
             self.last_line = self._line(file, len(rows) - 1)
@@ -250,6 +250,13 @@ def store_index(path: Path, rows: NDArray | None = None) -> None:
         with open(path, 'rb') as file:
             file.seek(int(rows[-1]['start']))
             _save(path, rows, signature_of(file), file.read().rstrip(b'\n'))
+
+
+def _follow(rows: NDArray, size: int) -> bool:
+    """Whether rows are those of a file of so many bytes: one line after the other, from its beginning to its end."""
+    ends = rows['start'] + rows['length']
+    return (len(rows) > 0 and not rows['start'][0] and not rows['file'].any()
+            and bool((ends[:-1] == rows['start'][1:]).all()) and size in (ends[-1], ends[-1] - 1))
 
 
 def _save(path: Path, rows: NDArray, signature: Signature, last_line: bytes) -> None:

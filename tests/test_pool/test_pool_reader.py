@@ -176,9 +176,15 @@ def test_a_large_pool_has_an_index_which_is_not_taken_once_it_is_old(tmp_path: P
     path.write_text(path.read_text().replace('false', 'true'))  # an index that is older than the manifest
     assert LineIndex(path).kept.tolist() == [True] * 4
     stored = tmp_path / 'manifest.index.npy'
+    rows = np.load(stored)
     for damaged in (b'\x93NUMPY', b'', stored.read_bytes()[:-20]):
         stored.write_bytes(damaged)
         assert len(LineIndex(path)) == 4
+    for field, value in (('start', -1), ('length', 1 << 30), ('file', 7)):  # of the second line
+        wrong = rows.copy()
+        wrong[field][2] = value
+        np.save(stored, wrong)
+        assert LineIndex(path).record(1).id == 'c'
 
 
 def test_a_stored_index_is_mapped_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
