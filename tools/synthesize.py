@@ -69,7 +69,9 @@ def main() -> None:
             device=args.device or default_device())
     except NotFiniteError as error:
         sys.exit(str(error))
-    print(f'{len(pool)} samples in {pool.root}; look at {pool.root}/preview.png and {pool.root}/report.html')
+    print(f'{len(pool)} samples in {pool.root}', end='')
+    print(f'; look at {pool.root}/preview.png and {pool.root}/report.html' if (pool.root / 'report.html').is_file()
+          else '; the last shard to finish completes them')
 
 
 if __name__ == '__main__':

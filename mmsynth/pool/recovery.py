@@ -4,6 +4,7 @@ import os
 import re
 import secrets
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from mmsynth.pool.index import (
     KEPT,
     LABELLED,
     WEIGHTED,
+    Entry,
     describe_record,
     describe_trace,
     hash64,
@@ -98,9 +100,11 @@ def write_manifest(root: Path, records: Records) -> None:
 def end_lists(folder: Path) -> None:
     """End the last lines of lists, or cut off what is torn, and clear what else a killed writer left beside them."""
     remove_temporaries(folder)
-    for name in (MANIFEST_FILE, TRACE_FILE):
-        if (folder / name).is_file():
-            _end_last_line(folder / name, is_trace=name == TRACE_FILE)
+    for name, describe in ((MANIFEST_FILE, describe_record), (JOURNAL_FILE, describe_record),
+                           (TRACE_FILE, describe_trace)):
+        if (folder / name).is_file() and not _end_last_line(folder / name, describe) and name == MANIFEST_FILE:
+            print_log(f'{folder / name}: the last line was cut off while it was written; its sample is made again.',
+                      logger='current', level=logging.WARNING)
 
 
 def write_kept(root: Path, records: Records) -> list[str]:
@@ -135,27 +139,23 @@ def _list(folder: Path) -> _Listing:
                     np.array(sizes, np.int64) > 0)
 
 
-def _end_last_line(path: Path, *, is_trace: bool) -> None:
-    """Add the line break that a whole last line lacks, or cut off a line that is torn."""
+def _end_last_line(path: Path, describe: Callable[[str, Path, int], Entry]) -> bool:
+    """Add the line break that a whole last line lacks, or cut off a line that is torn and return False."""
     with open(path, 'rb') as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(size - 1, 0))
         if file.read() in (b'', b'\n'):
-            return
+            return True
         file.seek(0)
-        length = size
         for line in file:
             last = line
-        length -= len(last)
     try:
-        (describe_trace if is_trace else describe_record)(last.decode('utf-8'), path, 0)
+        describe(last.decode('utf-8'), path, 0)
     except ValueError:
-        if not is_trace:
-            print_log(f'{path}: the last line was cut off while it was written; its sample is made again.',
-                      logger='current', level=logging.WARNING)
-        os.truncate(path, length)
-    else:
-        append_lines(path, '')
+        os.truncate(path, size - len(last))
+        return False
+    append_lines(path, '')
+    return True
 
 
 def _drop_incomplete(root: Path, table: RecordTable, found: list[_Listing]) -> RecordTable:

@@ -223,6 +223,22 @@ def test_updates_of_several_are_merged(tmp_path: Path) -> None:
     assert [record.filter['keep'] for record in records] == [True, False] * 5 and not (tmp_path / 'shards').exists()
 
 
+def test_a_torn_update_of_one_that_comes_back(tmp_path: Path) -> None:
+    """While another writes, so that nothing is merged."""
+    with create(tmp_path) as pool:
+        fill(pool, '0/1')
+    one, other = (Pool.resume(tmp_path, shard=Shard(index, 2)) for index in range(2))
+    one.update([replace(one.get(IDS[0]), filter=dict(keep=True))])
+    kill(one)
+    with open(tmp_path / 'shards' / '0-of-2' / 'manifest.journal.jsonl', 'ab') as file:
+        file.write(b'{"id": "tile/2"')
+    with Pool.resume(tmp_path, shard=Shard(0, 2)) as one:
+        one.update([replace(one.get(IDS[2]), filter=dict(keep=False))])
+    other.close()
+    assert [record.filter for record in Pool.resume(tmp_path).records][:4] == [
+        dict(keep=True), None, dict(keep=False), None]
+
+
 def test_who_is_refused(tmp_path: Path) -> None:
     pool = create(tmp_path, '0/2')
     with pytest.raises(RuntimeError, match=re.escape(str(tmp_path)) + ' is being written by process'):
