@@ -8,6 +8,7 @@ Legend: N records.
 import hashlib
 import io
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from mmsynth.pool.manifest import IMAGE_FOLDER, PoolRecord
 from mmsynth.utils.files import atomic_write
+from mmsynth.utils.progress import progress_bar
 
 Signature = tuple[int, int, int]
 Entry = tuple[str, str, int]  # of a line: id, name of its files, flags
@@ -29,13 +31,14 @@ ROW = np.dtype([('start', '<i8'), ('id', '<u8'), ('name', '<u8'), ('length', '<u
 FILTERED, DROPPED, KEPT, LABELLED, WEIGHTED = 1, 2, 4, 8, 16  # flags of a row: what a filter said of the sample
 INDEX_FROM = 16 << 20  # bytes of a file; a smaller one is read within a second
 _BLOCK = 16 << 20  # bytes of a file read at once
+_TRACE = re.compile(r'"trace": \[[^\]]+\]')  # in manifests of earlier versions, most of a line
 _VERSION = 1
 
 
 class LineIndex:
     """The lines of a JSON-lines file, one record each: 32 bytes per record.
 
-    A line is checked in full when it is indexed, and again when it is read. Lines that are appended to the file are
+    A line is checked when it is indexed, and again when it is read. Lines that are appended to the file are
     added by :meth:`refresh`; the index of a large file is stored for the next one who opens it.
 
     Args:
@@ -152,14 +155,18 @@ class LineIndex:
 
     def _scan(self, file: BinaryIO, start: int) -> Iterator[NDArray]:
         """Rows of the lines from a place on."""
+        length = file.seek(0, os.SEEK_END) - start
         file.seek(start)
         rest, number = b'', len(self)
-        while block := file.read(_BLOCK):
-            whole, line_break, rest = (rest + block).rpartition(b'\n')
-            if line_break:
-                rows = self._rows(whole.split(b'\n'), start, number)
-                start, number = start + len(whole) + 1, number + len(rows)
-                yield rows
+        with progress_bar(total=length >> 20, unit='MiB', title=f'index {self.path.name}',
+                          hidden=length <= INDEX_FROM) as bar:
+            while block := file.read(_BLOCK):
+                whole, line_break, rest = (rest + block).rpartition(b'\n')
+                if line_break:
+                    rows = self._rows(whole.split(b'\n'), start, number)
+                    start, number = start + len(whole) + 1, number + len(rows)
+                    yield rows
+                bar.update(len(block) >> 20)
         if rest and self._is_whole(rest):
             yield self._rows([rest], start, number)
 
@@ -194,12 +201,15 @@ class LineIndex:
 
 
 def describe_record(text: str, path: Path, line_number: int) -> Entry:
-    """What a manifest's line holds.
+    """What a manifest's line holds; a trace of guidance in it is not looked at before it is asked for.
 
     Raises:
         ValueError: If it is no record.
     """
-    record = PoolRecord.from_json(text, source=str(path), line_number=line_number)
+    try:
+        record = PoolRecord.from_json(_TRACE.sub('"trace": []', text))
+    except ValueError:
+        record = PoolRecord.from_json(text, source=str(path), line_number=line_number)
     return record.id, stem_of(record), flags_of(record)
 
 

@@ -93,7 +93,7 @@ def test_wrong_fields_are_named_with_file_and_line(tmp_path, changes, message):
     path = tmp_path / 'manifest.jsonl'
     path.write_text(f'{line(id="first", image="img_dir/f.png", mask="ann_dir/f.png")}\n{line(**changes)}\n')
     with pytest.raises(ValueError) as error:
-        read_records(tmp_path)
+        list(read_records(tmp_path))  # what guidance did is looked at when it is read
     assert message in str(error.value) and f'{path}, line 2' in str(error.value)
 
 

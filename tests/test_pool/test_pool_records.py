@@ -152,6 +152,16 @@ def test_a_pool_of_an_earlier_version_opens_and_goes_on(tmp_path: Path) -> None:
         assert pool.load_trace(pool.get('old')) == guided(7)['trace']
 
 
+def test_a_damaged_trace_of_an_earlier_version_is_named_when_it_is_read(tmp_path: Path) -> None:
+    with create(tmp_path) as pool:
+        record = add(pool, 'a', prompt='it says "trace": [1]')
+    line = json.loads(record.to_json()) | dict(guidance=dict(name='CRFM', trace=[1]))
+    (tmp_path / 'manifest.jsonl').write_text(json.dumps(line) + '\n')
+    pool = Pool.open(tmp_path)
+    with pytest.raises(ValueError, match="manifest.jsonl, line 1.*'trace'"):
+        pool.get('a')
+
+
 def test_removed_samples_take_their_traces_along(tmp_path: Path) -> None:
     with create(tmp_path) as pool:
         for number in range(4):
