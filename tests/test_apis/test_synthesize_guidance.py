@@ -173,7 +173,7 @@ class TestUncorrected:
         logger = MMLogger.get_current_instance()
         logger.addHandler(caplog.handler)
         try:
-            _report_uncorrected(broken.records)
+            _report_uncorrected(map(broken.load_trace, broken.records))
         finally:
             logger.removeHandler(caplog.handler)
         message, = [record for record in caplog.records if 'uncorrected' in record.message]
@@ -185,7 +185,7 @@ class TestUncorrected:
         logger = MMLogger.get_current_instance()
         logger.addHandler(caplog.handler)
         try:
-            _report_uncorrected(best.records)
+            _report_uncorrected(map(best.load_trace, best.records))
         finally:
             logger.removeHandler(caplog.handler)
         assert not caplog.records and 'uncorrected' not in (best.root / 'report.html').read_text()
