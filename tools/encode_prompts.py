@@ -24,6 +24,9 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='PATH_OR_HUB_ID',
         help='where the text encoders are, in the diffusers layout (default: prompt_encoder.pretrained)')
     parser.add_argument('--batch-size', type=int, default=8, help='prompts encoded together (default: 8)')
+    parser.add_argument('--shard', metavar='I/N',
+                        help='this is process I of N, counted from 0, that fill one cache (default: rank and world '
+                        'size under torchrun)')
     parser.add_argument('--device', default='cpu', help='where the encoders run: cpu, cuda, cuda:1, ... (default: cpu)')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='settings that replace the config\'s')
@@ -37,12 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.path.insert(0, str(ROOT))
     from mmsynth.synthesis.build import load_config
     from mmsynth.synthesis.encode_prompts import encode_prompts
+    from mmsynth.utils.shards import Shard
     print(
         encode_prompts(
             load_config(args.config, args.cfg_options),
             cache_dir=args.cache_dir,
             pretrained=args.pretrained,
             batch_size=args.batch_size,
+            shard=Shard.parse(args.shard) if args.shard else Shard.of_environment(),
             device=args.device))
 
 

@@ -23,7 +23,11 @@ def parse_args() -> argparse.Namespace:
                         help='replace results of other filters, and of labels that were changed since')
     parser.add_argument('--batch-size', type=int, default=8,
                         help='images read together; does not change the result; default: 8')
-    parser.add_argument('--device', help='cpu, cuda, cuda:1 …; default: cuda where there is one')
+    parser.add_argument('--shard', metavar='I/N',
+                        help='this is process I of N, counted from 0, that filter one pool; the last to finish writes '
+                        'kept.txt; default: rank and world size under torchrun')
+    parser.add_argument('--device', help='cpu, cuda, cuda:1 …; default: cuda where there is one (under torchrun that '
+                        'of the local rank)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='override settings of the config, e.g. synthesis.filter.margin=1.5')
     return parser.parse_args()
@@ -33,21 +37,23 @@ def main() -> None:
     args = parse_args()
     if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:  # a checkout that is not installed
         sys.path.insert(0, str(ROOT))
-    import torch
     from rich.console import Console
 
     from mmsynth.apis.filter_pool import build_filter, filter_pool, generator_of
     from mmsynth.filtering.summary import class_table, sample_table
     from mmsynth.synthesis.build import load_config
+    from mmsynth.utils.shards import Shard, default_device
     cfg = load_config(args.config, args.cfg_options)
     report = filter_pool(
         args.pool,
-        build_filter(cfg, args.device or ('cuda' if torch.cuda.is_available() else 'cpu')),
+        build_filter(cfg, args.device or default_device()),
         generator=generator_of(cfg),
         overwrite=args.overwrite,
-        batch_size=args.batch_size)
-    for table in (class_table(report.pool), sample_table(report.pool)):
-        Console().print(table)
+        batch_size=args.batch_size,
+        shard=Shard.parse(args.shard) if args.shard else Shard.of_environment())
+    if report.kept is not None:
+        for table in (class_table(report.pool), sample_table(report.pool)):
+            Console().print(table)
     print(report)
 
 

@@ -10,7 +10,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__ + ' A run that was killed continues where it was when called again.',
+        description=__doc__ + ' A run that was killed continues where it was when called again. Several processes '
+        'generate one pool by --shard, or under torchrun.',
         epilog='Example: python tools/synthesize.py projects/demo/configs/todsynth.py work_dirs/todsynth/iter_600.pth '
         '--out-dir work_dirs/pool --limit 16')
     parser.add_argument('config', help='config with `model` (a generator) and `synthesis` (masks, guidance)')
@@ -30,7 +31,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--filter', action='store_true',
                         help='also filter each sample by `synthesis.filter` of the config, as tools/filter_pool.py '
                         'would afterwards')
-    parser.add_argument('--device', help='cpu, cuda, cuda:1 …; default: cuda where there is one')
+    parser.add_argument('--shard', metavar='I/N',
+                        help='this is process I of N, counted from 0, that generate one pool; the last to finish '
+                        'merges their lists; default: rank and world size under torchrun')
+    parser.add_argument('--files-per-folder', type=int, metavar='N',
+                        help='images go to img_dir/000, 001 …, so many in each; default: 10000 where there are more '
+                        'images, otherwise no such folders')
+    parser.add_argument('--device', help='cpu, cuda, cuda:1 …; default: cuda where there is one (under torchrun that '
+                        'of the local rank)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='override settings of the config, e.g. model.num_steps=50')
     return parser.parse_args()
@@ -40,12 +48,10 @@ def main() -> None:
     args = parse_args()
     if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:  # a checkout that is not installed
         sys.path.insert(0, str(ROOT))
-    import torch
-
     from mmsynth.apis import synthesize
     from mmsynth.apis.synthesize import NotFiniteError
     from mmsynth.synthesis.build import load_config
-    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    from mmsynth.utils.shards import Shard, default_device
     try:
         pool = synthesize(
             load_config(args.config, args.cfg_options),
@@ -58,10 +64,14 @@ def main() -> None:
             seed=args.seed,
             batch_size=args.batch_size,
             filter=args.filter,
-            device=device)
+            shard=Shard.parse(args.shard) if args.shard else Shard.of_environment(),
+            files_per_folder=args.files_per_folder,
+            device=args.device or default_device())
     except NotFiniteError as error:
         sys.exit(str(error))
-    print(f'{len(pool)} samples in {pool.root}; look at {pool.root}/preview.png and {pool.root}/report.html')
+    print(f'{len(pool)} samples in {pool.root}', end='')
+    print(f'; look at {pool.root}/preview.png and {pool.root}/report.html' if (pool.root / 'report.html').is_file()
+          else '; the last shard to finish completes them')
 
 
 if __name__ == '__main__':

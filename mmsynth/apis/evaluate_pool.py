@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmengine.dist import get_dist_info
 from mmengine.evaluator import BaseMetric, Evaluator
 from PIL import Image
 from rich.console import Console
@@ -72,7 +73,7 @@ def evaluate_pool(root: str | Path,
                   batch_size: int = 8,
                   device: str = 'cpu',
                   allow_critic: bool = False) -> dict[str, Any]:
-    """Measure a pool.
+    """Measure a pool; in a distributed run each rank reads its share of the images, and all get the results.
 
     Args:
         root: The pool's folder.
@@ -162,13 +163,14 @@ def _metrics(judge: Judge, real_set: dict[str, Any] | None, real: RealImages | N
 def _measure(pool: Pool, metrics: list[BaseMetric], batch_size: int) -> dict[str, float]:
     evaluator = Evaluator(metrics)
     evaluator.dataset_meta = dict(classes=pool.classes, palette=pool.palette)
-    records = pool.records
+    rank, world_size = get_dist_info()
+    records = pool.records[rank::world_size]  # what all of them say together is collected by the metrics
     with progress_bar(total=len(records), unit='img', title='judge') as bar:
         for start in range(0, len(records), batch_size):
             batch = records[start:start + batch_size]
             evaluator.process([_load(pool, record) for record in batch])
             bar.update(len(batch))
-    return evaluator.evaluate(len(records))
+    return evaluator.evaluate(len(pool))
 
 
 def _load(pool: Pool, record: PoolRecord) -> dict[str, Any]:

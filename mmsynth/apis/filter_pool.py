@@ -2,6 +2,7 @@
 import logging
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,21 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
+from numpy.typing import NDArray
 
 from mmsynth.datasets.records import first_few
 from mmsynth.evaluation.judge_role import CRITIC, check_judge
 from mmsynth.filtering import ClassLossFilter, FilteredSample, label_hash
-from mmsynth.pool import Pool, PoolRecord
+from mmsynth.pool import Pool, Records
 from mmsynth.pool.header import read_header
+from mmsynth.pool.index import FILTERED, hash64
+from mmsynth.pool.manifest import MANIFEST_FILE
+from mmsynth.pool.records import shard_folders
 from mmsynth.registry import MODELS
 from mmsynth.utils import progress_bar
 from mmsynth.utils.batches import batches_of_one_shape
 from mmsynth.utils.hashes import config_hash
+from mmsynth.utils.shards import Shard
 
 CHUNK = 64  # samples stored together: what a killed run loses at most
 
@@ -30,14 +36,17 @@ class FilterReport:
     Attributes:
         pool: The pool.
         filtered: Samples filtered now; the others were.
-        kept: Samples that ``kept.txt`` names.
+        kept: Samples that ``kept.txt`` names; None of a shard that was not the last one to finish.
     """
 
     pool: Pool
     filtered: int
-    kept: int
+    kept: int | None
 
     def __str__(self) -> str:
+        if self.kept is None:
+            return (f'{self.filtered} of {len(self.pool)} samples filtered now; the pool is filtered when the other '
+                    'shards have finished too')
         return (f'{len(self.pool)} samples: {self.filtered} filtered now, {len(self.pool) - self.filtered} were; '
                 f'{self.kept} kept, {len(self.pool) - self.kept} dropped ({self.pool.root / "kept.txt"})')
 
@@ -68,7 +77,7 @@ def generator_of(cfg: Config) -> Mapping[str, Any] | None:
 
 
 def filter_pool(pool_dir: str | Path, pixel_filter: ClassLossFilter, *, generator: Mapping[str, Any] | None = None,
-                overwrite: bool = False, batch_size: int = 8) -> FilterReport:
+                overwrite: bool = False, batch_size: int = 8, shard: Shard | None = None) -> FilterReport:
     """Filter a whole pool. A run that was killed continues where it was.
 
     A sample is done if its record holds a result of this filter for its label as it is now. The generated labels stay
@@ -80,93 +89,113 @@ def filter_pool(pool_dir: str | Path, pixel_filter: ClassLossFilter, *, generato
         generator: ``model`` of the config that must have generated the pool; None checks nothing.
         overwrite: Replace results of other filters, and of labels that were changed since.
         batch_size: Images read together; does not change the results.
+        shard: Which of several processes this is that filter the pool together, each the samples of its share of the
+            masks; the last one to finish writes ``kept.txt``.
 
     Raises:
-        ValueError: If pool and filter do not fit each other, or the pool holds other results and ``overwrite`` is off.
-        RuntimeError: If another process is writing the pool.
+        ValueError: If pool and filter do not fit each other, or the pool holds other results and ``overwrite`` is off;
+            or if ``overwrite`` is on for several processes.
+        RuntimeError: If another process is writing the pool that is no other shard.
     """
+    if overwrite and shard is not None:
+        raise ValueError(f'`overwrite` and `shard` {shard} do not go together: results are taken back by one process. '
+                         'Filter without --shard, or without --overwrite.')
     if batch_size < 1:
         raise ValueError(f'`batch_size` must be at least 1, got {batch_size}.')
     pixel_filter.check_classes(read_header(Path(pool_dir)).classes, f'pool {pool_dir}')
-    with Pool.resume(pool_dir) as pool:
+    with Pool.resume(pool_dir, shard=shard) as pool:
         if len(pool):
+            if shard is not None:
+                _check_whole(pool)
             if generator is not None:
                 _check_generator(pool, config_hash(generator))
-            count = filter_open_pool(pool, pixel_filter, overwrite=overwrite, batch_size=batch_size)
-            return FilterReport(pool, count, len(pool.write_kept()))
+            count = filter_open_pool(pool, pixel_filter, overwrite=overwrite, batch_size=batch_size, shard=shard)
+            is_complete = shard is None or pool.finish([record.id for record in pool.records], needs=FILTERED)
+            return FilterReport(pool, count, len(pool.write_kept()) if is_complete else None)
     raise ValueError(f'pool {pool_dir} is empty; there is nothing to filter.')
 
 
-def filter_open_pool(pool: Pool, pixel_filter: ClassLossFilter, *, batch_size: int, overwrite: bool = False) -> int:
+def filter_open_pool(pool: Pool, pixel_filter: ClassLossFilter, *, batch_size: int, overwrite: bool = False,
+                     shard: Shard | None = None) -> int:
     """Filter what is not filtered yet of a pool that is open for writing; return how many samples that was.
 
     Raises:
         ValueError: As :func:`filter_pool` does.
     """
     _warn_of_critic(pool, pixel_filter)
-    hashes = {}
-    for record in progress_bar(pool.records, unit='label', title='check labels'):  # all before the first is filtered
+    records = pool.records
+    if shard is not None:  # by masks, whose samples may be decided on together
+        own = (hash64(record.source_mask) % shard.count == shard.index for record in records)
+        records = records[np.fromiter(own, bool, len(records))]
+    hashes: list[str] = []
+    groups: dict[Hashable, list[int]] = {}  # decided on together: each alone, or all of one mask
+    for number, record in enumerate(progress_bar(records, unit='label', title='check labels')):
         mask = pool.load_mask(record)
         pixel_filter.rule.check_mask(mask, str(pool.root / record.mask))
-        hashes[record.id] = label_hash(mask)
-    done = check_results(pool, pixel_filter, hashes, overwrite=overwrite)
-
-    groups: dict[Hashable, list[PoolRecord]] = {}  # decided on together: each alone, or all of one mask
-    for record in pool.records:
-        key = (record.source_mask, hashes[record.id]) if pixel_filter.needs_siblings else record.id
-        groups.setdefault(key, []).append(record)
-    waiting = [group for group in groups.values() if not done.issuperset(record.id for record in group)]
-    records = [record for group in waiting for record in group]
-    if others := [replace(record, filter=None) for record in records if record.filter is not None]:
-        pool.update(others)
+        hashes.append(label_hash(mask))
+        key = (record.source_mask, hashes[-1]) if pixel_filter.needs_siblings else number
+        groups.setdefault(key, []).append(number)
+    done = check_results(pool, pixel_filter, records, hashes, overwrite=overwrite)
+    waiting = [group for group in groups.values() if not done[group].all()]
+    total, records = len(records), records[np.array([number for group in waiting for number in group], np.int64)]
+    pool.update(replace(record, filter=None) for record in records if record.filter is not None)
 
     losses = _losses(pool, records, pixel_filter, batch_size)
-    found: dict[str, FilteredSample] = {}
-    with progress_bar(total=len(pool), initial=len(pool) - len(records), unit='img', title='filter') as bar:
+    found: list[FilteredSample] = []
+    stored = iter(records)
+    with progress_bar(total=total, initial=total - len(records), unit='img', title='filter') as bar:
         for group in waiting:
             measured = [next(losses) for _ in group]
-            samples = pixel_filter.decide([loss for loss, _ in measured], measured[0][1])
-            found |= {record.id: sample for record, sample in zip(group, samples)}
+            found += pixel_filter.decide([loss for loss, _ in measured], measured[0][1])
             if len(found) >= CHUNK or group is waiting[-1]:
-                pool.update([replace(pool.get(id), filter=sample.entry) for id, sample in found.items()],
-                            filtered={id: sample.label for id, sample in found.items()},
-                            weights={id: sample.weight for id, sample in found.items() if sample.weight is not None})
+                results = {record.id: (record, sample) for record, sample in zip(islice(stored, len(found)), found)}
+                pool.update([replace(record, filter=sample.entry) for record, sample in results.values()],
+                            filtered={id: sample.label for id, (_, sample) in results.items()},
+                            weights={id: sample.weight for id, (_, sample) in results.items()
+                                     if sample.weight is not None})
                 bar.update(len(found))
-                found = {}
+                found = []
     return len(records)
 
 
-def check_results(pool: Pool, pixel_filter: ClassLossFilter, label_hashes: Mapping[str, str] | None = None, *,
-                  overwrite: bool = False) -> set[str]:
-    """Ids of the samples that hold a result of this filter for their label as it is now.
+def check_results(pool: Pool, pixel_filter: ClassLossFilter, records: Records,
+                  label_hashes: Sequence[str] | None = None, *, overwrite: bool = False) -> NDArray[np.bool_]:
+    """Which samples hold a result of this filter for their label as it is now.
 
     Args:
         pool: The pool.
         pixel_filter: The filter.
-        label_hashes: By id, of the labels as they are; None trusts the labels.
+        records: Of the samples.
+        label_hashes: Of their labels as they are; None trusts the labels.
         overwrite: Let samples hold other results.
 
     Raises:
         ValueError: If there are other results and ``overwrite`` is off.
     """
-    results = [record for record in pool.records if record.filter is not None]
-    others = [record for record in results if record.filter.get('filter_sha256') != pixel_filter.identity]
-    changed = [] if label_hashes is None else [
-        record for record in results if record.filter.get('labels_sha256') != label_hashes[record.id]]
+    done = (records.rows['flags'] & FILTERED) > 0
+    others: list[str] = []
+    changed: list[str] = []
+    for number in np.flatnonzero(done).tolist():
+        record = records[number]
+        if record.filter.get('filter_sha256') != pixel_filter.identity:
+            others.append(str(record.filter.get('filter_sha256')))
+            done[number] = False
+        if label_hashes is not None and record.filter.get('labels_sha256') != label_hashes[number]:
+            changed.append(record.mask)
+            done[number] = False
     problems = []
     if changed:
-        problems.append(f'{len(changed)} labels were changed since they were filtered: '
-                        + first_few(record.mask for record in changed))
+        problems.append(f'{len(changed)} labels were changed since they were filtered: {first_few(changed)}')
     if others:
-        problems.append(f'{len(others)} samples hold the result of another filter or of other settings '
-                        f'({others[0].filter.get("filter_sha256")}, this one is {pixel_filter.identity})')
+        problems.append(f'{len(others)} samples hold the result of another filter or of other settings ({others[0]}, '
+                        f'this one is {pixel_filter.identity})')
     if problems and not overwrite:
         raise ValueError(f'pool {pool.root}: {"; ".join(problems)}. Filter them again by tools/filter_pool.py with '
                          '--overwrite (`overwrite`), or go back to what they were filtered with.')
-    return {record.id for record in results} - {record.id for record in (*others, *changed)}
+    return done
 
 
-def _losses(pool: Pool, records: Sequence[PoolRecord], pixel_filter: ClassLossFilter,
+def _losses(pool: Pool, records: Records, pixel_filter: ClassLossFilter,
             batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Loss and mask (H, W) of each record, in their order."""
     loaded = ((pool.load_image(record), pool.load_mask(record)) for record in records)
@@ -184,10 +213,17 @@ def _warn_of_critic(pool: Pool, pixel_filter: ClassLossFilter) -> None:
                   level=logging.WARNING)
 
 
+def _check_whole(pool: Pool) -> None:
+    if any((folder / MANIFEST_FILE).is_file() for folder in shard_folders(pool.root)):
+        raise ValueError(f'pool {pool.root} is not finished: it has lists of a synthesis by several processes. Call '
+                         'tools/synthesize.py again until all have finished, or filter without `shard` (--shard), '
+                         'which takes what is there.')
+
+
 def _check_generator(pool: Pool, expected: str) -> None:
-    wrong = [record for record in pool.records if record.generator['config_sha256'] != expected]
+    wrong = [record.generator for record in pool.records if record.generator['config_sha256'] != expected]
     if wrong:
-        found = wrong[0].generator
+        found = wrong[0]
         raise ValueError(f'pool {pool.root} was generated by another generator than the config\'s `model`: '
                          f'{found["type"]} {found["config_sha256"]} there, {expected} here ({len(wrong)} of '
                          f'{len(pool)} samples). Give the config that it was generated with, with the same '

@@ -7,6 +7,7 @@ from rich.table import Table
 from mmsynth.filtering.scores import read_scores, worst_classes
 from mmsynth.filtering.selection import RareClassSelector, Selection
 from mmsynth.pool import Pool
+from mmsynth.pool.index import stem_of
 
 
 def select_samples(root: str | Path,
@@ -44,7 +45,7 @@ def selection_table(pool: Pool, selection: Selection) -> Table:
     """Per class the share of the trusted pixels, in all samples and in those selected, as often as each is listed."""
     counts = {name: [0.0, 0.0] for name in pool.classes}
     for record in pool.records:
-        repeats = selection.repeats[Path(record.image).stem]
+        repeats = selection.repeats[stem_of(record)]
         for name, pixels in record.filter['pixels'].items():
             trusted = pixels - record.filter['removed'].get(name, 0)
             counts[name][0] += trusted

@@ -1,6 +1,7 @@
 """Synthesis of a pool: masks of a data set → images, with or without the guidance of a critic."""
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,21 @@ from mmengine.logging import print_log
 from mmsynth.apis.filter_pool import build_filter, check_results, filter_open_pool
 from mmsynth.filtering import ClassLossFilter
 from mmsynth.guidance import Guidance
-from mmsynth.pool import Pool, PoolRecord
+from mmsynth.pool import Pool
+from mmsynth.pool.records import shard_folders
 from mmsynth.synthesis import Generator, Request, generate_batch, load_batches
 from mmsynth.synthesis.build import build_dataset, build_generator, load_config
 from mmsynth.synthesis.guidance import build_guidance, critic_hashes, guidance_settings
 from mmsynth.utils import derive_seed, progress_bar
 from mmsynth.utils.hashes import config_and_files_hash, config_hash, file_hash
+from mmsynth.utils.shards import Shard
 from mmsynth.visualization import colorize, draw_grid, pool_report, save_png
 from mmsynth.visualization.plots import count_uncorrected
 
 PREVIEW_FILE = 'preview.png'
 REPORT_FILE = 'report.html'
 _PREVIEW_SAMPLES = 16
+_FILES_PER_FOLDER = 10_000
 
 
 class NotFiniteError(RuntimeError):
@@ -41,6 +45,8 @@ def synthesize(cfg: Config | str | Path,
                seed: int = 0,
                batch_size: int | None = None,
                filter: bool = False,
+               shard: Shard | None = None,
+               files_per_folder: int | None = None,
                device: torch.device | str = 'cpu') -> Pool:
     """Generate images for the masks of ``cfg.synthesis.dataset`` and store them as a pool.
 
@@ -58,7 +64,13 @@ def synthesize(cfg: Config | str | Path,
         limit: Use only so many masks, the first.
         seed: The run's seed; a sample's own follows from it and the mask's id.
         batch_size: Images generated together; does not change them.
-        filter: Filter the pool by ``cfg.synthesis.filter`` afterwards, as :func:`filter_pool` would.
+        filter: Filter the pool by ``cfg.synthesis.filter`` afterwards, as :func:`filter_pool` would; of several
+            processes the last one to finish does it.
+        shard: Which of several processes this is that generate one pool, all called with the same arguments but for
+            this one. The samples are the same bytes for any number of them, and so is the pool once all have finished;
+            a run that was killed may go on with another number.
+        files_per_folder: Put the images into ``img_dir/000``, ``001`` …, so many in each; None does so only for more
+            than 10,000 images.
         device: Where the generator and the critic run.
 
     Returns:
@@ -66,13 +78,14 @@ def synthesize(cfg: Config | str | Path,
 
     Raises:
         ValueError: If options, data set, generator, critic and pool do not fit each other.
+        RuntimeError: If the pool is being written by another process that is no other shard.
         NotFiniteError: After everything else is done, if images were not finite.
     """
     cfg = load_config(cfg)
     settings = _synthesis_settings(cfg)
     num_per_mask = settings.get('num_per_mask', 1) if num_per_mask is None else num_per_mask
     batch_size = settings.get('batch_size', 4) if batch_size is None else batch_size
-    _check_counts(num_per_mask=num_per_mask, limit=limit, batch_size=batch_size)
+    _check_counts(num_per_mask=num_per_mask, limit=limit, batch_size=batch_size, files_per_folder=files_per_folder)
     chosen = guidance_settings(cfg, guidance, candidates)
     dataset = build_dataset(settings.dataset)
     generator = build_generator(cfg, checkpoint, device)
@@ -81,30 +94,48 @@ def synthesize(cfg: Config | str | Path,
     _check_fit(dataset, generator, guide, pixel_filter)
     requests = list_requests(dataset, seed, num_per_mask, limit)
     description = _describe(cfg, checkpoint, seed, generator, chosen)
-    with Pool.create(out_dir, description, dataset.metainfo['classes'], dataset.metainfo['palette']) as pool:
+    if files_per_folder is None and len(requests) > _FILES_PER_FOLDER:
+        files_per_folder = _FILES_PER_FOLDER
+    if shard is None and shard_folders(Path(out_dir)):  # several were killed, and one goes on
+        shard = Shard(0, 1)
+    with Pool.create(out_dir, description, dataset.metainfo['classes'], dataset.metainfo['palette'],
+                     shard=shard) as pool:
         if pixel_filter is not None:
-            check_results(pool, pixel_filter)
-        missing = [request for request in requests if not pool.has(request.id)]
+            check_results(pool, pixel_filter, pool.records)
+        starts = range(0, len(requests), batch_size) if shard is None else shard.of(
+            range(0, len(requests), batch_size))
+        own = [request for start in starts for request in requests[start:start + batch_size]]
+        missing = [request for request in own if not pool.has(request.id)]
         broken = []
-        with progress_bar(total=len(requests), initial=len(requests) - len(missing), unit='img',
-                          title='synthesize') as bar:
-            for batch in load_batches(dataset, missing, batch_size):
-                samples = generate_batch(generator, batch, guide=guide, entry=description['generator'])
-                for (request, _), sample in zip(batch, samples):
-                    if sample.finite:
-                        pool.add(request.id, sample.image, sample.mask, **sample.details)
-                    else:
-                        broken.append(request.id)
-                bar.update(len(batch))
-        _report_uncorrected([pool.get(request.id) for request in missing if pool.has(request.id)])
-        if pixel_filter is not None and len(pool):
+        with progress_bar(total=len(own), initial=len(own) - len(missing), unit='img', title='synthesize') as bar:
+            for start in starts:
+                block = requests[start:start + batch_size]
+                if all(pool.has(request.id) for request in block):
+                    continue
+                for batch in load_batches(dataset, block, batch_size):
+                    wanted = [not pool.has(request.id) for request, _ in batch]
+                    if not any(wanted):
+                        continue
+                    samples = generate_batch(generator, batch, guide=guide, entry=description['generator'])
+                    for (request, _), sample in compress(zip(batch, samples), wanted):
+                        if sample.finite:
+                            pool.add(request.id, sample.image, sample.mask, **sample.details,
+                                     subfolder=_subfolder(request, files_per_folder))
+                        else:
+                            broken.append(request.id)
+                    bar.update(sum(wanted))
+        _report_uncorrected(pool.load_trace(pool.get(request.id)) for request in missing if pool.has(request.id))
+        is_complete = pool.finish([request.id for request in requests])
+        if is_complete and pixel_filter is not None and len(pool):
             filter_open_pool(pool, pixel_filter, batch_size=batch_size)
             pool.write_kept()
-        draw_preview(pool, pool.root / PREVIEW_FILE)
-        if len(pool):
+        if is_complete:
+            draw_preview(pool, pool.root / PREVIEW_FILE)
+        if is_complete and len(pool):
             pool_report(pool, pool.root / REPORT_FILE, class_counts_before=None)
-    print_log(f'{len(missing) - len(broken)} images generated, {len(requests) - len(missing)} were there; pool '
-              f'{out_dir}', logger='current')
+    print_log(f'{len(missing) - len(broken)} images generated, {len(own) - len(missing)} were there; pool {out_dir}'
+              + ('' if is_complete else f', which is complete when the other shards than {shard} have finished too'),
+              logger='current')
     if broken:
         raise NotFiniteError(
             f'{len(broken)} of {len(missing)} images were not finite and are left out of {out_dir} (the first is '
@@ -114,21 +145,27 @@ def synthesize(cfg: Config | str | Path,
 
 
 def list_requests(dataset: BaseDataset, seed: int, num_per_mask: int, limit: int | None = None) -> list[Request]:
-    """The images to generate, in the data set's order.
+    """The images to generate: the first one of each mask in the data set's order, then the second ones …
+
+    So a run that asks for more images per mask goes on where another ended.
 
     Raises:
         ValueError: If ``num_per_mask`` or ``limit`` is below 1, or two masks have the same id.
     """
     _check_counts(num_per_mask=num_per_mask, limit=limit)
     count = len(dataset) if limit is None else min(limit, len(dataset))
-    requests = []
-    for index in range(count):
-        name = dataset.get_data_info(index).get('sample_id') or Path(dataset.get_data_info(index)['seg_map_path']).stem
-        requests += [
-            Request(name if repeat == 0 else f'{name}~{repeat + 1}', index, derive_seed(seed, name, repeat), repeat)
-            for repeat in range(num_per_mask)]
+    infos = (dataset.get_data_info(index) for index in range(count))
+    names = [info.get('sample_id') or Path(info['seg_map_path']).stem for info in infos]
+    requests = [
+        Request(name if repeat == 0 else f'{name}~{repeat + 1}', index, derive_seed(seed, name, repeat), repeat,
+                repeat * count + index)
+        for repeat in range(num_per_mask) for index, name in enumerate(names)]
     _check_unique(requests)
     return requests
+
+
+def _subfolder(request: Request, files_per_folder: int | None) -> str | None:
+    return None if files_per_folder is None else f'{request.place // files_per_folder:03d}'
 
 
 def draw_preview(pool: Pool, path: Path) -> None:
@@ -198,9 +235,9 @@ def _describe(cfg: Config, checkpoint: str | Path, seed: int, generator: Generat
             critic_weights_sha256=critic_hashes(guidance['critic'])))
 
 
-def _report_uncorrected(records: Sequence[PoolRecord]) -> None:
+def _report_uncorrected(traces: Iterable[Sequence[Mapping[str, float | None]]]) -> None:
     """Say so if guidance could not do its work; silence means that it could."""
-    samples, steps = count_uncorrected([record.guidance['trace'] for record in records if record.guidance])
+    samples, steps = count_uncorrected(traces)
     if steps:
         print_log(f'guidance left {steps} steps of {samples} samples uncorrected, because the gradient of the '
                   "critic's loss was not finite there, or 0 although pixels are misread; the manifest marks them as "

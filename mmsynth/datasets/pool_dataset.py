@@ -2,15 +2,18 @@
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from operator import index as as_index
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from mmengine.logging import print_log
 from mmseg.datasets import BaseSegDataset
+from numpy.typing import NDArray
 
-from mmsynth.pool import PoolRecord
+from mmsynth.pool import PoolRecord, Records, read_records
 from mmsynth.pool.header import read_header
-from mmsynth.pool.manifest import iterate_records
+from mmsynth.pool.index import DROPPED, FILTERED, WEIGHTED, hash64
 from mmsynth.registry import DATASETS
 
 UNUSED_WEIGHTS = ('a soft filter gave its pixels weights, and the pipeline does not load them, so that doubtful labels '
@@ -27,7 +30,8 @@ class PoolDataset(BaseSegDataset):
 
     The labels of a pool are class indices with 255, whatever the real set's files hold. So what the pipeline says of
     the coding of label files (``reduce_zero_label`` of LoadAnnotations) is left out here: with a plain BaseSegDataset
-    mmseg would reduce them a second time. Class names and colours come from the pool.
+    mmseg would reduce them a second time. Class names and colours come from the pool. A sample's record is read when it
+    is drawn, so that a million samples open in seconds and workers share the little that is in memory.
 
     Args:
         data_root: The pool's folder.
@@ -76,44 +80,64 @@ class PoolDataset(BaseSegDataset):
             metainfo=own | dict(metainfo or {}),
             pipeline=pool_pipeline(pipeline),
             reduce_zero_label=reduce_zero_label,
+            serialize_data=False,  # it is an array already
             lazy_init=lazy_init,
             indices=indices,
             max_refetch=max_refetch)
 
-    def load_data_list(self) -> list[dict]:
+    def load_data_list(self) -> Sequence[dict]:
         """Load what the pipeline starts from, in the manifest's order or that of ``ann_file``."""
-        infos: dict[str, dict[str, Any]] = {}
-        kept: dict[str, bool | None] = {}  # None where no filter ran
-        is_weighted = False
-        for record in iterate_records(self.data_root):
-            name = record.image.removeprefix('img_dir/').removesuffix('.png')
-            infos[name] = self._info(record)
-            kept[name] = None if record.filter is None else bool(record.filter.get('keep', True))
-            is_weighted |= record.filter is not None and record.filter.get('weight') is not None
-        names = list(infos)
+        records = read_records(self.data_root)
+        flags = records.rows['flags']
         if self._listed is not None:
-            names = (Path(self.data_root) / self._listed).read_text(encoding='utf-8').split()
-            unknown = [name for name in names if name not in infos]
-            if unknown:
-                raise ValueError(f'`ann_file` {self._listed} names {unknown[0]!r}, which the pool {self.data_root} '
-                                 f'does not hold ({len(unknown)} such names); make the list again.')
+            chosen = self._find(records, (Path(self.data_root) / self._listed).read_text(encoding='utf-8').split())
         elif self.labels == 'filtered':
-            names = [name for name in names if kept[name] is not False]
-        if not names:
-            raise ValueError(f'pool {self.data_root} has no samples to train on, of {len(infos)}; generate more, or '
+            chosen = np.flatnonzero(~flags & DROPPED)
+        else:
+            chosen = np.arange(len(records))
+        if not len(chosen):
+            raise ValueError(f'pool {self.data_root} has no samples to train on, of {len(records)}; generate more, or '
                              "filter less (`labels='generated'` takes all).")
-        unfiltered = sum(kept[name] is None for name in names)
-        if self.labels == 'filtered' and 0 < unfiltered < len(names):
-            raise ValueError(f'pool {self.data_root}: {unfiltered} of {len(names)} samples are not filtered yet; '
+        unfiltered = np.count_nonzero(~flags[chosen] & FILTERED)
+        if self.labels == 'filtered' and 0 < unfiltered < len(chosen):
+            raise ValueError(f'pool {self.data_root}: {unfiltered} of {len(chosen)} samples are not filtered yet; '
                              "run tools/filter_pool.py, or take `labels='generated'`.")
-        if self.labels == 'filtered' and is_weighted and not self._loads_weights:
+        if self.labels == 'filtered' and (flags & WEIGHTED).any() and not self._loads_weights:
             print_log(f'pool {self.data_root}: {UNUSED_WEIGHTS}', logger='current', level=logging.WARNING)
-        return [infos[name] for name in names]
+        return _Infos(records[chosen], self.data_root, self.labels)
+
+    def _find(self, records: Records, names: list[str]) -> NDArray[np.int64]:
+        """Numbers of the records whose files have these names."""
+        hashes = np.array([hash64(name) for name in names], np.uint64)
+        order = np.argsort(records.rows['name'])
+        place = np.searchsorted(records.rows['name'], hashes, sorter=order)
+        numbers = order[np.minimum(place, len(order) - 1)] if len(order) else np.zeros(len(names), np.int64)
+        known = records.rows['name'][numbers] == hashes if len(order) else np.zeros(len(names), bool)
+        if not known.all():
+            raise ValueError(f'`ann_file` {self._listed} names {names[int(np.argmin(known))]!r}, which the pool '
+                             f'{self.data_root} does not hold ({np.count_nonzero(~known)} such names); make the list '
+                             'again.')
+        return numbers
+
+
+class _Infos(Sequence[dict]):
+    """What the pipeline starts from, of each of some records."""
+
+    def __init__(self, records: Records, root: str, labels: str) -> None:
+        self._records, self._root, self._labels = records, root, labels
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int | slice) -> 'dict | _Infos':
+        if isinstance(index, slice):
+            return _Infos(self._records[index], self._root, self._labels)
+        return self._info(self._records[as_index(index)])
 
     def _info(self, record: PoolRecord) -> dict[str, Any]:
-        label = (record.filter or {}).get('label') if self.labels == 'filtered' else None
-        return dict(img_path=os.path.join(self.data_root, record.image),
-                    seg_map_path=os.path.join(self.data_root, label or record.mask), sample_id=record.id,
+        label = (record.filter or {}).get('label') if self._labels == 'filtered' else None
+        return dict(img_path=os.path.join(self._root, record.image),
+                    seg_map_path=os.path.join(self._root, label or record.mask), sample_id=record.id,
                     label_map=None, reduce_zero_label=False, seg_fields=[])
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mmsynth.filtering.identity import label_hash
 from mmsynth.pool import Pool, PoolRecord
+from mmsynth.pool.index import FILTERED, stem_of
 from mmsynth.pool.recovery import SELECTION_FILES
 from mmsynth.utils.files import atomic_write
 from mmsynth.utils.labels import IGNORE_INDEX
@@ -127,9 +128,9 @@ class RareClassSelector:
         records = pool.records
         check_filtered(pool)
         repeats = self._mask_repeats(records)
-        found = {Path(record.image).stem: (record, *self._keep(record.filter)) for record in records}
+        found = {stem_of(record): (repeats[mask_id(record)], *self._keep(record.filter)) for record in records}
         return Selection(
-            repeats={stem: repeats[mask_id(record)] * keep for stem, (record, keep, _) in found.items()},
+            repeats={stem: count * keep for stem, (count, keep, _) in found.items()},
             reasons={stem: reason for stem, (*_, reason) in found.items()},
             images_per_mask=repeats)
 
@@ -166,15 +167,16 @@ def mask_id(record: PoolRecord) -> str:
 
 def check_filtered(pool: Pool) -> None:
     """Raise ValueError unless all samples of a pool were filtered by one filter, with the labels that they have now."""
-    entries = {record.id: record.filter for record in pool.records}
-    problems = _first_few([id for id, entry in entries.items() if entry is None], 'not filtered')
-    if not problems and len({entry['filter_sha256'] for entry in entries.values()}) > 1:
+    records = pool.records
+    unfiltered = records[(records.rows['flags'] & FILTERED) == 0]
+    problems = _first_few([record.id for record in unfiltered], 'not filtered')
+    if not problems and len({record.filter['filter_sha256'] for record in records}) > 1:
         problems = 'samples were filtered by different filters'
     if not problems:
-        problems = _first_few([record.id for record in progress_bar(pool.records, unit='img', title='check labels')
+        problems = _first_few([record.id for record in progress_bar(records, unit='img', title='check labels')
                                if label_hash(pool.load_mask(record)) != record.filter['labels_sha256']],
                               'with other labels than those that were filtered')
-    if problems or not entries:
+    if problems or not records:
         raise ValueError(f'cannot select from {pool.root}: {problems or "it is empty"}. Run tools/filter_pool.py on it'
                          ' (with --overwrite to replace results).')
 

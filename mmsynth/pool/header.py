@@ -11,6 +11,7 @@ from mmsynth.utils.files import TEMPORARY_PREFIX, FolderLock, atomic_write
 from mmsynth.utils.labels import IGNORE_INDEX
 
 HEADER_FILE = 'pool.json'
+SETUP_LOCK = '.shards.lock'  # held while one of several writers joins or leaves
 FORMAT_VERSION = 1
 
 
@@ -75,7 +76,7 @@ def check_is_pool_or_empty(root: Path) -> None:
     if not root.exists() or (root / HEADER_FILE).is_file():
         return
     others = [path.name for path in root.iterdir()
-                 if path.name != FolderLock.FILE and not path.name.startswith(TEMPORARY_PREFIX)]
+                 if path.name not in (FolderLock.FILE, SETUP_LOCK) and not path.name.startswith(TEMPORARY_PREFIX)]
     # The header may have been written since: a second writer started in the same moment.
     if others and not (root / HEADER_FILE).is_file():
         raise ValueError(f'{root} is not empty and not a pool (it has no {HEADER_FILE}, but {sorted(others)[0]!r}). '

@@ -1,25 +1,28 @@
 """The pool's manifest: one JSON object per line, one line per synthetic sample.
 
+What guidance did at each step is long, and asked for one sample at a time: it stands in a file of its own, with lines
+``{"id": …, "trace": […]}``. Pools of earlier versions have it in the manifest.
+
 A manifest is a file from outside: every line is checked in full, and a record cannot name a file outside its pool.
 """
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 MANIFEST_FILE = 'manifest.jsonl'
+TRACE_FILE = 'traces.jsonl'
 JOURNAL_FILE = 'manifest.journal.jsonl'  # records that take the place of those of the manifest
 IMAGE_FOLDER = 'img_dir'
 MASK_FOLDER = 'ann_dir'
 FILTERED_FOLDER = 'filtered'
 WEIGHT_FOLDER = 'weights'
-_FILE_RULES = {folder: re.compile(rf'{folder}/[A-Za-z0-9_][A-Za-z0-9._-]*\.png')
+_FILE_RULES = {folder: re.compile(rf'{folder}/([0-9]{{3,6}}/)?[A-Za-z0-9_][A-Za-z0-9._-]*\.png')
                for folder in (IMAGE_FOLDER, MASK_FOLDER, FILTERED_FOLDER, WEIGHT_FOLDER)}
 _FILTER_FILES = {'label': FILTERED_FOLDER, 'weight': WEIGHT_FOLDER}
 _GENERATOR_KEYS = ('type', 'config_sha256', 'weights_sha256')
@@ -42,7 +45,8 @@ class PoolRecord:
         reference: The style image, or None.
         seed: The sample's own seed, not negative.
         generator: ``type`` and ``config_sha256`` (str), ``weights_sha256`` (str, None for weights without a file).
-        guidance: ``name`` (str) and ``trace``, a list with one dict of numbers per guided step; None without guidance.
+        guidance: ``name`` (str), and in pools of earlier versions ``trace``, a list with one dict of numbers per guided
+            step, which :meth:`Pool.load_trace` reads of any pool; None without guidance.
         filter: What a filter found, a JSON object; None if none ran. ``label`` and ``weight`` in it, if they are not
             null, are its files: ``filtered/NAME.png`` and ``weights/NAME.png`` with the NAME of the image.
         mask_origin: How its mask was made of ``source_mask``, any JSON object; None for the mask as it is.
@@ -69,7 +73,7 @@ class PoolRecord:
                 object.__setattr__(self, name, convert(getattr(self, name)))
             except ValueError as error:
                 problems.append(f'`{name}` {error}')
-        if not problems and len({path.rpartition('/')[2] for path in self.files}) > 1:
+        if not problems and len({path.partition('/')[2] for path in self.files}) > 1:
             problems.append('`image` and `mask`, and the files of `filter`, must have the same file name, got '
                             + ' and '.join(map(repr, self.files)))
         if problems:
@@ -85,6 +89,12 @@ class PoolRecord:
         """What a filter added: the filtered label and the weight map, as far as there are any."""
         return tuple(self.filter[key] for key in _FILTER_FILES if (self.filter or {}).get(key) is not None)
 
+    def split_trace(self) -> tuple['PoolRecord', list[dict[str, Any]]]:
+        """The record as the manifest has it, and the trace of its guidance."""
+        if not self.guidance or 'trace' not in self.guidance:
+            return self, []
+        return replace(self, guidance=dict(name=self.guidance['name'])), self.guidance['trace']
+
     def with_filter_files(self, *, weighted: bool) -> 'PoolRecord':
         """The record with its ``filter`` naming the files of the result: the label, and with weights their map.
 
@@ -93,7 +103,7 @@ class PoolRecord:
         """
         if self.filter is None:
             raise ValueError(f'sample {self.id!r}: a filtered label needs `filter`, what the filter found.')
-        name = Path(self.image).name
+        name = self.image.removeprefix(f'{IMAGE_FOLDER}/')
         return replace(self, filter=self.filter | dict(
             label=f'{FILTERED_FOLDER}/{name}', weight=f'{WEIGHT_FOLDER}/{name}' if weighted else None))
 
@@ -118,74 +128,6 @@ class PoolRecord:
         except (ValueError, RecursionError) as error:
             raise ValueError(f'{source}, line {line_number}: {error}. Correct the line or delete it; a deleted record '
                              f'is made again.') from error
-
-
-def read_records(root: str | Path) -> list[PoolRecord]:
-    """The records of a pool that others may be writing, oldest first.
-
-    Raises:
-        ValueError: If ``root`` has no manifest, or a line of it is wrong.
-    """
-    return list(iterate_records(root))
-
-
-def iterate_records(root: str | Path) -> Iterator[PoolRecord]:
-    """As :func:`read_records`, one record in memory at a time."""
-    path = Path(root) / MANIFEST_FILE
-    if not path.is_file():
-        raise ValueError(f'{root} is not a pool (it has no {MANIFEST_FILE}). Give the folder of a synthesis run.')
-    newer = read_journal(Path(root))
-    for record in parse_manifest(path):
-        yield newer.get(record.id, record)
-
-
-def read_journal(root: Path) -> dict[str, PoolRecord]:
-    """The records of the journal, if there is one, by id; they take the place of the manifest's. The last one counts.
-
-    Raises:
-        ValueError: If a line of it is wrong; names file and line.
-    """
-    path, newer = root / JOURNAL_FILE, {}
-    if path.is_file():
-        with open(path, 'rb') as file:
-            for number, line in enumerate(file, start=1):
-                if line.endswith(b'\n'):  # else it was cut off while it was written
-                    record = PoolRecord.from_json(line.decode('utf-8', 'replace'), source=str(path), line_number=number)
-                    newer[record.id] = record
-    return newer
-
-
-def parse_manifest(path: str | Path) -> Iterator[PoolRecord]:
-    """Read a manifest line by line; a last line without its line break, which may still be written, counts if whole.
-
-    Raises:
-        ValueError: On the first line that is not a valid record, or repeats an id; names file and line.
-    """
-    ids: set[str] = set()
-    with open(path, 'rb') as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b'\n') and not is_record(line):
-                return
-            try:
-                text = line.decode('utf-8')
-            except UnicodeDecodeError as error:
-                raise ValueError(f'{path}, line {number}: not UTF-8 text ({error}). Delete the line; its record is '
-                                 'made again.') from error
-            record = PoolRecord.from_json(text, source=str(path), line_number=number)
-            if record.id in ids:
-                raise ValueError(f'{path}, line {number}: id {record.id!r} stands there twice. Delete one of the '
-                                 'lines.')
-            ids.add(record.id)
-            yield record
-
-
-def is_record(line: bytes) -> bool:
-    """Whether a line is a whole record; of a line that is still being written no part is."""
-    try:
-        PoolRecord.from_json(line.decode('utf-8'))
-    except ValueError:
-        return False
-    return True
 
 
 def complete_length(data: bytes) -> int:
@@ -275,8 +217,8 @@ def _seed(value: Any) -> int:
 def _file_in(folder: str) -> Callable[[Any], str]:
     def convert(value: Any) -> str:
         if not isinstance(value, str) or not _FILE_RULES[folder].fullmatch(value):
-            raise ValueError(f'must be {folder}/NAME.png inside the pool, NAME of letters, digits, "_", "-" and ".", '
-                             f'got {value!r:.200}')
+            raise ValueError(f'must be {folder}/NAME.png inside the pool, or {folder}/000/NAME.png, NAME of letters, '
+                             f'digits, "_", "-" and ".", got {value!r:.200}')
         return value
     return convert
 
@@ -292,16 +234,31 @@ def _generator(value: Any) -> dict[str, Any]:
 def _guidance(value: Any) -> dict[str, Any] | None:
     if value is None:
         return None
-    value = plain_json(_exact_keys(value, _GUIDANCE_KEYS))
+    if not isinstance(value, Mapping) or 'trace' in value:
+        value = _exact_keys(value, _GUIDANCE_KEYS)
+    else:
+        value = _exact_keys(value, _GUIDANCE_KEYS[:1])
+    value = plain_json(value)
     if not isinstance(value['name'], str):
         raise ValueError(f"must have a string as 'name', got {value['name']!r:.80}")
-    if not isinstance(value['trace'], list) or not all(isinstance(step, dict) for step in value['trace']):
-        raise ValueError(f"must have a list of dicts as 'trace', got {value['trace']!r:.80}")
-    for index, step in enumerate(value['trace']):
+    if 'trace' in value:
+        checked_trace(value['trace'])
+    return value
+
+
+def checked_trace(trace: Any) -> list[dict[str, Any]]:
+    """A trace of guidance, if it is one.
+
+    Raises:
+        ValueError: If it is not a list of dicts of numbers.
+    """
+    if not isinstance(trace, list) or not all(isinstance(step, dict) for step in trace):
+        raise ValueError(f"must have a list of dicts as 'trace', got {trace!r:.80}")
+    for index, step in enumerate(trace):
         for key, number in step.items():
             if not (number is None or isinstance(number, (int, float))):
                 raise ValueError(f"must have numbers in its 'trace', got {key!r} = {number!r:.80} in entry {index}")
-    return value
+    return trace
 
 
 def _optional_object(value: Any) -> dict[str, Any] | None:

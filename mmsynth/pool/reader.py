@@ -3,31 +3,21 @@
 Samples have numbers: their positions in the order in which they were published (a pool with ``rounds.jsonl``), or in
 the manifest (one without). A number means the same sample for ever.
 """
-import io
 import json
-import os
-import re
-import zipfile
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from mmsynth.pool.header import HEADER_FILE, PoolHeader
-from mmsynth.pool.manifest import MANIFEST_FILE, PoolRecord, is_record
+from mmsynth.pool.index import LineIndex, Signature, signature_of
+from mmsynth.pool.manifest import MANIFEST_FILE, PoolRecord
 from mmsynth.pool.rounds import ROUNDS_FILE, Round, read_rounds
-from mmsynth.utils.files import atomic_write
 from mmsynth.utils.labels import check_labels, read_label
 
-Signature = tuple[int, int, int]
-INDEX_FILE = 'manifest.index.npz'
 LOOK_EVERY = 100  # iterations: every change costs the walk through the pool a pass over all samples
-_BLOCK = 16 << 20  # bytes of a manifest read at once
-_DROPPED = re.compile(rb'"keep"\s*:\s*false')
 
 
 class Change(NamedTuple):
@@ -42,116 +32,6 @@ class Change(NamedTuple):
     iteration: int
     joined: tuple[int, ...]
     retired: tuple[int, ...] = ()
-
-
-class ManifestIndex:
-    """Where each line of a manifest stands and whether its sample is kept: 9 bytes per record.
-
-    A record is read and checked when it is asked for, so that a pool of a million records opens in seconds, and data
-    loading workers share the index with the process that forked them. A writer that closes a large pool leaves the
-    index beside the manifest; one that is older than the manifest is not used.
-
-    Args:
-        path: The manifest.
-
-    Attributes:
-        starts: Byte offsets (N + 1) of the lines and of the end, int64.
-        kept: False for samples that a filter dropped (N), bool.
-        last_line: The last line.
-
-    Raises:
-        FileNotFoundError: If there is no manifest.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.starts = np.zeros(1, np.int64)
-        self.kept = np.zeros(0, bool)
-        self.last_line = b''
-        self._signature: Signature | None = None
-        self._load()
-        self.refresh()
-
-    def __len__(self) -> int:
-        return len(self.kept)
-
-    def refresh(self) -> bool:
-        """Add lines that were appended to the file, or read a rewritten one anew; return whether it has changed.
-
-        What follows the last line break counts if it is whole.
-        """
-        with open(self.path, 'rb') as file:
-            signature = _signature_of(file)
-            if signature == self._signature:
-                return False
-            if len(self) and (signature[0] != self._signature[0]
-                              or self._line(file, len(self) - 1) != self.last_line):
-                self.starts, self.kept = np.zeros(1, np.int64), np.zeros(0, bool)
-            starts, kept = [self.starts], [self.kept]
-            file.seek(end := int(self.starts[-1]))
-            rest = b''
-            while block := file.read(_BLOCK):
-                block = rest + block
-                length = block.rfind(b'\n') + 1
-                block, rest = block[:length], block[length:]
-                self._add_lines(block, end, starts, kept)
-                end += len(block)
-            if is_record(rest):
-                self._add_lines(rest + b'\n', end, starts, kept)
-            self.starts, self.kept, self._signature = np.concatenate(starts), np.concatenate(kept), signature
-            self.last_line = self._line(file, len(self) - 1) if len(self) else b''
-        return True
-
-    def record(self, number: int) -> PoolRecord:
-        """Read the record of a line.
-
-        Raises:
-            ValueError: If the line is no record; names file and line.
-        """
-        with open(self.path, 'rb') as file:
-            text = self._line(file, number).decode('utf-8', 'replace')
-        return PoolRecord.from_json(text, source=str(self.path), line_number=number + 1)
-
-    def find(self, wanted: Collection[str]) -> dict[str, int]:
-        """Numbers of the lines of records, by id; ids that are not there are left out."""
-        found = {}
-        with open(self.path, 'rb') as file:
-            for line, text in zip(range(len(self)), file):
-                id = json.loads(text).get('id')
-                if id in wanted:
-                    found[id] = line
-        return found
-
-    def save(self) -> None:
-        """Write the index beside the manifest, where the next reader finds it; for the writer of the pool."""
-        buffer = io.BytesIO()
-        np.savez(buffer, starts=self.starts, kept=self.kept, status=np.array(self._signature[1:], np.int64))
-        atomic_write(self.path.with_name(INDEX_FILE), buffer.getvalue())
-
-    def _load(self) -> None:
-        """Take the stored index, if it is of the manifest as it is now."""
-        with suppress(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile), \
-                np.load(self.path.with_name(INDEX_FILE), allow_pickle=False) as stored, open(self.path, 'rb') as file:
-            signature = _signature_of(file)
-            if tuple(stored['status'].tolist()) == signature[1:]:
-                self.starts, self.kept, self._signature = stored['starts'], stored['kept'], signature
-                self.last_line = self._line(file, len(self) - 1)
-
-    def _line(self, file: BinaryIO, number: int) -> bytes:
-        file.seek(int(self.starts[number]))
-        return file.read(int(self.starts[number + 1] - self.starts[number])).rstrip(b'\n')
-
-    @staticmethod
-    def _add_lines(block: bytes, offset: int, starts: list[NDArray], kept: list[NDArray]) -> None:
-        ends = np.flatnonzero(np.frombuffer(block, np.uint8) == 10).astype(np.int64)
-        keep = np.ones(len(ends), bool)
-        dropped = [match.start() for match in _DROPPED.finditer(block)]
-        for line in np.unique(np.searchsorted(ends, dropped)).tolist():
-            first = int(ends[line - 1]) + 1 if line else 0
-            found = json.loads(block[first:int(ends[line])]).get('filter') or {}  # the words may stand elsewhere
-            keep[line] = bool(found.get('keep', True))
-        starts.append(ends + 1 + offset)
-        kept.append(keep)
 
 
 class PoolReader:
@@ -178,8 +58,7 @@ class PoolReader:
         self.root = Path(root)
         self.changes: list[Change] = []
         self._ids: list[str] | None = None  # of the rounds, in their order
-        self._lines: dict[str, int] = {}  # of the rounds' samples in the manifest
-        self._index: ManifestIndex | None = None
+        self._index: LineIndex | None = None
         self._kept = np.zeros(0, bool)  # of the index when ``changes`` were last brought up to date
         self._looked: int | None = None  # iteration of the last look at a manifest without rounds
         self._seen: dict[str, Signature | None] = {}
@@ -236,10 +115,13 @@ class PoolReader:
             return self._index.record(number)
         if not 0 <= number < len(self._ids):
             return None
-        id = self._ids[number]
-        if id not in self._lines or self._is_new(MANIFEST_FILE):
-            self._find_lines()
-        line = self._lines.get(id)
+        try:
+            if self._index is None:
+                self._index = LineIndex(self.root / MANIFEST_FILE)
+            self._index.refresh()
+        except FileNotFoundError:
+            return None
+        line = self._index.find(self._ids[number])
         return None if line is None else self._index.record(line)
 
     def _take_rounds(self, rounds: Sequence[Round]) -> None:
@@ -247,12 +129,6 @@ class PoolReader:
         numbers = {id: number for number, id in enumerate(self._ids)}
         self.changes = [Change(round.usable_from, tuple(numbers[id] for id in round.ids),
                                tuple(numbers[id] for id in round.retired)) for round in rounds]
-
-    def _find_lines(self) -> None:
-        path = self.root / MANIFEST_FILE
-        self._seen[MANIFEST_FILE] = _signature(path)
-        self._index = ManifestIndex(path) if path.is_file() else None
-        self._lines = {} if self._index is None else self._index.find(set(self._ids))
 
     def _follow_manifest(self) -> bool:
         """Bring the index up to date; return whether there is a manifest.
@@ -263,7 +139,7 @@ class PoolReader:
         index = self._index
         try:
             if index is None:
-                self._index = ManifestIndex(self.root / MANIFEST_FILE)
+                self._index = LineIndex(self.root / MANIFEST_FILE)
                 return True
             count, last_line = len(index), index.last_line
             if not index.refresh() or not count:
@@ -348,11 +224,6 @@ def _signature(path: Path) -> Signature | None:
     """
     try:
         with open(path, 'rb') as file:
-            return _signature_of(file)
+            return signature_of(file)
     except (FileNotFoundError, NotADirectoryError):
         return None
-
-
-def _signature_of(file: BinaryIO) -> Signature:
-    status = os.fstat(file.fileno())
-    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -15,6 +15,7 @@ from mmsynth.synthesis.build import build_dataset, load_config
 from mmsynth.synthesis.live_critics import without_live_critics
 from mmsynth.utils import progress_bar
 from mmsynth.utils.datasets import leaf_datasets
+from mmsynth.utils.shards import Shard
 
 NEGATIVE_PROMPT = ''  # of classifier-free guidance, and what prompt dropout trains with
 _USUAL_ENCODERS = {'mmsynth.TISynth': 'mmsynth.CLIPTextEncoder'}  # of a generator; SD3's of any other
@@ -27,7 +28,7 @@ class EncodeReport:
     Attributes:
         folder: The cache's folder.
         identity: Identity of the encoder.
-        distinct: Distinct prompts of the config, the empty one included.
+        distinct: Distinct prompts of the config, the empty one included; of a shard its share of them.
         encoded: How many of them were encoded now; the others were in the cache.
         size_bytes: Size of the files of these prompts.
     """
@@ -49,6 +50,7 @@ def encode_prompts(config: Config | str | Path,
                    cache_dir: str | Path | None = None,
                    pretrained: str | None = None,
                    batch_size: int = 8,
+                   shard: Shard | None = None,
                    device: str = 'cpu') -> EncodeReport:
     """Encode every prompt that a config's datasets can ask for, into its prompt cache.
 
@@ -58,6 +60,7 @@ def encode_prompts(config: Config | str | Path,
         cache_dir: Another folder for the cache.
         pretrained: Another folder or hub id for the encoder.
         batch_size: Prompts encoded together.
+        shard: Which of several processes this is that fill one cache; encodes its share of the prompts.
         device: Where the encoder runs.
 
     Raises:
@@ -71,6 +74,8 @@ def encode_prompts(config: Config | str | Path,
     if batch_size < 1:
         raise ValueError(f'`batch_size` must be at least 1, got {batch_size}.')
     prompts = collect_prompts(config)
+    if shard is not None:
+        prompts = shard.of(prompts)
     encoder = _build_encoder(encoder_config).to(device)
     _check_identity(reader, folder, encoder.identity)
     cache = PromptCache(folder, encoder.identity)

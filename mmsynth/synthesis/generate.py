@@ -51,12 +51,14 @@ class Request:
         index: Of the mask in its data set.
         seed: Of the sample.
         repeat: Number of the image among those of its mask, from 0.
+        place: Its place among all requests of the run.
     """
 
     id: str
     index: int
     seed: int
     repeat: int = 0
+    place: int = 0
 
 
 class GeneratedSample(NamedTuple):
@@ -77,9 +79,14 @@ class GeneratedSample(NamedTuple):
 
 def load_batches(dataset: BaseDataset, requests: Sequence[Request],
                  batch_size: int) -> Iterator[list[tuple[Request, SynthDataSample]]]:
-    """Requests with their loaded samples, in batches of one mask size."""
-    loaded = ((request, load_sample(dataset, request)) for request in requests)
-    return batches_of_one_shape(loaded, lambda item: tuple(item[1].gt_sem_seg.shape), batch_size)
+    """Requests with their loaded samples, in batches of one mask size.
+
+    Batches do not reach over every ``batch_size``-th request. So of the requests of a run, each is in a batch with the
+    same others, whoever generates them: rounding may depend on what is computed together.
+    """
+    for start in range(0, len(requests), batch_size):
+        loaded = [(request, load_sample(dataset, request)) for request in requests[start:start + batch_size]]
+        yield from batches_of_one_shape(loaded, lambda item: tuple(item[1].gt_sem_seg.shape), batch_size)
 
 
 def load_sample(dataset: BaseDataset, request: Request) -> SynthDataSample:

@@ -4,10 +4,13 @@ import io
 import os
 import re
 import secrets
+import time
 import unicodedata
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -41,11 +44,22 @@ def atomic_write(path: str | Path, data: bytes) -> None:
     Raises:
         OSError: If it cannot be written (disk full, no permission); nothing is left behind then.
     """
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """As :func:`atomic_write`, for what is written in parts; it takes its place when the block ends without an error.
+
+    Raises:
+        OSError: See :func:`atomic_write`.
+    """
     path = Path(path)
     temporary = path.parent / f'{TEMPORARY_PREFIX}{secrets.token_hex(8)}'
     try:
         with open(temporary, 'xb') as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -78,8 +92,8 @@ def atomic_write_all(files: Mapping[Path, bytes]) -> None:
         _sync_folder(folder)
 
 
-def append_lines(path: str | Path, *lines: str) -> None:
-    """Append lines, all or none, and wait until they are on the disk.
+def append_lines(path: str | Path, *lines: str) -> int:
+    """Append lines, all or none, and wait until they are on the disk; return the byte at which they begin.
 
     Raises:
         OSError: If they cannot be written (disk full, no permission); the file is as before then.
@@ -94,6 +108,7 @@ def append_lines(path: str | Path, *lines: str) -> None:
     except BaseException:
         os.truncate(path, length)
         raise
+    return length
 
 
 def remove_temporaries(folder: Path) -> None:
@@ -122,19 +137,30 @@ class FolderLock:
     """Held by the one process that writes a folder; the system frees it when that process ends, however it ends.
 
     Args:
-        folder: An existing folder; the lock is the file ``.lock`` in it.
+        folder: An existing folder; the lock is a file in it.
+        shared: Hold it together with others that share it; nobody else can hold it then.
+        wait: Seconds to wait for it.
+        file: The name of the lock.
 
     Raises:
         RuntimeError: If another writer holds it.
     """
     FILE = '.lock'
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, shared: bool = False, wait: float = 0, file: str = FILE) -> None:
         import fcntl  # not on Windows, where a pool can still be read
-        self._file = open(folder / self.FILE, 'a+b')
+        self._file = open(folder / file, 'a+b')
         _held.add(self)
+        end = time.monotonic() + wait
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            while True:
+                try:
+                    fcntl.flock(self._file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= end:
+                        raise
+                time.sleep(0.02)
             self._file.truncate(0)
             self._file.write(str(os.getpid()).encode())
             self._file.flush()
@@ -155,6 +181,12 @@ class FolderLock:
         if not self._file.closed:
             fcntl.flock(self._file, fcntl.LOCK_UN)
             self._file.close()
+
+    def __enter__(self) -> 'FolderLock':
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
 
 
 _held: 'weakref.WeakSet[FolderLock]' = weakref.WeakSet()

@@ -10,7 +10,7 @@ _LOG_INTERVAL = 10.0  # seconds between lines where the output is a file
 
 
 def progress_bar(items: Iterable[Item] | None = None, *, total: int | None = None, initial: int = 0, unit: str = 'it',
-                 title: str = '') -> 'tqdm[Item]':
+                 title: str = '', hidden: bool = False) -> 'tqdm[Item]':
     """A progress bar on stderr, with rate and time left; on something that is no terminal, a line now and then.
 
     Args:
@@ -19,6 +19,7 @@ def progress_bar(items: Iterable[Item] | None = None, *, total: int | None = Non
         initial: Items already done, for a resumed run.
         unit: What an item is.
         title: Stands before the bar.
+        hidden: Show nothing, for what is short.
     """
     terminal = sys.stderr.isatty()
     return tqdm(
@@ -27,6 +28,7 @@ def progress_bar(items: Iterable[Item] | None = None, *, total: int | None = Non
         initial=initial,
         unit=unit,
         desc=title,
+        disable=hidden,
         dynamic_ncols=terminal,
         ncols=None if terminal else 100,
         mininterval=0.2 if terminal else _LOG_INTERVAL)

@@ -1,7 +1,7 @@
 """Plots as PNG bytes. Figures are made without pyplot, so nothing is shared with the plots of others."""
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -233,7 +233,7 @@ def guidance_series(traces: Sequence[Sequence[Mapping[str, float | None]]], key:
     return series
 
 
-def count_uncorrected(traces: Sequence[Sequence[Mapping[str, float | None]]]) -> tuple[int, int]:
+def count_uncorrected(traces: Iterable[Sequence[Mapping[str, float | None]]]) -> tuple[int, int]:
     """How many samples guidance left uncorrected at any step, and at how many steps in all (their 'skipped')."""
     skipped = [sum(bool(entry.get('skipped')) for entry in trace) for trace in traces]
     return sum(count > 0 for count in skipped), sum(skipped)

@@ -65,7 +65,7 @@ def pool_report(pool: Pool, path: str | Path, *, class_counts_before: Sequence[i
         add_filter(report, records, pool.classes, pool.palette)
         if max_samples:
             add_extremes(report, records, cards)
-        _add_guidance(report, records)
+        _add_guidance(report, pool, records)
         _add_origins(report, records)
     else:
         report.add_text('Samples', 'The pool is empty.')
@@ -174,8 +174,8 @@ def _add_balance_table(report: Report, classes: Sequence[str], stages: Mapping[s
                      'Factor: how much the share of the class grows in the training set.' if compared else None)
 
 
-def _add_guidance(report: Report, records: Sequence[PoolRecord]) -> None:
-    traces = [record.guidance['trace'] for record in records if record.guidance]
+def _add_guidance(report: Report, pool: Pool, records: Sequence[PoolRecord]) -> None:
+    traces = [pool.load_trace(record) for record in records if record.guidance]
     series = {key: guidance_series(traces, key) for key in
               ('loss_before', 'loss_after', 'wrong_before', 'wrong_after', 'relative_change')}
     steps = sorted({step for values in series.values() for step in values})

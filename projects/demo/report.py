@@ -59,7 +59,7 @@ def report_demo(demo: Demo, results: Sequence[SeedResult]) -> None:
                          'of the means over all images, in levels of 0 to 255. Moved: the way that images went when '
                          'their references were swapped, as a share of the way that the references are apart.')
     pool = Pool.open(results[0].pools['crfm'])
-    report.add_figure('Guidance', plot_guidance([record.guidance['trace'] for record in pool.records]),
+    report.add_figure('Guidance', plot_guidance([pool.load_trace(record) for record in pool.records]),
                       "The critic's loss before and after each correction.")
     report.add_figure('Class balance', _class_balance(demo, pool), 'Pixels per class: labelled images, and with the '
                       'synthetic ones.')

@@ -8,7 +8,7 @@ import pytest
 import torch
 from colour_judges import CLASSES, PALETTE, ColourJudge, coloured, halves
 from PIL import Image
-from small_run import ROOT, SmallRun
+from small_run import ROOT, SmallRun, run
 
 from mmsynth.apis.evaluate_pool import RealImages, evaluate_pool
 from mmsynth.evaluation import mask_consistency
@@ -53,6 +53,19 @@ def test_the_tool_writes_what_the_metrics_say(small_run: SmallRun, pool: Pool, j
     assert metrics['diversity/masks'] == 2 and metrics['diversity/pixels'] > 0
     shares = [metrics[f'classes/before.{name}'] for name in CLASSES]
     assert sum(shares) == pytest.approx(100) and 'classes/after.field' not in metrics
+
+
+@pytest.mark.process
+def test_ranks_of_torchrun_say_what_one_process_says(small_run: SmallRun, judge: Path, tmp_path: Path) -> None:
+    """Of an odd number of images, so that one has more to read."""
+    pool = small_run.synthesize(tmp_path / 'pool', guidance='none', limit=3)
+    run('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', 2,
+        ROOT / 'tools' / 'analysis_tools' / 'evaluate_pool.py', pool.root, '--judge-config',
+        small_run.critic_config_file, '--judge-checkpoint', judge, '--real-config', small_run.critic_config_file,
+        '--out', tmp_path / 'found.json', '--device', 'cpu', cwd=tmp_path)
+    alone = evaluate_pool(pool.root, small_run.critic_config_file, judge, real=RealImages(small_run.critic_config_file))
+    found = json.loads((tmp_path / 'found.json').read_text())
+    assert found['images'] == 3 and found['metrics'] == pytest.approx(alone['metrics'], rel=1e-4, abs=1e-4)
 
 
 def test_the_critic_may_judge_if_it_is_said(small_run: SmallRun, pool: Pool) -> None:

@@ -16,6 +16,7 @@ from mmsynth.apis.filter_pool import build_filter
 from mmsynth.filtering import ClassLosses, ClassLossFilter
 from mmsynth.pool import Pool, store
 from mmsynth.synthesis.build import load_config
+from mmsynth.utils.shards import Shard
 
 PER_MASK = 3
 
@@ -134,6 +135,43 @@ def test_batches_and_a_resume_do_not_matter(small_run: SmallRun, losses: Path, p
     assert len(one) == 4 * PER_MASK * (2 if options.get('mode') == 'soft' else 1)
     assert_alike(one, two)
     assert (pool_dir / 'kept.txt').read_text() == (other / 'kept.txt').read_text()
+
+
+@pytest.mark.parametrize('options', [dict(mode='soft'), dict(sibling_vote='median')])
+def test_shards_find_what_one_process_finds(small_run: SmallRun, losses: Path, pool_dir: Path, tmp_path: Path,
+                                            monkeypatch: pytest.MonkeyPatch, options: dict) -> None:
+    """One of them is killed and comes back."""
+    pixel_filter, other = make(small_run, losses, **options), Path(shutil.copytree(pool_dir, tmp_path / 'other'))
+    whole = filter_pool(other, pixel_filter)
+    monkeypatch.setattr(sys.modules['mmsynth.apis.filter_pool'], 'CHUNK', 1)
+    update, stored = Pool.update, []
+
+    def dies(pool: Pool, *arguments: object, **options: object) -> None:
+        update(pool, *arguments, **options)
+        stored.append(pool)
+        if len(stored) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Pool, 'update', dies)
+        filter_pool(pool_dir, pixel_filter, shard=Shard(1, 3))
+    reports = [filter_pool(pool_dir, pixel_filter, shard=Shard(index, 3)) for index in (2, 0, 1)]
+    assert 0 < sum(report.filtered for report in reports) < len(whole.pool)
+    assert [report.kept for report in reports] == [None, None, whole.kept]
+    assert Pool.open(pool_dir).records == whole.pool.records and contents(pool_dir) == contents(other)
+    assert (pool_dir / 'kept.txt').read_text() == (other / 'kept.txt').read_text()
+    again = filter_pool(pool_dir, pixel_filter, shard=Shard(0, 2))  # nothing to do: each is the last one
+    assert again.filtered == 0 and again.kept == whole.kept and 'dropped' in str(again)
+
+
+def test_what_shards_cannot_do(small_run: SmallRun, losses: Path, pool_dir: Path) -> None:
+    pixel_filter = make(small_run, losses)
+    with pytest.raises(ValueError, match='`overwrite` and `shard`'):
+        filter_pool(pool_dir, pixel_filter, overwrite=True, shard=Shard(0, 2))
+    small_run.synthesize(pool_dir, guidance='none', num_per_mask=PER_MASK + 2, batch_size=1, shard=Shard(0, 2))
+    with pytest.raises(ValueError, match='is not finished.*`shard`'):
+        filter_pool(pool_dir, pixel_filter, shard=Shard(0, 2))
+    assert filter_pool(pool_dir, pixel_filter).filtered == 4 * (PER_MASK + 1)
 
 
 def test_synthesis_filters_in_the_same_pass(small_run: SmallRun, losses: Path, pool_dir: Path, tmp_path: Path) -> None:

@@ -62,14 +62,14 @@ def test_records_say_where_samples_come_from(guided: Pool, plain: Pool) -> None:
         assert len(record.generator['config_sha256']) == len(record.generator['weights_sha256']) == 16
         assert record.generator == guided.settings['generator']
         assert record.guidance['name'] == 'CRFM'
-        assert [step['step'] for step in record.guidance['trace']] == list(range(GUIDED_STEPS))
+        assert [step['step'] for step in guided.load_trace(record)] == list(range(GUIDED_STEPS))
     assert len({record.seed for record in guided.records}) == len(NAMES)
     assert all(record.guidance is None for record in plain.records)
     assert guided.settings['guidance']['settings']['steps'] == GUIDED_STEPS and plain.settings['guidance'] is None
 
 
 def test_guidance_lowers_the_critics_loss_and_changes_images(guided: Pool, plain: Pool) -> None:
-    steps = [step for record in guided.records for step in record.guidance['trace']]
+    steps = [step for record in guided.records for step in guided.load_trace(record)]
     assert all(step['skipped'] == 0 and step['relative_change'] > 0 for step in steps)
     assert np.mean([step['loss_after'] - step['loss_before'] for step in steps]) < 0
     assert largest_difference(images(guided), images(plain)) > 1
@@ -81,7 +81,7 @@ def test_guidance_lowers_the_critics_loss_and_changes_images(guided: Pool, plain
 def test_guidance_of_no_steps_is_no_guidance(small_run: SmallRun, plain: Pool, tmp_path: Path) -> None:
     idle = small_run.synthesize(tmp_path / 'pool', small_run.config(synthesis__guidance__steps=0), guidance='crfm')
     assert largest_difference(images(idle), images(plain)) == 0
-    assert [record.guidance['trace'] for record in idle.records] == [[]] * len(NAMES)
+    assert [idle.load_trace(record) for record in idle.records] == [[]] * len(NAMES)
 
 
 @pytest.mark.parametrize('batch_size', [1, 3])
@@ -112,8 +112,8 @@ def test_masks_of_several_sizes_are_generated(small_run: SmallRun, tmp_path: Pat
 
 def test_several_images_per_mask_differ(small_run: SmallRun, plain: Pool, tmp_path: Path) -> None:
     pool = small_run.synthesize(tmp_path / 'pool', guidance='none', num_per_mask=3, limit=2)
-    assert [record.id for record in pool.records] == ['masks/a', 'masks/a~2', 'masks/a~3',
-                                                      'masks/b', 'masks/b~2', 'masks/b~3']
+    assert [record.id for record in pool.records] == ['masks/a', 'masks/b', 'masks/a~2', 'masks/b~2', 'masks/a~3',
+                                                      'masks/b~3']
     generated = images(pool)
     assert np.array_equal(generated['masks/a'], images(plain)['masks/a'])
     assert all(np.abs(generated['masks/a'] - generated[f'masks/a~{repeat}']).max() > 1 for repeat in (2, 3))

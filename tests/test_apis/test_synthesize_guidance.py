@@ -38,11 +38,11 @@ class TestBestOfN:
     def test_records_tell_what_was_chosen(self, best: Pool) -> None:
         for record in best.records:
             assert record.guidance['name'] == 'BestOfN'
-            entry, = record.guidance['trace']
+            entry, = best.load_trace(record)
             assert entry['step'] == 2 and entry['candidate'] in range(CANDIDATES)
             assert entry['loss_after'] <= entry['loss_before']
             assert (entry['candidate'] == 0) == (entry['seed'] == record.seed)
-        assert any(record.guidance['trace'][0]['candidate'] for record in best.records)
+        assert any(best.load_trace(record)[0]['candidate'] for record in best.records)
         assert best.settings['guidance']['settings']['type'] == 'mmsynth.BestOfN'
         assert best.settings['guidance']['settings']['num_candidates'] == CANDIDATES
 
@@ -53,7 +53,7 @@ class TestBestOfN:
         dataset = build_dataset(cfg.synthesis.dataset)
         for request, record in zip(list_requests(dataset, 0, 1), best.records, strict=True):
             sample = dataset[request.index]['data_samples']
-            generated, = generator.synthesize([sample], [record.guidance['trace'][0]['seed']])
+            generated, = generator.synthesize([sample], [best.load_trace(record)[0]['seed']])
             image = generated.generated_img.data.permute(1, 2, 0).numpy().astype(int)
             assert request.seed == record.seed and abs(image - best.load_image(record)).max() <= 1
 
@@ -68,8 +68,8 @@ class TestBestOfN:
         other = small_run.synthesize(
             tmp_path / 'pool', guidance='best-of-n', candidates=CANDIDATES, batch_size=batch_size)
         assert largest_difference(images(other), images(best)) <= 1
-        assert [record.guidance['trace'][0]['seed'] for record in other.records] == [
-            record.guidance['trace'][0]['seed'] for record in best.records]
+        assert [other.load_trace(record)[0]['seed'] for record in other.records] == [
+            best.load_trace(record)[0]['seed'] for record in best.records]
 
     def test_the_config_s_own_is_used_unasked(self, small_run: SmallRun, best: Pool, tmp_path: Path) -> None:
         cfg = small_run.config()
@@ -91,7 +91,7 @@ class TestBestOfN:
 
     def test_the_report_shows_which_candidates_were_kept(self, best: Pool) -> None:
         page = (best.root / 'report.html').read_text()
-        kept = [record.guidance['trace'][0]['candidate'] for record in best.records]
+        kept = [best.load_trace(record)[0]['candidate'] for record in best.records]
         assert 'Candidates kept' in page and 'of the first candidate (before) and of the one kept (after)' in page
         assert f'{100 * kept.count(0) / len(kept):.1f}%' in page
 
@@ -139,7 +139,7 @@ def test_an_ensemble_guides_and_each_of_its_weights_is_noted(small_run: SmallRun
     cfg = small_run.config(synthesis__guidance__critic=dict(
         _delete_=True, type='mmsynth.CriticEnsemble', critics=[member, member]))
     pool = small_run.synthesize(tmp_path / 'pool', cfg, limit=1)
-    assert len(pool.records[0].guidance['trace']) == GUIDED_STEPS
+    assert len(pool.load_trace(pool.records[0])) == GUIDED_STEPS
     digest = critic_hashes(member)
     assert pool.settings['guidance']['critic_weights_sha256'] == [digest, digest] and len(digest) == 16
 
@@ -159,7 +159,7 @@ class TestUncorrected:
     def test_the_images_are_those_of_no_guidance(self, small_run: SmallRun, broken: Pool, tmp_path: Path) -> None:
         plain = small_run.synthesize(tmp_path / 'plain', guidance='none')
         assert largest_difference(images(broken), images(plain)) == 0
-        assert all(step['skipped'] == 1 for record in broken.records for step in record.guidance['trace'])
+        assert all(step['skipped'] == 1 for record in broken.records for step in broken.load_trace(record))
 
     def test_the_report_says_so(self, broken: Pool, tmp_path: Path) -> None:
         count, steps = len(NAMES), len(NAMES) * GUIDED_STEPS
@@ -173,7 +173,7 @@ class TestUncorrected:
         logger = MMLogger.get_current_instance()
         logger.addHandler(caplog.handler)
         try:
-            _report_uncorrected(broken.records)
+            _report_uncorrected(map(broken.load_trace, broken.records))
         finally:
             logger.removeHandler(caplog.handler)
         message, = [record for record in caplog.records if 'uncorrected' in record.message]
@@ -185,7 +185,7 @@ class TestUncorrected:
         logger = MMLogger.get_current_instance()
         logger.addHandler(caplog.handler)
         try:
-            _report_uncorrected(best.records)
+            _report_uncorrected(map(best.load_trace, best.records))
         finally:
             logger.removeHandler(caplog.handler)
         assert not caplog.records and 'uncorrected' not in (best.root / 'report.html').read_text()

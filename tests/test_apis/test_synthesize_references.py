@@ -123,14 +123,14 @@ def test_the_critic_guides_it(small_run: SmallRun, checkpoint: Path, tmp_path: P
     cfg = config(small_run, pick(small_run))
     cfg.synthesis.guidance.update(objective='mask', measure_after=True)
     guided = synthesize(cfg, checkpoint, tmp_path / 'crfm', limit=2)
-    traces = [record.guidance['trace'] for record in guided.records]
+    traces = [guided.load_trace(record) for record in guided.records]
     assert [[entry['step'] for entry in trace] for trace in traces] == [[0, 1]] * 2
     steps = [entry for trace in traces for entry in trace]
     assert all(entry['skipped'] == 0 for entry in steps)
     assert sum(entry['loss_after'] for entry in steps) < sum(entry['loss_before'] for entry in steps)
     best = synthesize(cfg, checkpoint, tmp_path / 'best', guidance='best-of-n', candidates=2, limit=2)
-    assert all(record.guidance['trace'][0]['loss_after'] <= record.guidance['trace'][0]['loss_before']
-               for record in best.records)
+    assert all(trace[0]['loss_after'] <= trace[0]['loss_before']
+               for trace in map(best.load_trace, best.records))
 
 
 def test_its_prompts_are_encoded_by_clip(small_run: SmallRun, tiny_sd15: Path, tmp_path: Path) -> None:

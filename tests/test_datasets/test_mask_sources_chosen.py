@@ -61,7 +61,7 @@ def test_repeats_get_ids_of_their_own_after_all_first_draws(data: Path) -> None:
     assert [dataset[index]['data_samples'].sample_id for index in range(3)] == ids(dataset)
     requests = list_requests(dataset, seed=0, num_per_mask=2)  # no clash with the tool's own repeats
     assert [request.id for request in requests[:4]] == [
-        'masks/d', 'masks/d~2', 'masks/d+draw2', 'masks/d+draw2~2']
+        'masks/d', 'masks/d+draw2', 'masks/d+draw3', 'masks/d~2']
     assert len({request.seed for request in requests}) == 6
 
 

@@ -152,7 +152,7 @@ def test_the_file_is_all_that_a_config_needs(small_run: SmallRun, trained: Path,
     line = dict(_delete_=True, type='mmsynth.LatentCritic', checkpoint=str(trained))
     cfg = small_run.config(synthesis__guidance__critic=line)
     pool = small_run.synthesize(tmp_path / 'pool', cfg)
-    trace = [step for record in pool.records for step in record.guidance['trace']]
+    trace = [step for record in pool.records for step in pool.load_trace(record)]
     assert isinstance(pool, Pool) and all(step['relative_change'] > 0 and step['skipped'] == 0 for step in trace)
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmsynth.pool import PoolRecord, parse_manifest
+from mmsynth.pool import PoolRecord, read_records
 
 GENERATOR = {'type': 'mmsynth.TODSynth', 'config_sha256': 'ab' * 32, 'weights_sha256': None}
 VALUES = {
@@ -60,9 +60,9 @@ def test_parse_ignores_a_line_still_being_written(tmp_path):
     path = tmp_path / 'manifest.jsonl'
     whole = f'{line()}\n{line(id="other")}'
     path.write_text(whole[:-1])
-    assert [entry.id for entry in parse_manifest(path)] == ['val/1#0']
+    assert [entry.id for entry in read_records(tmp_path)] == ['val/1#0']
     path.write_text(whole)  # all but its line break, as an editor may leave it
-    assert [entry.id for entry in parse_manifest(path)] == ['val/1#0', 'other']
+    assert [entry.id for entry in read_records(tmp_path)] == ['val/1#0', 'other']
 
 
 @pytest.mark.parametrize('changes, message', [
@@ -83,7 +83,8 @@ def test_parse_ignores_a_line_still_being_written(tmp_path):
     ({'generator': {'type': 'x', 'config_sha256': 'y'}}, "missing 'weights_sha256'"),
     ({'generator': {**GENERATOR, 'typ': 'x'}}, "unknown 'typ'"),
     ({'generator': {**GENERATOR, 'type': None}}, "must have a string as 'type'"),
-    ({'guidance': {'name': 'x'}}, "missing 'trace'"),
+    ({'guidance': {}}, "missing 'name'"),
+    ({'guidance': {'name': 'x', 'step': 1}}, "unknown 'step'"),
     ({'guidance': {'name': 'x', 'trace': {}}}, 'list of dicts'),
     ({'guidance': {'name': 'x', 'trace': [{'loss': '1'}]}}, "'loss' = '1' in entry 0"),
     ({'filter': []}, '`filter` must be an object or null'),
@@ -92,7 +93,7 @@ def test_wrong_fields_are_named_with_file_and_line(tmp_path, changes, message):
     path = tmp_path / 'manifest.jsonl'
     path.write_text(f'{line(id="first", image="img_dir/f.png", mask="ann_dir/f.png")}\n{line(**changes)}\n')
     with pytest.raises(ValueError) as error:
-        list(parse_manifest(path))
+        list(read_records(tmp_path))  # what guidance did is looked at when it is read
     assert message in str(error.value) and f'{path}, line 2' in str(error.value)
 
 
@@ -123,7 +124,7 @@ def test_repeated_id_and_bytes_that_are_no_text(tmp_path):
     path = tmp_path / 'manifest.jsonl'
     path.write_text(f'{line()}\n{line()}\n')
     with pytest.raises(ValueError, match='line 2: id .* stands there twice'):
-        list(parse_manifest(path))
+        read_records(tmp_path)
     path.write_bytes(b'\xff\xfe\n')
     with pytest.raises(ValueError, match='line 1: not UTF-8'):
-        list(parse_manifest(path))
+        read_records(tmp_path)

@@ -10,7 +10,8 @@ import pytest
 from mixed_data import mixed_loader, write_mixed
 
 from mmsynth.pool import Pool
-from mmsynth.pool.reader import LOOK_EVERY, ManifestIndex, PoolReader
+from mmsynth.pool.index import LineIndex
+from mmsynth.pool.reader import LOOK_EVERY, PoolReader
 
 CLASSES, PALETTE = ('a', 'b'), ((0, 0, 0), (255, 255, 255))
 
@@ -112,7 +113,7 @@ def test_a_manifest_that_is_rewritten_at_equal_length_is_read_anew(pool: Pool) -
     add(pool, 'a', keep=True)
     add(pool, 'b', keep=False)
     add(pool, 'c', keep=True)
-    index = ManifestIndex(pool.root / 'manifest.jsonl')
+    index = LineIndex(pool.root / 'manifest.jsonl')
     size = index.path.stat().st_size
     pool.update([replace(pool.get(id), filter=dict(keep=keep)) for id, keep in (('a', False), ('b', True))])
     pool.write_kept()
@@ -135,16 +136,16 @@ def test_a_line_is_checked_when_it_is_read(pool: Pool) -> None:
     entry = json.loads(path.read_text()) | dict(image='../a.png')
     path.write_text(json.dumps(entry) + '\n')
     with pytest.raises(ValueError, match='line 1.*`image`'):
-        ManifestIndex(path).record(0)
+        LineIndex(path).record(0)
 
 
 def test_a_block_may_end_anywhere(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     add(pool, *map(str, range(20)), keep=False)
     path = pool.root / 'manifest.jsonl'
-    whole = ManifestIndex(path)
-    monkeypatch.setattr('mmsynth.pool.reader._BLOCK', 700)
-    parts = ManifestIndex(path)
-    assert np.array_equal(whole.starts, parts.starts) and not parts.kept.any() and len(parts) == 20
+    whole = LineIndex(path)
+    monkeypatch.setattr('mmsynth.pool.index._BLOCK', 700)
+    parts = LineIndex(path)
+    assert np.array_equal(whole.rows, parts.rows) and not parts.kept.any() and len(parts) == 20
     assert [parts.record(line).id for line in range(20)] == list(map(str, range(20)))
 
 
@@ -157,19 +158,40 @@ def test_a_reader_holds_a_few_bytes_per_record(pool: Pool) -> None:
     assert len(pickle.dumps(reader)) < 10_000 < (pool.root / 'manifest.jsonl').stat().st_size / 20
 
 
-def test_the_writer_of_a_large_pool_leaves_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr('mmsynth.pool.store.INDEX_FROM', 100)
+def test_a_large_pool_has_an_index_which_is_not_taken_once_it_is_old(tmp_path: Path,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('mmsynth.pool.index.INDEX_FROM', 100)
     with Pool.create(tmp_path, {}, CLASSES, PALETTE) as pool:
         add(pool, 'a', 'c')
         add(pool, 'b', keep=False)
     path = tmp_path / 'manifest.jsonl'
-    scanned: list[bytes] = []
-    monkeypatch.setattr(ManifestIndex, '_add_lines', lambda *arguments: scanned.append(arguments[0]))
-    index = ManifestIndex(path)
+    scanned: list[tuple] = []
+    read = LineIndex._rows
+    monkeypatch.setattr(LineIndex, '_rows', lambda self, *lines: scanned.append(lines) or read(self, *lines))
+    index = LineIndex(path)
     assert not scanned and index.kept.tolist() == [True, True, False] and index.record(2).id == 'b'
-    monkeypatch.undo()
+    with open(path, 'a') as file:
+        file.write(json.dumps(json.loads(index.text(0)) | dict(id='d')) + '\n')
+    assert [LineIndex(path).find(id) for id in 'abcde'] == [0, 2, 1, 3, None] and len(scanned) == 1
     path.write_text(path.read_text().replace('false', 'true'))  # an index that is older than the manifest
-    assert ManifestIndex(path).kept.tolist() == [True, True, True]
-    for damaged in (b'PK', b''):
-        (tmp_path / 'manifest.index.npz').write_bytes(damaged)
-        assert len(ManifestIndex(path)) == 3
+    assert LineIndex(path).kept.tolist() == [True] * 4
+    stored = tmp_path / 'manifest.index.npy'
+    rows = np.load(stored)
+    for damaged in (b'\x93NUMPY', b'', stored.read_bytes()[:-20]):
+        stored.write_bytes(damaged)
+        assert len(LineIndex(path)) == 4
+    for field, value in (('start', -1), ('length', 1 << 30), ('file', 7)):  # of the second line
+        wrong = rows.copy()
+        wrong[field][2] = value
+        np.save(stored, wrong)
+        assert LineIndex(path).record(1).id == 'c'
+
+
+def test_a_stored_index_is_mapped_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('mmsynth.pool.index.INDEX_FROM', 100)
+    with Pool.create(tmp_path, {}, CLASSES, PALETTE) as pool:
+        add(pool, *map(str, range(5)))
+    base = LineIndex(tmp_path / 'manifest.jsonl').rows
+    while not isinstance(base, np.memmap):
+        base = base.base
+    assert len(Pool.open(tmp_path).records) == 5

@@ -12,6 +12,7 @@ from mmengine.dataset import BaseDataset
 from mmsynth.models.encoders import CachedTextEncoder, PromptCache, SD3TextEncoder
 from mmsynth.registry import DATASETS, TRANSFORMS
 from mmsynth.synthesis.encode_prompts import collect_prompts, encode_prompts
+from mmsynth.utils.shards import Shard
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -97,6 +98,13 @@ def test_second_run_adds_only_what_is_new(tiny_sd3, tmp_path):
     assert (second.distinct, second.encoded) == (4, 1) and second.size_bytes > first.size_bytes
     assert second.size_bytes == sum(path.stat().st_size for path in (tmp_path / 'cache').iterdir())
     assert '4 distinct prompts' in str(second) and '3 were cached, 1 encoded' in str(second)
+
+
+def test_shards_fill_the_cache_together(tiny_sd3, tmp_path):
+    config = make_config(tmp_path / 'cache', tiny_sd3, val_dataloader=dict(dataset=records('a', 'b')))
+    reports = [encode_prompts(config, shard=Shard(index, 2)) for index in range(2)]
+    assert [(report.distinct, report.encoded) for report in reports] == [(3, 3), (2, 2)]
+    assert encode_prompts(config).encoded == 0
 
 
 def test_pipeline_runs_up_to_the_prompt_only():

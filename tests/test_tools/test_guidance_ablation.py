@@ -105,7 +105,7 @@ def test_figures_are_those_of_a_pool(name: str, generate: Callable[[SmallRun, Pa
     assert own.critic_miou == pytest.approx(100 * mask_consistency(pool, critic).mean_iou)
     assert own.images == own.real_images == len(NAMES)
     changes = [step['relative_change'] for record in pool.records if record.guidance
-               for step in record.guidance['trace']]
+               for step in pool.load_trace(record)]
     assert own.relative_change == (pytest.approx(np.mean(changes)) if changes else None)
     real, synthetic = FeatureSet(len(CLASSES)), FeatureSet(len(CLASSES))
     for stem, record in zip(NAMES, pool.records, strict=True):

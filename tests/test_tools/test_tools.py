@@ -18,7 +18,7 @@ OPTIONS = dict(
                       '--device', '--cfg-options'],
     compare_samplers=['config', 'checkpoint', '--limit', '--passes', '--seed', '--device', '--cfg-options'],
     convert_checkpoint=['config', 'checkpoint', '--out', '--merge-lora', '--to {mmsynth,diffusers}', '--cfg-options'],
-    benchmark_pool=['--records', '--steps', '--dir'],
+    benchmark_pool=['--records', '--steps', '--inline', '--no-filter', '--dir'],
     demo=['--generator {todsynth,tisynth}', '--data', '--out-dir', '--preset', '--control {triple,siamese,adapter}',
           '--seed'],
     encode_latents=['config', '--cache-dir', '--batch-size', '--num-workers', '--device', '--cfg-options'],
@@ -34,7 +34,8 @@ OPTIONS = dict(
             '--max-samples', '--out'],
     select_samples=['pool', '--weak-classes', '--worst', '--scores', '--min-valid', '--max-repeats'],
     synthesize=['config', 'checkpoint', '--out-dir', '--guidance {crfm,best-of-n,none}', '--candidates',
-                '--num-per-mask', '--limit', '--seed', '--batch-size', '--filter', '--device', '--cfg-options'],
+                '--num-per-mask', '--limit', '--seed', '--batch-size', '--filter', '--shard', '--files-per-folder',
+                '--device', '--cfg-options'],
     train_latent_critic=['config', 'checkpoint', '--out', '--iters', '--batch-size', '--lr', '--width', '--seed',
                          '--device', '--cfg-options'],
     test=['config', 'checkpoint'],
@@ -65,8 +66,8 @@ def test_synthesize_takes_its_options(small_run: SmallRun, tmp_path: Path, monke
     assert 'synthesize: 100%' in output.err and '6/6' in output.err and 'img/s' in output.err  # progress, time left
     pool = Pool.open(tmp_path / 'pool')
     assert [record.id for record in pool.records] == [
-        f'masks/{name}{repeat}' for name in 'abc' for repeat in ('', '~2')]
-    assert all(len(record.guidance['trace']) == 2 for record in pool.records)
+        f'masks/{name}{repeat}' for repeat in ('', '~2') for name in 'abc']
+    assert all(len(pool.load_trace(record)) == 2 for record in pool.records)
     assert pool.settings['seed'] == 5
     again = small_run.synthesize(
         tmp_path / 'pool', small_run.config(model__num_steps=2, synthesis__guidance__steps='all'), seed=5, limit=3)

@@ -157,7 +157,7 @@ def test_critics_that_are_cross_fitted_have_not_seen_the_place(finished: tuple[S
     pool = Pool.open(case / 'pools' / 'crossed')
     assert len(pool.settings['guidance']['critic_weights_sha256']) == 2
     assert {Path(record.source_mask).name[0] for record in pool.records} == {'c', 'd'}
-    assert all(record.guidance['trace'] for record in pool.records)
+    assert all(pool.load_trace(record) for record in pool.records)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -29,6 +30,23 @@ def test_one_holds_it_at_a_time(tmp_path: Path) -> None:
     lock.release()
     lock.release()
     FolderLock(tmp_path).release()
+
+
+def test_several_share_it_and_none_alone_beside_them(tmp_path: Path) -> None:
+    shared = [FolderLock(tmp_path, shared=True) for _ in range(2)]
+    with pytest.raises(RuntimeError, match='is being written'):
+        FolderLock(tmp_path)
+    FolderLock(tmp_path, file='.other').release()
+    for lock in shared:
+        lock.release()
+    with FolderLock(tmp_path), pytest.raises(RuntimeError, match='is being written'):
+        FolderLock(tmp_path, shared=True)
+
+
+def test_who_waits_gets_it(tmp_path: Path) -> None:
+    lock = FolderLock(tmp_path)
+    threading.Timer(0.1, lock.release).start()
+    FolderLock(tmp_path, wait=30).release()
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')

@@ -8,7 +8,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__ + ' docs/en/metrics.md says what the numbers mean.',
+        description=__doc__ + ' docs/en/metrics.md says what the numbers mean. Under torchrun each process reads its '
+        'share of the images.',
         epilog='Example: python tools/analysis_tools/evaluate_pool.py work_dirs/pool --judge-config judge.py '
         '--judge-checkpoint judge.pth --real-config judge.py --out work_dirs/pool/evaluation.json')
     parser.add_argument('pool', help="the pool's folder")
@@ -27,7 +28,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out', metavar='FILE.json', help='write the results here')
     parser.add_argument('--batch-size', type=int, default=8,
                         help='images read together; changes speed and memory, not the results; default: 8')
-    parser.add_argument('--device', help='cpu, cuda, cuda:1 …; default: cuda where there is one')
+    parser.add_argument('--device', help='cpu, cuda, cuda:1 …; default: cuda where there is one (under torchrun that '
+                        'of the local rank)')
     parser.add_argument('--allow-critic', action='store_true',
                         help='let the critic that guided judge its own images; the results say so')
     return parser.parse_args()
@@ -38,9 +40,13 @@ def main() -> None:
     if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:  # a checkout that is not installed
         sys.path.insert(0, str(ROOT))
     import torch
+    from mmengine.dist import is_main_process
 
     from mmsynth.apis.evaluate_pool import RealImages, evaluate_pool, print_evaluation, write_evaluation
     from mmsynth.pool import Pool
+    from mmsynth.utils.shards import Shard, default_device
+    if Shard.of_environment() is not None:
+        torch.distributed.init_process_group('gloo')  # results are collected on the CPU
     evaluation = evaluate_pool(
         args.pool,
         args.judge_config,
@@ -48,8 +54,10 @@ def main() -> None:
         real=RealImages(args.real_config, args.real_split, args.num_real) if args.real_config else None,
         inception=args.inception,
         batch_size=args.batch_size,
-        device=args.device or ('cuda' if torch.cuda.is_available() else 'cpu'),
+        device=args.device or default_device(),
         allow_critic=args.allow_critic)
+    if not is_main_process():
+        return
     print_evaluation(evaluation, Pool.open(args.pool).classes)
     if args.out:
         write_evaluation(evaluation, args.out)

@@ -217,9 +217,10 @@ class Case:
             for part in parts:
                 for record in part.records:
                     if not pool.has(record.id):
+                        guidance = record.guidance and record.guidance | dict(trace=part.load_trace(record))
                         pool.add(record.id, part.load_image(record), part.load_mask(record),
                                  source_mask=record.source_mask, prompt=record.prompt, seed=record.seed,
-                                 generator=record.generator, reference=record.reference, guidance=record.guidance,
+                                 generator=record.generator, reference=record.reference, guidance=guidance,
                                  mask_origin=record.mask_origin)
         shutil.rmtree(folder.with_name(f'{folder.name}_parts'))
 
