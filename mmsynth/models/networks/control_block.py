@@ -52,6 +52,27 @@ class ControlBlock(nn.Module, ABC):
         """
 
 
+class ControlledBlock(JointTransformerBlock):
+    """SD3's block as it runs under a control scheme; without one it is SD3's own.
+
+    The scheme is called from within the block's ``forward``. So both are called as modules, and whatever gathers a
+    module's weights for the time of its call (FSDP, ZeRO) has them there when the scheme reads the block's layers.
+    """
+
+    def forward(self,
+                hidden_states: Tensor,
+                encoder_hidden_states: Tensor,
+                temb: Tensor,
+                joint_attention_kwargs: dict | None = None,
+                *,
+                control: ControlBlock | None = None,
+                mask: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        """As in :class:`ControlBlock` with a scheme: image, text, mask. Without: diffusers' text, image."""
+        if control is None:
+            return super().forward(hidden_states, encoder_hidden_states, temb, joint_attention_kwargs)
+        return control(self, hidden_states, encoder_hidden_states, mask, temb)
+
+
 class Modulation(NamedTuple):
     """What a stream's adaptive norm leaves for later in the block; each (B, D)."""
 

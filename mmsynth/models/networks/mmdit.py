@@ -7,6 +7,7 @@ Legend: B batch, C latent channels, Cm mask channels, h w latent cells, D width.
 """
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from diffusers import SD3Transformer2DModel
@@ -14,7 +15,7 @@ from diffusers.models.embeddings import PatchEmbed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmsynth.models.networks.control_block import ControlBlock
+from mmsynth.models.networks.control_block import ControlBlock, ControlledBlock
 from mmsynth.models.networks.mask_adapter import MaskAdapter
 from mmsynth.models.networks.siamese_attention import SiameseAttention
 from mmsynth.models.networks.triple_attention import TripleAttention
@@ -40,10 +41,15 @@ class MMDiT(nn.Module):
             stream, and the last block's unused mask layers, so that released weights load. Only with 'triple'.
         gradient_checkpointing: Recompute the blocks in the backward pass instead of storing their activations.
 
+    Attributes:
+        sharded_units: The classes whose modules hold most weights, and are called one after the other.
+
     Raises:
         ValueError: If not exactly one of ``pretrained`` and ``trunk`` is given, ``control`` is unknown, or ``legacy``
             is asked for with another scheme than 'triple'.
     """
+
+    sharded_units: ClassVar[tuple[type[nn.Module], ...]] = (ControlledBlock, ControlBlock)
 
     def __init__(self,
                  pretrained: str | None = None,
@@ -55,6 +61,8 @@ class MMDiT(nn.Module):
         _check_control(control, legacy)
         super().__init__()
         self.trunk = _build_trunk(pretrained, trunk)
+        for block in self.trunk.transformer_blocks:
+            block.__class__ = ControlledBlock
         self.control = control
         self.legacy = legacy
         self.gradient_checkpointing = gradient_checkpointing
@@ -132,8 +140,8 @@ class MMDiT(nn.Module):
     def _run_block(self, control: ControlBlock, block: nn.Module, image: Tensor, text: Tensor, mask: Tensor,
                    temb: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(control, block, image, text, mask, temb, use_reentrant=False)
-        return control(block, image, text, mask, temb)
+            return checkpoint(block, image, text, temb, control=control, mask=mask, use_reentrant=False)
+        return block(image, text, temb, control=control, mask=mask)
 
     def _unpatchify(self, tokens: Tensor, size: torch.Size) -> Tensor:
         patch = self.patch_size
