@@ -8,6 +8,7 @@ from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
@@ -23,3 +24,5 @@ MODELS = Registry(
     locations=['mmsynth.models', 'mmsynth.guidance', 'mmsynth.filtering'])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope=SCOPE, locations=['mmsynth.engine.hooks'])
 METRICS = Registry('metric', parent=MMENGINE_METRICS, scope=SCOPE, locations=['mmsynth.evaluation'])
+STRATEGIES = Registry(
+    'strategy', parent=MMENGINE_STRATEGIES, scope=SCOPE, locations=['mmsynth.engine.strategies'])

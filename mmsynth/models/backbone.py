@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 FINGERPRINT = 'backbone_fingerprint'
+FSDP_PREFIX = '_fsdp_wrapped_module.'  # FSDP asks for all tensors by their own names; its strategy does the rest
 _SAMPLES = 64
 
 
@@ -52,6 +53,33 @@ def whole_state_dict(model: nn.Module) -> dict[str, Tensor]:
     for name, child in model.named_children():
         child.state_dict(destination=whole, prefix=f'{name}.', keep_vars=True)
     return whole
+
+
+class BackboneNotes:
+    """What :func:`leave_out_backbone` leaves out of a model that is about to be sharded, and how its tensors began.
+
+    Afterwards the tensors are in pieces, so that whole state dicts are treated beside the model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._left_out = dict(model._backbone)
+        self._built = {name: _probe(tensor) for name, tensor in whole_state_dict(model).items()}
+
+    def leave_out(self, state_dict: dict[str, Tensor]) -> None:
+        """Drop from the model's whole state dict, in place, what still is the backbone's."""
+        _leave_out(self._left_out, state_dict, '')
+
+    def check(self, state_dict: dict[str, Tensor]) -> set[str]:
+        """Take the fingerprint out of a file's tensors, in place; the names that the file may lack.
+
+        Raises:
+            ValueError: If the model was built on another backbone.
+        """
+        fingerprint = state_dict.pop(FINGERPRINT, None)
+        absent = {name: probe for name, probe in self._built.items() if name not in state_dict}
+        if fingerprint is not None:
+            _check_backbone(absent, fingerprint)
+        return absent.keys() & self._left_out.keys()
 
 
 def _source(module: nn.Module) -> str:
@@ -95,7 +123,12 @@ def _save_without_backbone(model: nn.Module, state_dict: dict[str, Tensor], pref
                            local_metadata: Mapping[str, Any]) -> None:
     """State-dict hook: drop what still is the backbone's, and note what it was."""
     del local_metadata
-    unchanged = [(name, probe) for name, probe in model._backbone.items() if _probe(state_dict[prefix + name]) == probe]
+    if FSDP_PREFIX not in prefix:
+        _leave_out(model._backbone, state_dict, prefix)
+
+
+def _leave_out(backbone: Mapping[str, int], state_dict: dict[str, Tensor], prefix: str) -> None:
+    unchanged = [(name, probe) for name, probe in backbone.items() if _probe(state_dict[prefix + name]) == probe]
     for name, _ in unchanged:
         del state_dict[prefix + name]
     if unchanged:
@@ -105,18 +138,21 @@ def _save_without_backbone(model: nn.Module, state_dict: dict[str, Tensor], pref
 def _load_without_backbone(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *others: object) -> None:
     """Load hook: check the backbone, and keep the model's own tensors where the file has none."""
     del others
+    if FSDP_PREFIX in prefix:
+        return
     whole = whole_state_dict(model)
     fingerprint = state_dict.pop(prefix + FINGERPRINT, None)
     absent = {name: tensor for name, tensor in whole.items() if prefix + name not in state_dict}
     if fingerprint is not None:
-        _check_backbone(absent, fingerprint)
+        _check_backbone({name: _probe(tensor) for name, tensor in absent.items()}, fingerprint)
     for name in model._backbone.keys() & absent.keys():
         state_dict[prefix + name] = absent[name]
 
 
-def _check_backbone(absent: Mapping[str, Tensor], fingerprint: Tensor) -> None:
+def _check_backbone(absent: Mapping[str, int], fingerprint: Tensor) -> None:
+    """Compare the probes of tensors that a file does not hold with those that it notes."""
     expected = dict(fingerprint.tolist())
-    other = [name for name, tensor in absent.items() if expected.get(_name_id(name)) not in (None, _probe(tensor))]
+    other = [name for name, probe in absent.items() if expected.get(_name_id(name)) not in (None, probe)]
     if other:
         raise ValueError(f'the checkpoint was trained on another backbone: {len(other)} of the {len(expected)} tensors '
                          f'that it leaves to the backbone differ, the first is {other[0]}. Set `pretrained` of the '

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from mmsynth.models.backbone import FSDP_PREFIX
+
 ATTENTION_PROJECTIONS = ('to_q', 'to_k', 'to_v', 'to_out.0', 'add_q_proj', 'add_k_proj', 'add_v_proj', 'to_add_out')
 _PEFT_PARTS = re.compile(r'\.base_layer(?=\.)|(?<=\.lora_[AB])\.default(?=\.)')
 
@@ -151,6 +153,8 @@ def _save_plain_names(network: nn.Module, state_dict: dict[str, Tensor], prefix:
                       local_metadata: Mapping[str, Any]) -> None:
     """State-dict hook: peft's names → plain ones, in their order."""
     del network, local_metadata
+    if FSDP_PREFIX in prefix:
+        return
     items = list(state_dict.items())
     state_dict.clear()
     state_dict.update((plain_name(key) if key.startswith(prefix) else key, value) for key, value in items)
@@ -159,6 +163,8 @@ def _save_plain_names(network: nn.Module, state_dict: dict[str, Tensor], prefix:
 def _load_plain_names(network: nn.Module, state_dict: dict[str, Tensor], prefix: str, *others: object) -> None:
     """Load hook: plain names → peft's, which the layers below look for."""
     del others
+    if FSDP_PREFIX in prefix:
+        return
     for name, _ in network.named_parameters():
         plain = plain_name(name)
         if plain != name and prefix + plain in state_dict:
