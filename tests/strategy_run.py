@@ -1,6 +1,6 @@
-"""One process of a sharded or data-parallel training of the tiny TODSynth, beside others, on the CPU.
+"""One process of a sharded training of the tiny TODSynth, beside others, on the CPU.
 
-``python strategy_run.py RANK WORLD FOLDER CASE...`` trains every case by its strategy and writes what it found to
+``python strategy_run.py RANK WORLD FOLDER CASE...`` trains every case by FSDP and writes what it found to
 ``FOLDER/CASE_RANK.pth``. :func:`reference` is the same training in one process, by PyTorch alone.
 """
 import os
@@ -22,20 +22,13 @@ from mmsynth.models.generators import base
 from mmsynth.registry import MODELS
 
 WORLD, STEPS, MAX_NORM, LEARNING_RATE, SEED = 2, 3, 0.02, 1e-3, 3
-DDP = dict(type='DDPStrategy', model_wrapper=dict(
-    type='MMDistributedDataParallel', broadcast_buffers=False, gradient_as_bucket_view=True, device_ids=None))
-FSDP = dict(type='mmsynth.FSDPStrategy')
 LORA = dict(trainable=dict(image='lora', mask='lora'), lora=dict(rank=2))
-CASES: dict[str, tuple[dict, dict]] = {
-    'ddp': (DDP, {}),
-    'fsdp': (FSDP, {}),
-    'fsdp_lora': (FSDP, dict(LORA, checkpointing=True)),
-}
+CASES = {'fsdp': {}, 'fsdp_lora': dict(LORA, checkpointing=True)}  # settings of the generator
 
 
 def build(case: str, backbone: Path) -> TODSynth:
     """The generator of a case, with weights that depend on nothing else."""
-    changes = dict(CASES[case][1])
+    changes = dict(CASES[case])
     checkpointing = changes.pop('checkpointing', False)
     torch.manual_seed(0)
     model = MODELS.build(pretrained_config(backbone, prompt_dropout=0.5, **changes))
@@ -89,8 +82,8 @@ def reference(case: str, backbone: Path, steps: int = STEPS) -> tuple[list[list[
 
 
 def prepare(case: str, backbone: Path, folder: Path) -> Any:
-    strategy = STRATEGIES.build(CASES[case][0] | dict(
-        work_dir=str(folder / case), env_kwargs=dict(launcher='pytorch', randomness=dict(seed=SEED)),
+    strategy = STRATEGIES.build(dict(
+        type='mmsynth.FSDPStrategy', work_dir=str(folder / case), env_kwargs=dict(launcher='pytorch', randomness=dict(seed=SEED)),
         log_kwargs=dict(log_level='WARNING')))
     strategy.prepare(build(case, backbone), optim_wrapper=optim_wrapper())
     return strategy
@@ -118,22 +111,21 @@ def main(rank: int, world: int, folder: Path, backbone: Path, cases: list[str]) 
         half, end = str(folder / f'{case}_half.pth'), str(folder / f'{case}_end.pth')
         strategy.save_checkpoint(end, extra_ckpt=dict(meta=dict(iter=STEPS), message_hub={}))
         found = dict(losses=losses, norms=norms, held=held)
-        if case.startswith('fsdp'):
-            again = prepare(case, backbone, folder)
-            train(again, 0, 2)
-            again.save_checkpoint(half, extra_ckpt=dict(meta=dict(iter=2), message_hub={}))
-            resumed = prepare(case, backbone, folder)
-            resumed.resume(half, map_location='cpu')
-            found['resumed'] = train(resumed, 2, STEPS)[0]
-            resumed.save_checkpoint(str(folder / f'{case}_resumed.pth'),
-                                    extra_ckpt=dict(meta=dict(iter=STEPS), message_hub={}))
-            strategy.model.eval()
-            drawn = samples(2)
-            for seed, sample in enumerate(drawn):
-                sample.set_metainfo(dict(seed=seed))
-            with torch.no_grad():
-                drawn = strategy.model(None, drawn, mode='predict')
-            found['images'] = torch.stack([sample.generated_img.data for sample in drawn])
+        again = prepare(case, backbone, folder)
+        train(again, 0, 2)
+        again.save_checkpoint(half, extra_ckpt=dict(meta=dict(iter=2), message_hub={}))
+        resumed = prepare(case, backbone, folder)
+        resumed.resume(half, map_location='cpu')
+        found['resumed'] = train(resumed, 2, STEPS)[0]
+        resumed.save_checkpoint(str(folder / f'{case}_resumed.pth'),
+                                extra_ckpt=dict(meta=dict(iter=STEPS), message_hub={}))
+        strategy.model.eval()
+        drawn = samples(2)
+        for seed, sample in enumerate(drawn):
+            sample.set_metainfo(dict(seed=seed))
+        with torch.no_grad():
+            drawn = strategy.model(None, drawn, mode='predict')
+        found['images'] = torch.stack([sample.generated_img.data for sample in drawn])
         torch.save(found, folder / f'{case}_{rank}.pth')
 
 

@@ -16,7 +16,6 @@ from mmsynth.models.lora import plain_name
 from mmsynth.utils import read_checkpoint
 
 pytestmark = pytest.mark.process
-SHARDED = [case for case in CASES if case.startswith('fsdp')]
 
 
 @pytest.fixture(scope='module')
@@ -58,7 +57,7 @@ def test_losses_norms_and_weights_are_those_of_one_process(runs: Path, tiny_sd3:
     assert max((stored[name] - start[name]).abs().max() for name in start) > strategy_run.LEARNING_RATE
 
 
-@pytest.mark.parametrize('case', SHARDED)
+@pytest.mark.parametrize('case', CASES)
 def test_a_process_holds_its_share(runs: Path, tiny_sd3: Path, case: str) -> None:
     model = build(case, tiny_sd3)
     codec = sum(value.numel() for value in model.latent_codec.parameters())
@@ -67,7 +66,7 @@ def test_a_process_holds_its_share(runs: Path, tiny_sd3: Path, case: str) -> Non
         assert own['held'] - codec == pytest.approx(whole / WORLD, rel=0.1)
 
 
-@pytest.mark.parametrize('case', SHARDED)
+@pytest.mark.parametrize('case', CASES)
 def test_a_resumed_training_goes_on_as_the_unbroken_one(runs: Path, case: str) -> None:
     for own in found(runs, case):
         assert own['resumed'] == pytest.approx(own['losses'][2:], rel=1e-5)
@@ -89,7 +88,7 @@ def test_the_checkpoint_is_that_of_one_process(runs: Path, tiny_sd3: Path, case:
         assert torch.equal(value, stored[name])
 
 
-@pytest.mark.parametrize('case', SHARDED)
+@pytest.mark.parametrize('case', CASES)
 def test_all_processes_generate_what_one_does(runs: Path, tiny_sd3: Path, case: str) -> None:
     model = build(case, tiny_sd3).eval()
     load_generator(model, runs / f'{case}_end.pth')

@@ -61,13 +61,14 @@ class PreviewHook(Hook):
 
     @torch.no_grad()
     def _draw(self, runner: Runner) -> None:
-        """Sample on every rank, for a sharded model's forward needs all of them; the first one writes."""
+        """Sample on every rank and through the wrapper, as a sharded model's forward needs; the first rank writes."""
         model = unwrap(runner.model)
         batch = draw_training_batch(runner, self.num_samples, _SEED)
+        for row, sample in enumerate(batch['data_samples']):
+            sample.set_metainfo(dict(seed=derive_seed(_SEED, row)))
         with isolated_random_state(_SEED):
             model.eval()
-            samples = model.synthesize(batch['data_samples'],
-                                       [derive_seed(_SEED, row) for row in range(self.num_samples)])
+            samples = runner.model._run_forward(batch, mode='predict')
             model.train()
         if not is_main_process():
             return
