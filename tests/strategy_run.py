@@ -35,7 +35,7 @@ def build(case: str, backbone: Path) -> TODSynth:
     model.network.gradient_checkpointing = checkpointing
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     return model.train()
@@ -60,7 +60,7 @@ def optim_wrapper() -> dict[str, Any]:
 
 
 def reference(case: str, backbone: Path, steps: int = STEPS) -> tuple[list[list[float]], TODSynth, list[float]]:
-    """Losses of each step and rank, the model, and the norms of the gradients: one process, the batches of all ranks."""
+    """Losses of each step and rank, model and norms of gradients of one process that runs the batches of all ranks."""
     model = build(case, backbone)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     losses, norms, rngs = [], [], [base.TrainingRandomness() for _ in range(WORLD)]
@@ -83,7 +83,8 @@ def reference(case: str, backbone: Path, steps: int = STEPS) -> tuple[list[list[
 
 def prepare(case: str, backbone: Path, folder: Path) -> Any:
     strategy = STRATEGIES.build(dict(
-        type='mmsynth.FSDPStrategy', work_dir=str(folder / case), env_kwargs=dict(launcher='pytorch', randomness=dict(seed=SEED)),
+        type='mmsynth.FSDPStrategy', work_dir=str(folder / case),
+        env_kwargs=dict(launcher='pytorch', randomness=dict(seed=SEED)),
         log_kwargs=dict(log_level='WARNING')))
     strategy.prepare(build(case, backbone), optim_wrapper=optim_wrapper())
     return strategy

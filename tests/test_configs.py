@@ -1,4 +1,5 @@
 """Every shipped config: it loads, its names resolve, its model builds, and it reads data laid out as it says."""
+import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ from PIL import Image
 from small_run import ROOT
 
 from mmsynth.models.generators import BaseGenerator, TISynth, TODSynth
-from mmsynth.registry import DATASETS, MODELS
+from mmsynth.registry import DATASETS, MODELS, STRATEGIES
 from mmsynth.sampling import SAMPLERS
 from mmsynth.synthesis.build import build_dataset, load_config
 from projects.demo.landcover import CLASSES as LANDCOVER
@@ -93,6 +94,13 @@ def mmseg_class(name: str) -> type:
         return registry.get(name)
 
 
+def trains_in_bfloat16(cfg: Config) -> bool:
+    """By the host's autocast, or by that of DeepSpeed."""
+    autocast = cfg.get('strategy', {}).get('config', {}).get('torch_autocast', dict(enabled=False))
+    own = cfg.optim_wrapper.type == 'AmpOptimWrapper' and cfg.optim_wrapper.dtype == 'bfloat16'
+    return own or autocast['enabled'] and autocast['dtype'] == 'bfloat16'
+
+
 def test_there_are_configs_of_every_kind() -> None:
     assert {'demo/todsynth.py', 'demo/tisynth.py', 'demo/critic.py', 'demo/judge.py', 'demo/segmentor_real.py',
             'demo/segmentor_mixed.py', 'demo/segmentor_online.py'} <= CONFIGS.keys()
@@ -115,7 +123,7 @@ def test_names_say_what_the_configs_hold(name: str) -> None:
     crop = [part.crop_size for part in walk(cfg.train_dataloader._cfg_dict if hasattr(
         cfg.train_dataloader, '_cfg_dict') else cfg.train_dataloader) if 'crop_size' in part]
     assert (int(said[0]), int(said[2]) * 1000) == (cfg.train_dataloader.batch_size, cfg.train_cfg.max_iters)
-    assert (said[1] is not None) == (cfg.optim_wrapper.type == 'AmpOptimWrapper')
+    assert (said[1] is not None) == trains_in_bfloat16(cfg)
     assert all(tuple(size) == (int(said[3]), int(said[4])) for size in crop)
 
 
@@ -169,7 +177,12 @@ def test_generators_build(name: str, backbones: dict[str, Path]) -> None:
 def test_todsynth_configs_are_the_released_recipe(name: str, backbones: dict[str, Path]) -> None:
     cfg = load(name)
     assert cfg.model.type == 'mmsynth.TODSynth' and cfg.model.num_steps == 23
-    assert cfg.optim_wrapper.type == 'AmpOptimWrapper' and cfg.optim_wrapper.dtype == 'bfloat16'
+    assert trains_in_bfloat16(cfg)
+    optimizer = dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=1e-2)
+    assert cfg.optim_wrapper.optimizer.to_dict() == optimizer
+    accumulated = cfg.optim_wrapper.get('accumulative_counts', 1)
+    assert accumulated * cfg.train_dataloader.batch_size == 2 and cfg.train_cfg.max_iters == 20000 * accumulated
+    assert (cfg.optim_wrapper.get('clip_grad') or dict(max_norm=cfg.strategy.gradient_clipping))['max_norm'] == 1
     pretrained = {part['pretrained'] for part in walk(cfg._cfg_dict) if 'pretrained' in part}
     assert pretrained == {'stabilityai/stable-diffusion-3.5-medium'}, 'codec, network and text encoder of one backbone'
     replace_backbone(cfg._cfg_dict, backbones)
@@ -182,6 +195,17 @@ def test_todsynth_configs_are_the_released_recipe(name: str, backbones: dict[str
     embeds = encoder.encode(['a satellite image of road'])
     assert embeds.prompt_embeds.shape[-1] == model.network.trunk.config.joint_attention_dim
     assert embeds.pooled_prompt_embeds.shape[-1] == model.network.trunk.config.pooled_projection_dim
+
+
+@pytest.mark.parametrize('name', [name for name in TODSYNTH if '-zero' in name or '-fsdp' in name])
+def test_strategies_take_their_options(name: str) -> None:
+    cfg = load(name)
+    declared = inspect.signature(STRATEGIES.get(cfg.strategy.type).__init__).parameters
+    assert cfg.runner_type == 'FlexibleRunner' and cfg.strategy.keys() - {'type'} <= declared.keys()
+    if cfg.strategy.type == 'DeepSpeedStrategy':
+        assert f'-zero{cfg.strategy.zero_optimization.stage}_' in name
+        assert cfg.optim_wrapper.keys() == {'type', 'optimizer'}, 'its wrapper takes no other option'
+        assert cfg.strategy.zero_optimization.keys() <= {'stage', 'overlap_comm', 'contiguous_gradients'}
 
 
 @pytest.mark.parametrize('name', TISYNTH)

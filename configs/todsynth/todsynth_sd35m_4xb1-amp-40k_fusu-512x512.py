@@ -4,7 +4,7 @@
 #   python tools/synthesize.py configs/todsynth/todsynth_sd35m_4xb1-amp-40k_fusu-512x512.py CHECKPOINT --out-dir DIR
 _base_ = [
     '../_base_/models/todsynth_sd35m.py', '../_base_/datasets/fusu_512_synth.py',
-    '../_base_/schedules/todsynth_20k.py', '../_base_/default_runtime.py'
+    '../_base_/schedules/todsynth_20k.py', '../_base_/strategies/ddp.py', '../_base_/default_runtime.py'
 ]
 model = dict(label_codec=dict(num_classes=17))
 synthesis = dict(
