@@ -1,3 +1,3 @@
-# TODSynth sharded over the cards by FSDP: for cards on which its 53 GiB of float32 weights, gradients and Adam moments do not fit.
+# TODSynth sharded over the cards by FSDP: 15 GiB per card, by the count of docs/en/scaling.md, in the place of 39.
 #   torchrun --nproc_per_node 4 tools/train.py THIS_CONFIG --launcher pytorch
 _base_ = ['./todsynth_sd35m_4xb2-amp-20k_loveda-512x512.py', '../_base_/strategies/fsdp.py']

@@ -30,6 +30,7 @@ OPTIONS = dict(
                     '--cfg-options'],
     guidance_ablation=['config', 'checkpoint', '--judge-config', '--judge-checkpoint', '--demo-dir', '--out-dir',
                        '--seeds', '--rules', '--steps', '--limit', '--batch-size', '--num-real', '--device'],
+    memory=['--size', '--batch-size', '--cards'],
     report=['pool', '--judge-config', '--judge-checkpoint', '--real-config', '--real-masks', '--metrics',
             '--max-samples', '--out'],
     select_samples=['pool', '--weak-classes', '--worst', '--scores', '--min-valid', '--max-repeats'],
