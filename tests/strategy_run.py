@@ -1,6 +1,6 @@
 """One process of a sharded training of the tiny TODSynth, beside others, on the CPU.
 
-``python strategy_run.py RANK WORLD FOLDER CASE...`` trains every case by FSDP and writes what it found to
+``python strategy_run.py RANK WORLD FOLDER CASE...`` trains every case by FSDP (NCCL where there is a card for every process, gloo otherwise) and writes what it found to
 ``FOLDER/CASE_RANK.pth``. :func:`reference` is the same training in one process, by PyTorch alone.
 """
 import os
@@ -99,12 +99,20 @@ def train(strategy: Any, first: int, last: int) -> tuple[list[float], list[float
     return losses, norms
 
 
+def read(folder: Path, case: str, rank: int) -> dict[str, Any]:
+    """What a process has found in a case."""
+    return torch.load(folder / f'{case}_{rank}.pth', weights_only=True)
+
+
 def main(rank: int, world: int, folder: Path, backbone: Path, cases: list[str]) -> None:
     torch.set_num_threads(1)
     from mmseg.utils import register_all_modules
     register_all_modules()
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
-    dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=world)
+    nccl = torch.cuda.device_count() >= world
+    if nccl:
+        torch.cuda.set_device(rank)
+    dist.init_process_group('nccl' if nccl else 'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=world)
     for case in cases:
         strategy = prepare(case, backbone, folder)
         losses, norms = train(strategy, 0, STEPS)
@@ -126,7 +134,7 @@ def main(rank: int, world: int, folder: Path, backbone: Path, cases: list[str]) 
             sample.set_metainfo(dict(seed=seed))
         with torch.no_grad():
             drawn = strategy.model(None, drawn, mode='predict')
-        found['images'] = torch.stack([sample.generated_img.data for sample in drawn])
+        found['images'] = torch.stack([sample.generated_img.data.cpu() for sample in drawn])
         torch.save(found, folder / f'{case}_{rank}.pth')
 
 

@@ -33,7 +33,7 @@ def runs(tiny_sd3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def found(runs: Path, case: str) -> list[dict[str, Any]]:
-    return [torch.load(runs / f'{case}_{rank}.pth', weights_only=True) for rank in range(WORLD)]
+    return [strategy_run.read(runs, case, rank) for rank in range(WORLD)]
 
 
 def trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
