@@ -1,6 +1,6 @@
-"""One process of a sharded training of the tiny TODSynth, beside others, on the CPU.
+"""One process of a sharded training of the tiny TODSynth, by NCCL where each has a card, else by gloo on the CPU.
 
-``python strategy_run.py RANK WORLD FOLDER CASE...`` trains every case by FSDP (NCCL where there is a card for every process, gloo otherwise) and writes what it found to
+``python strategy_run.py RANK WORLD FOLDER BACKBONE CASE...`` trains every case and writes what it found to
 ``FOLDER/CASE_RANK.pth``. :func:`reference` is the same training in one process, by PyTorch alone.
 """
 import os
@@ -112,7 +112,8 @@ def main(rank: int, world: int, folder: Path, backbone: Path, cases: list[str]) 
     nccl = torch.cuda.device_count() >= world
     if nccl:
         torch.cuda.set_device(rank)
-    dist.init_process_group('nccl' if nccl else 'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=world)
+    dist.init_process_group('nccl' if nccl else 'gloo', init_method=f'file://{folder}/store', rank=rank,
+                            world_size=world)
     for case in cases:
         strategy = prepare(case, backbone, folder)
         losses, norms = train(strategy, 0, STEPS)

@@ -1,7 +1,7 @@
 """Every part computes on the device what it computes on the CPU in float32, in float32 and under bfloat16 autocast.
 
-The error is that of whole tensors, ``‖got - expected‖ / ‖expected‖``. float32 differs by the order of sums; bfloat16 has
-8 bits, so about 0.4 % in a product and more where several layers follow one another.
+The error is that of whole tensors, ``‖got - expected‖ / ‖expected‖``. float32 differs by the order of sums; bfloat16
+has 8 bits, so about 0.4 % in a product and more where several layers follow one another.
 """
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Whole runs on the device: the host's training by automatic mixed precision, online synthesis, and two cards by NCCL."""
+"""Whole runs on the device: training by automatic mixed precision, online synthesis, and two cards by NCCL."""
 import os
 import subprocess
 from pathlib import Path

@@ -300,28 +300,30 @@ def report(*, size: int, batch: int, cards: int, settings: Mapping[str, Any] = S
              f'LoRA of rank 16: {trainings["lora"].trainable:,}. {size} x {size} pixels, {batch} per card; GiB.', '']
     rows = [[name, one.weights, one.optimizer, one.gradients, one.activations, one.forward, one.backward, one.step,
              one.peak] for name, one in trainings.items()]
-    lines += _table(['training, one card', 'weights, tables, codec', 'optimizer', 'gradients', 'activations', 'forward',
-                     'backward', 'step', 'peak'], rows)
+    lines += markdown_table(['training, one card', 'weights, tables, codec', 'optimizer', 'gradients', 'activations',
+                             'forward', 'backward', 'step', 'peak'], rows)
     rows = []
     for name, gathered, states in (('float32 gathered, AdamW', 4, 8), ('bfloat16 gathered, AdamW', 2, 8),
                                    ('bfloat16 gathered, 8-bit AdamW', 2, EIGHT_BIT)):
         share = shard(full, cards, gathered=gathered, optimizer_bytes=states)
         rows.append([name, *share.values(), sum(share.values())])
-    lines += _table([f'full training, FSDP over {cards}', *(part.replace('_', ' ') for part in share), 'sum'], rows)
+    parts = [part.replace('_', ' ') for part in share]
+    lines += markdown_table([f'full training, FSDP over {cards}', *parts, 'sum'], rows)
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
         for checkpointed in (False, True):
             one = count_synthesis(dtype, checkpointed_decoder=checkpointed, **options)
             name = str(dtype).removeprefix('torch.') + (', gradient_checkpointing of the codec' if checkpointed else '')
             rows.append([name, one.weights, one.network, one.guidance, one.peak])
-    lines += _table(['synthesis with CRFM, batch 1', 'weights', 'network', 'correction', 'peak'], rows)
+    lines += markdown_table(['synthesis with CRFM, batch 1', 'weights', 'network', 'correction', 'peak'], rows)
     flops = count_flops(**options)
     lines += ['Operations for one image: ' + ', '.join(
         f'{part} {count / 1e12:.2f} TFLOP' for part, count in flops.items()) + '.']
     return '\n'.join(lines)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """The lines of a table, bytes as GiB, with an empty one at the end."""
     cells = [[value if isinstance(value, str) else f'{value / GIB:.2f}' for value in row] for row in rows]
     return [f'| {" | ".join(row)} |' for row in (head, ['---'] * len(head), *cells)] + ['']
 
