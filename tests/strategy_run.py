@@ -22,8 +22,13 @@ from mmsynth.models.generators import base
 from mmsynth.registry import MODELS
 
 WORLD, STEPS, MAX_NORM, LEARNING_RATE, SEED = 2, 3, 0.02, 1e-3, 3
+HALF = dict(param_dtype='bfloat16', reduce_dtype='float32')
 LORA = dict(trainable=dict(image='lora', mask='lora'), lora=dict(rank=2))
-CASES = {'fsdp': {}, 'fsdp_lora': dict(LORA, checkpointing=True)}  # settings of the generator
+CASES = {  # settings of the generator
+    'fsdp': {},
+    'fsdp_lora': dict(LORA, checkpointing=True),
+    'fsdp_bfloat16': {},
+}
 
 
 def build(case: str, backbone: Path) -> TODSynth:
@@ -83,7 +88,9 @@ def reference(case: str, backbone: Path, steps: int = STEPS) -> tuple[list[list[
 
 def prepare(case: str, backbone: Path, folder: Path) -> Any:
     strategy = STRATEGIES.build(dict(
-        type='mmsynth.FSDPStrategy', work_dir=str(folder / case),
+        type='mmsynth.FSDPStrategy',
+        model_wrapper=dict(mixed_precision=HALF) if case.endswith('bfloat16') else None,
+        work_dir=str(folder / case),
         env_kwargs=dict(launcher='pytorch', randomness=dict(seed=SEED)),
         log_kwargs=dict(log_level='WARNING')))
     strategy.prepare(build(case, backbone), optim_wrapper=optim_wrapper())

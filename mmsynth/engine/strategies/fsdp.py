@@ -3,9 +3,11 @@
 Every process holds a share of the weights, gradients and optimizer states. A block's weights are gathered for the time
 that the block runs.
 """
+import copy
 import logging
 import os
 import warnings
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -34,8 +36,9 @@ class FSDPStrategy(HostFSDPStrategy):
     clipped by the norm over all processes, not each process's own, and a training can be resumed under torch >= 2.1.
 
     Args:
-        model_wrapper: Further settings of an ``MMFullyShardedDataParallel``, such as ``mixed_precision``,
-            ``sharding_strategy`` or ``cpu_offload``.
+        model_wrapper: Further settings of an ``MMFullyShardedDataParallel``, such as ``sharding_strategy`` or
+            ``cpu_offload``. With ``mixed_precision=dict(param_dtype='bfloat16', reduce_dtype='float32')`` weights are
+            kept in float32 and gathered in bfloat16, and the model runs under autocast.
         work_dir: As the four others: the runner gives it.
         experiment_name: Name of the run.
         env_kwargs: Launcher, seed and the like.
@@ -82,12 +85,12 @@ class FSDPStrategy(HostFSDPStrategy):
             # a block's text layers are frozen: their gradients' memory is counted in docs/en/scaling.md
             warnings.filterwarnings('ignore', message='.*has both parameters with requires_grad=True and False')
             warnings.filterwarnings('ignore', message='FSDP.state_dict_type')
-            wrapped = MMFullyShardedDataParallel(
+            wrapped = ShardedGenerator(
                 model,
                 auto_wrap_policy=ModuleWrapPolicy(units),
                 ignored_modules=[model.latent_codec],
                 device_id=device,
-                **(self.model_wrapper or {}))
+                **_settings(self.model_wrapper))
             wrapped.set_state_dict_type(wrapped, self.state_dict_type, FullStateDictConfig(**on_first_rank),
                                         FullOptimStateDictConfig(**on_first_rank))
         return wrapped
@@ -134,6 +137,24 @@ class FSDPStrategy(HostFSDPStrategy):
         optimizer = self.optim_wrapper.optimizer
         # differs from mmengine's: the order of arguments that torch has had since 2.1
         optimizer.load_state_dict(FullyShardedDataParallel.optim_state_dict_to_load(self.model, optimizer, state_dict))
+
+
+class ShardedGenerator(MMFullyShardedDataParallel):
+    """mmengine's wrapper; with weights gathered in another dtype the model runs under autocast to that."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As FSDP's."""
+        dtype = self.mixed_precision.param_dtype
+        with torch.autocast(self.compute_device.type, dtype=dtype) if dtype else nullcontext():
+            return super().forward(*args, **kwargs)
+
+
+def _settings(model_wrapper: dict | None) -> dict[str, Any]:
+    settings = copy.deepcopy(model_wrapper or {})
+    if settings.get('mixed_precision') is not None:  # inputs are autocast's affair: the codec takes float32 images
+        settings['mixed_precision'] = dict(
+            cast_forward_inputs=False, cast_root_forward_inputs=False, **settings['mixed_precision'])
+    return settings
 
 
 def _clip_grad_norm(optim_wrapper: BaseOptimWrapper, model: FullyShardedDataParallel) -> None:
