@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from tiny_generator import images, samples, segmentor, todsynth
+from tiny_generator import TRUNK, images, samples, segmentor, todsynth
 from tiny_tisynth import referenced, tisynth
 from torch import Tensor, nn
 
@@ -44,17 +44,18 @@ def critic(seed: int = 0) -> SegmentorCritic:
     return SegmentorCritic(dict(model=segmentor()))
 
 
-def generator(name: str) -> BaseGenerator:
+def generator(name: str, device: str) -> BaseGenerator:
+    """A generator in float32, which is not its default on a GPU, or in the precision of an autocast that is on."""
+    dtype = None if torch.is_autocast_enabled(torch.device(device).type) else 'float32'
     if name == 'tisynth':
-        return tisynth()
-    model = todsynth()
-    network = dict(type='mmsynth.MMDiT', trunk=dict(model.network.trunk.config), mask_channels=3)
-    return todsynth(network=network | dict(control=name, gradient_checkpointing=True))
+        return tisynth(dtype=dtype).to(device)
+    network = dict(type='mmsynth.MMDiT', trunk=TRUNK, mask_channels=3, control=name, gradient_checkpointing=True)
+    return todsynth(network=network, dtype=dtype).to(device)
 
 
 def training(name: str, device: str) -> Result:
     """Loss and gradient of a training step; noise and sigmas are drawn on the CPU."""
-    model = generator(name).to(device)
+    model = generator(name, device)
     torch.manual_seed(1)
     given = referenced() if name == 'tisynth' else samples()
     for sample in given:
@@ -67,7 +68,7 @@ def training(name: str, device: str) -> Result:
 
 def synthesis(name: str, device: str, guidance: Callable[[], Guidance] | None = None) -> Result:
     """Generated latents, read at the codec; every sample's noise is drawn on the CPU."""
-    model = generator(name).to(device)
+    model = generator(name, device)
     seen, decode = [], model.latent_codec.decode
     model.latent_codec.decode = lambda latents: seen.append(latents.detach()) or decode(latents)
     given = referenced() if name == 'tisynth' else samples()
@@ -154,7 +155,7 @@ def test_the_device_computes_what_the_cpu_computes(body: str, precision: str, de
                                                    expected: dict[str, Result]) -> None:
     if body not in expected:
         expected[body] = BODIES[body]('cpu')
-    with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == 'bfloat16'):
+    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=precision == 'bfloat16'):
         result = BODIES[body](device)
     for name, value in expected[body].items():
         got, value = result[name].detach().double().cpu(), value.detach().double()

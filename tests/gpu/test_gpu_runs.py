@@ -25,7 +25,8 @@ def test_training_by_automatic_mixed_precision(small_run: SmallRun, tmp_path: Pa
     monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)  # where the bodies run on a CPU
     monkeypatch.setattr(host_device, 'DEVICE', device)
     losses = []
-    for name, overrides in (('half', {'optim_wrapper': dict(AMP, _delete_=True)}), ('float', {})):
+    precisions = dict(half={'optim_wrapper': dict(AMP, _delete_=True)}, float={'model.dtype': 'float32'})
+    for name, overrides in precisions.items():
         runner = train(small_run.config_file, tmp_path / name, overrides)
         assert next(runner.model.parameters()).device.type == torch.device(device).type
         losses.append(runner.message_hub.get_scalar('train/loss').current())
@@ -35,13 +36,13 @@ def test_training_by_automatic_mixed_precision(small_run: SmallRun, tmp_path: Pa
 def test_online_synthesis_is_that_of_the_cpu(small_run: SmallRun, tmp_path: Path, device: str,
                                              monkeypatch: pytest.MonkeyPatch) -> None:
     """The first round: its critic is the segmentor as it was initialised, on the CPU."""
-    images = []
+    images, exact = [], dict(config=small_run.config(model__dtype='float32'), checkpoint=str(small_run.generator))
     for place in (device, 'cpu'):
         monkeypatch.setattr(host_device, 'DEVICE', place)
         folder = tmp_path / f'{place}_{len(images)}'
         pool = folder / 'pool'
         runner, recorder = train_online(
-            online_config(small_run, pool, folder, hooks=[hook_config(small_run, pool)], iterations=2))
+            online_config(small_run, pool, folder, hooks=[hook_config(small_run, pool, generator=exact)], iterations=2))
         assert next(runner.model.parameters()).device.type == torch.device(place).type
         assert all(np.isfinite(loss) for loss in recorder.losses.values())
         root = Pool.open(pool).root

@@ -101,6 +101,14 @@ def test_all_processes_generate_what_one_does(runs: Path, tiny_sd3: Path, case: 
         assert (own['images'].int() - alone).abs().float().mean() <= (2 if case == 'fsdp_bfloat16' else 0.01)
 
 
+def test_weights_of_several_dtypes_are_refused(tiny_sd3: Path, tmp_path: Path) -> None:
+    strategy = STRATEGIES.build(dict(type='mmsynth.FSDPStrategy', work_dir=str(tmp_path)))
+    model = build('fsdp', tiny_sd3)
+    model.network.trunk.context_embedder.to(torch.bfloat16)
+    with pytest.raises(ValueError, match='`model.dtype`.*bfloat16.*float32'):
+        strategy._wrap_model(model)
+
+
 def test_a_model_without_units_is_refused(tmp_path: Path) -> None:
     strategy = STRATEGIES.build(dict(type='mmsynth.FSDPStrategy', work_dir=str(tmp_path)))
     with pytest.raises(ValueError, match='`strategy`.*sharded_units'):

@@ -46,7 +46,7 @@ class FSDPStrategy(HostFSDPStrategy):
         auto_scale_lr: Scaling of the learning rate by the batch size.
 
     Raises:
-        ValueError: If the model has no network that can be sharded.
+        ValueError: If the model has no network that can be sharded, or one of several dtypes.
     """
 
     def __init__(self,
@@ -72,6 +72,11 @@ class FSDPStrategy(HostFSDPStrategy):
             name = type(getattr(model, 'network', model)).__name__
             raise ValueError(f"`strategy`: {name} cannot be sharded, it names no `sharded_units`; take mmengine's "
                              "dict(type='DDPStrategy').")
+        dtypes = {str(parameter.dtype).removeprefix('torch.') for parameter in model.network.parameters()}
+        if len(dtypes) > 1:
+            raise ValueError(f'`model.dtype`: FSDP shards weights of one dtype, this network has {sorted(dtypes)}, as '
+                             'frozen weights are held in the dtype that is named. Leave `model.dtype` out; the '
+                             "strategy's `model_wrapper.mixed_precision` names what weights are gathered in.")
         device = torch.device(get_device())
         if device.type != 'cpu':
             device = torch.device(device.type, int(os.environ['LOCAL_RANK']))

@@ -10,6 +10,7 @@ from benchmarks.memory import (
     GIB,
     SD35_MEDIUM,
     PeakMemory,
+    attention_of_a_card,
     build_network,
     count_synthesis,
     count_training,
@@ -85,7 +86,8 @@ def training_cost(trainable: str, device: str, *, batch: int, size: int, setting
     inputs = network_inputs(settings, size, batch, device)
 
     def step() -> None:
-        train_step(network, inputs).backward()
+        with attention_of_a_card():
+            train_step(network, inputs).backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -4,12 +4,14 @@ Counted are the storages that live at the same time: weights, gradients, optimiz
 a layer has in hand. An allocator adds what it cannot use, and a device its context and the workspaces of libraries.
 """
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from benchmarks.parts import SD3_VAE, SEGMENTOR
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
@@ -20,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmsynth.guidance import CRFM, SegmentorCritic
 from mmsynth.models.encoders import VAECodec
 from mmsynth.models.lora import LoRASettings, add_lora
-from mmsynth.models.networks import MMDiT
+from mmsynth.models.networks import MMDiT, control_block
 
 # Stable Diffusion 3.5 medium: `transformer/config.json` of stabilityai/stable-diffusion-3.5-medium.
 SD35_MEDIUM = dict(
@@ -145,6 +147,17 @@ def train_step(network: MMDiT, inputs: Sequence[Tensor], *, cache_enabled: bool 
     return (velocity.float() - inputs[0]).square().mean()
 
 
+@contextmanager
+def attention_of_a_card() -> Iterator[None]:
+    """Attend as a GPU does, in the dtype of the autocast; on a CPU the network trains its attention in float32."""
+    own = control_block._attend
+    control_block._attend = F.scaled_dot_product_attention
+    try:
+        yield
+    finally:
+        control_block._attend = own
+
+
 def count_training(trainable: str, *, batch: int, size: int = 512, settings: Mapping[str, Any] = SD35_MEDIUM,
                    vae: Mapping[str, Any] = SD3_VAE) -> Training:
     """Count two training steps by AdamW; float32 weights, bfloat16 autocast, gradient checkpointing.
@@ -163,7 +176,7 @@ def count_training(trainable: str, *, batch: int, size: int = 512, settings: Map
         optimizer = torch.optim.AdamW(trained, foreach=False)
         held = [*network.parameters(), *network.buffers(), *codec.parameters()]
         peaks = {}
-        with PeakMemory(held) as memory:
+        with PeakMemory(held) as memory, attention_of_a_card():
             weights, inputs = memory.now, network_inputs(settings, size, batch)
             dropping = [parameter.register_post_accumulate_grad_hook(_drop_gradient) for parameter in trained]
             train_step(network, inputs, cache_enabled=False).backward()
