@@ -90,11 +90,12 @@ def test_init_critic_takes_what_people_have(small_run: SmallRun) -> None:
         init_critic('some/folder', small_run.critic)
 
 
-class TestGenerate:
+@pytest.fixture(scope='module')
+def generator(small_run: SmallRun) -> BaseModel:
+    return init_generator(small_run.config_file, small_run.generator)
 
-    @pytest.fixture(scope='class')
-    def generator(self, small_run: SmallRun) -> BaseModel:
-        return init_generator(small_run.config_file, small_run.generator)
+
+class TestGenerate:
 
     def test_every_kind_of_mask_and_any_batch_give_the_same(self, generator: BaseModel) -> None:
         masks = [np.random.default_rng(number).integers(0, 3, (SIDE, SIDE)) for number in range(3)]

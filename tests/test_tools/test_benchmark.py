@@ -48,9 +48,10 @@ print(growth)
 """
 
     @pytest.fixture(scope='class')
-    def growth(self) -> list[float]:
+    @staticmethod
+    def growth() -> list[float]:
         path = f'{ROOT}{os.pathsep}{ROOT / "tools/analysis_tools"}'
-        done = subprocess.run([sys.executable, '-c', self.SCRIPT], env=os.environ | dict(PYTHONPATH=path),
+        done = subprocess.run([sys.executable, '-c', TestMemory.SCRIPT], env=os.environ | dict(PYTHONPATH=path),
                               capture_output=True, text=True, check=True)
         return json.loads(done.stdout.splitlines()[-1])
 

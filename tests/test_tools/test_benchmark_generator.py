@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from benchmarks.corrected_step import CorrectedStep
-from benchmarks.generator import KINDS, PARTS, count_generator, count_table, tables, time_generator
+from benchmarks.generator import BFLOAT16, KINDS, PARTS, count_generator, count_table, tables, time_generator
 from benchmarks.shapes import Shape, load_shape
 from benchmarks.timing import Spread, paired_ratio, time_in_turn
 from small_run import ROOT
@@ -58,8 +58,9 @@ class TestTiming:
     @pytest.mark.parametrize('generator', ['todsynth', 'tisynth'])
     def test_everything_is_measured_in_every_round(self, generator: str) -> None:
         seconds = time_generator(tiny(generator), rounds=2)
-        measures = {f'{what}, {kind}' for what in ('network', 'training step') for kind in KINDS}
-        assert measures | {'image, diffusers', 'image, mmsynth', 'corrected step', *PARTS} == set(seconds)
+        measures = {f'{what}, {kind}' for what in ('network', 'training step') for kind in (*KINDS, BFLOAT16)}
+        measures |= {'image, diffusers', 'image, mmsynth', f'image, {BFLOAT16}'}
+        assert measures | {'corrected step', *PARTS} == set(seconds)
         assert all(len(values) == 2 and min(values) > 0 for values in seconds.values())
         for whole, *parts in zip(seconds['corrected step'], *(seconds[part] for part in PARTS)):
             assert 0.5 * whole < sum(parts) <= whole
@@ -85,8 +86,7 @@ class TestTiming:
         monkeypatch.setattr(step.codec, 'decode', lambda latents: Slow.apply(decode(latents)))
         step()
         before, after = step.records
-        assert after['decode'] - before['decode'] == pytest.approx(0.04, abs=0.015)
-        assert after['critic'] - before['critic'] == pytest.approx(0, abs=0.015)
+        assert after['decode'] - before['decode'] > 0.03 > after['critic'] - before['critic']
 
     def test_steps_are_made_in_turn_and_the_first_round_warms_up(self) -> None:
         made = []

@@ -4,6 +4,7 @@ Everything is made in turn, round by round, and ratios are taken within a round:
 is one image. Weights are random: costs do not depend on them.
 
 - network: one pass without gradient.
+- bfloat16: the same under autocast, as with ``dtype='bfloat16'``; weights that do not train are held in it.
 - training step: forward, mean squared error, backward, AdamW; every weight trains (of TISynth's ``legacy=True``, as
   released, not the encoder of the U-Net).
 - image: the sampling loop and the full decode.
@@ -13,6 +14,7 @@ is one image. Weights are random: costs do not depend on them.
 Counted instead of timed: parameters, and floating point operations by torch's ``FlopCounterMode`` (a multiplication and
 an addition are two), on the meta device; nothing is computed.
 """
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ from mmsynth.sampling import build_flow_scheduler, build_sampler, sample
 from mmsynth.utils import isolated_random_state, progress_bar
 
 KINDS = ('diffusers', 'mmsynth', 'mmsynth, legacy')
+BFLOAT16 = 'mmsynth, bfloat16'
 _WHOLE = 'corrected step'
 
 
@@ -97,12 +100,13 @@ class _NoModules(nullcontext):
 
 def tables(seconds: Mapping[str, Sequence[float]]) -> str:
     """The measures as two markdown tables: beside diffusers, and the parts of a corrected step."""
-    rows = ['| | s | of diffusers | legacy, of mmsynth |', '|---|---|---|---|']
+    rows = ['| | s | of diffusers | legacy, of mmsynth | bfloat16, of mmsynth |', '|---|---|---|---|---|']
     for measure in ('network', 'training step', 'image'):
         own, stock = (seconds[f'{measure}, {kind}'] for kind in ('mmsynth', 'diffusers'))
         legacy = seconds.get(f'{measure}, mmsynth, legacy')
         rows.append(f'| {measure} | {Spread.of(own)} | {paired_ratio(own, stock)} | '
-                    f'{"–" if legacy is None else paired_ratio(legacy, own)} |')
+                    f'{"–" if legacy is None else paired_ratio(legacy, own)} | '
+                    f'{paired_ratio(seconds[f"{measure}, {BFLOAT16}"], own)} |')
     whole = seconds[_WHOLE]
     parts = {part: seconds[part] for part in PARTS}
     parts['rest'] = [total - sum(values) for total, *values in zip(whole, *parts.values(), strict=True)]
@@ -176,11 +180,31 @@ def _network_steps(shape: Shape, device: str) -> dict[str, Callable[[], object]]
         steps[f'training step, {kind}'] = _training_step(network, shape, device)
         if not kind.endswith('legacy'):
             steps[f'image, {kind}'] = _image(forward, codec, sampler, noise, shape.num_steps)
+    network = _build(shape, 'mmsynth').to(device)
+    held = copy.deepcopy(network).to(torch.bfloat16)
+    with _autocast(device):
+        forward = _in_bfloat16(_forward(held, shape, device, hints_in_step=False), device)
+    steps[f'network, {BFLOAT16}'] = torch.no_grad()(forward)
+    steps[f'image, {BFLOAT16}'] = _image(forward, codec, sampler, noise, shape.num_steps)
+    steps[f'training step, {BFLOAT16}'] = _training_step(network, shape, device, bfloat16=True)
     return steps
 
 
-def _training_step(network: nn.Module, shape: Shape, device: str) -> Callable[[], None]:
+def _autocast(device: str) -> torch.autocast:
+    return torch.autocast(torch.device(device).type, torch.bfloat16)
+
+
+def _in_bfloat16(forward: Callable[..., Tensor], device: str) -> Callable[..., Tensor]:
+    def cast(*inputs: Tensor) -> Tensor:
+        with _autocast(device):
+            return forward(*inputs).float()
+
+    return cast
+
+
+def _training_step(network: nn.Module, shape: Shape, device: str, *, bfloat16: bool = False) -> Callable[[], None]:
     forward = _forward(network, shape, device, hints_in_step=True)
+    forward = _in_bfloat16(forward, device) if bfloat16 else forward
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6)
     target = torch.randn(1, *shape.latent_shape, device=device)
 
