@@ -15,7 +15,8 @@ def parse_args() -> argparse.Namespace:
         epilog='Example: python tools/synthesize.py projects/demo/configs/todsynth.py work_dirs/todsynth/iter_600.pth '
         '--out-dir work_dirs/pool --limit 16')
     parser.add_argument('config', help='config with `model` (a generator) and `synthesis` (masks, guidance)')
-    parser.add_argument('checkpoint', help="the generator's weights: a file, or a release's folder")
+    parser.add_argument('checkpoint', nargs='?', help="the generator's weights: a file, or a release's folder; left "
+                        'out for one that comes whole from a backbone, such as mmsynth.DiffusersControlNet')
     parser.add_argument('--out-dir', required=True, help='folder of the pool: img_dir/, ann_dir/, manifest.jsonl')
     parser.add_argument('--guidance', choices=['crfm', 'best-of-n', 'none'],
                         help="correct each step by the critic in the config, generate several and keep the critic's "

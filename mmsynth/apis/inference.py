@@ -25,13 +25,14 @@ Picture = NDArray[np.integer] | Image.Image | Tensor
 _CONFIG_SUFFIXES = ('.py', '.json', '.yaml', '.yml')
 
 
-def init_generator(config: str | Path | Config, checkpoint: str | Path,
+def init_generator(config: str | Path | Config, checkpoint: str | Path | None = None,
                    device: torch.device | str = 'cpu') -> Generator:
     """Build a generator and load its weights.
 
     Args:
         config: A config whose ``model`` is a generator, or its path.
-        checkpoint: Its weights: a .pth or .safetensors file, or a folder that a release wrote.
+        checkpoint: Its weights: a .pth or .safetensors file, or a folder that a release wrote; None for one
+            that comes whole from a backbone.
         device: Where it runs.
 
     Returns:

@@ -35,7 +35,7 @@ class NotFiniteError(RuntimeError):
 
 
 def synthesize(cfg: Config | str | Path,
-               checkpoint: str | Path,
+               checkpoint: str | Path | None,
                out_dir: str | Path,
                *,
                guidance: str | None = None,
@@ -55,7 +55,7 @@ def synthesize(cfg: Config | str | Path,
     Args:
         cfg: A config, or its path, with ``model`` (a generator) and ``synthesis``: ``dataset``, and optionally
             ``guidance``, ``filter``, ``num_per_mask`` and ``batch_size``.
-        checkpoint: The generator's weights.
+        checkpoint: The generator's weights; None for one that comes whole from a backbone.
         out_dir: The pool's folder; new, empty, or a pool of the same settings.
         guidance: 'crfm', 'best-of-n', 'none', or None for what the config has. 'best-of-n' takes the critic of the
             config's guidance, whatever that is.
@@ -222,12 +222,13 @@ def _check_fit(dataset: BaseDataset, generator: Generator, guide: Guidance | Non
         pixel_filter.check_classes(dataset.metainfo['classes'], 'the data set of `synthesis.dataset`')
 
 
-def _describe(cfg: Config, checkpoint: str | Path, seed: int, generator: Generator,
+def _describe(cfg: Config, checkpoint: str | Path | None, seed: int, generator: Generator,
               guidance: dict[str, Any] | None) -> dict[str, Any]:
     """Everything that decides what a sample looks like."""
     return dict(
         generator=dict(
-            type=type(generator).__name__, config_sha256=config_hash(cfg.model), weights_sha256=file_hash(checkpoint)),
+            type=type(generator).__name__, config_sha256=config_hash(cfg.model),
+            weights_sha256=None if checkpoint is None else file_hash(checkpoint)),
         seed=seed,
         masks_sha256=config_and_files_hash(cfg.synthesis.dataset),
         guidance=None if guidance is None else dict(

@@ -46,13 +46,14 @@ def build_dataset(cfg: Mapping[str, Any]) -> Any:
         return DATASETS.build(cfg)
 
 
-def build_generator(cfg: Config, checkpoint: str | Path, device: torch.device | str = 'cpu') -> Generator:
+def build_generator(cfg: Config, checkpoint: str | Path | None, device: torch.device | str = 'cpu') -> Generator:
     """Build the config's generator with a checkpoint's weights, in eval mode.
 
-    It need not be one of mmsynth's, see :class:`~mmsynth.synthesis.generate.Generator`.
+    A generator that comes whole from a backbone, such as ``mmsynth.DiffusersControlNet``, needs no checkpoint. It need
+    not be one of mmsynth's, see :class:`~mmsynth.synthesis.generate.Generator`.
 
     Raises:
-        ValueError: If the config's model is no generator, or the checkpoint does not fit.
+        ValueError: If the config's model is no generator, or the checkpoint does not fit or is missing.
     """
     with DefaultScope.overwrite_default_scope('mmseg'):
         generator = MODELS.build(cfg.model)
@@ -61,7 +62,11 @@ def build_generator(cfg: Config, checkpoint: str | Path, device: torch.device | 
         raise ValueError(f'{cfg.filename}: `model` is {type(generator).__name__}, not a generator (it has no '
                          f"{', '.join(lacking)}); use a config whose model is one, such as type='mmsynth.TODSynth' or "
                          "'mmsynth.TISynth'.")
-    load_generator(generator, checkpoint)
+    if checkpoint is not None:
+        load_generator(generator, checkpoint)
+    elif isinstance(generator, BaseGenerator) and not getattr(generator.network, 'is_pretrained', False):
+        raise ValueError(f'{cfg.filename}: `checkpoint` is missing, and {type(generator).__name__} has to be trained '
+                         'before it generates; give its weights.')
     if isinstance(generator, BaseGenerator):
         generator.cast_network(torch.device(device))
     return generator.to(device).eval()
