@@ -101,6 +101,19 @@ def test_a_plain_data_set_would_be_refused_or_mislabelled(root: Path) -> None:
     assert labels(both) == [[0, 1, 2, 3, 4, 5, 6, 255]] * 2
 
 
+def test_single_images_from_python(small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / 'README.md').read_text()
+    [lines] = re.findall(r'```python\n(from mmsynth.apis import generate.*?)```', text, re.S)
+    for name, path in {'generator.py': small_run.config_file, 'generator.pth': small_run.generator,
+                       'critic.py': small_run.critic_config_file, 'critic.pth': small_run.critic,
+                       'runtime.py': small_run.folder / 'runtime.py'}.items():
+        (tmp_path / name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    found = dict(masks=[np.zeros((16, 16), np.uint8)])
+    exec(lines.replace("'cuda'", "'cpu'"), found)
+    assert [image.shape for image in found['images']] == [(16, 16, 3)]
+
+
 def test_the_python_example_runs(small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the device is another; the judge is the critic with other weights."""
     [lines] = re.findall(r'```python\n(from mmsynth import .*?)```', (ROOT / 'README.md').read_text(), re.S)

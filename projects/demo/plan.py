@@ -31,7 +31,7 @@ class Preset:
 
 
 PRESETS = dict(
-    standard=Preset(segmentor_iters=300, judge_iters=600),
+    standard=Preset(segmentor_iters=600, judge_iters=600),  # at 300 segmentors of real images had not learnt the classes
     long=Preset(suffix='_long'),
     smoke=Preset(generator_iters=3, segmentor_iters=3, judge_iters=3, limit=4, num_images=4))
 
