@@ -31,7 +31,7 @@ class Preset:
 
 
 PRESETS = dict(
-    standard=Preset(segmentor_iters=600, judge_iters=600),  # at 300 segmentors of real images had not learnt the classes
+    standard=Preset(segmentor_iters=600, judge_iters=600),  # after 300 some classes are not learnt yet
     long=Preset(suffix='_long'),
     smoke=Preset(generator_iters=3, segmentor_iters=3, judge_iters=3, limit=4, num_images=4))
 
