@@ -241,3 +241,12 @@ def shard_folders(root: Path) -> list[Path]:
     folder = root / SHARD_FOLDER
     found = [path for path in folder.iterdir() if _SHARD_NAME.fullmatch(path.name)] if folder.is_dir() else []
     return sorted(found, key=lambda path: [int(part) for part in path.name.split('-of-')])
+
+
+def read_records(root: str | Path) -> Records:
+    """The records of a pool that others may be writing, oldest first.
+
+    Raises:
+        ValueError: If ``root`` has no manifest, or a line of it is wrong.
+    """
+    return RecordTable(Path(root)).records()

@@ -6,7 +6,6 @@ random in the pipeline is refused.
 """
 import copy
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mmsynth.models.encoders import LatentCache, VAECodec, image_keys
+from mmsynth.models.encoders.tensor_cache import CacheReport
 from mmsynth.models.generators.base import stack_masks
 from mmsynth.models.generators.todsynth import TODSynth
 from mmsynth.models.label_codecs import LabelCodec
@@ -34,31 +34,8 @@ _PLACE = 'train_dataloader.dataset'
 _PROBED = 4  # records of each set that are loaded twice, to see whether the pipeline is random
 
 
-@dataclass(frozen=True)
-class LatentReport:
-    """What :func:`encode_latents` did.
-
-    Attributes:
-        folder: The cache's folder.
-        identity: Identity of the codec.
-        distinct: Distinct images that the training set can give, control images included.
-        encoded: How many of them were encoded now; the others were in the cache.
-        size_bytes: Size of the files of these images.
-    """
-
-    folder: Path
-    identity: str
-    distinct: int
-    encoded: int
-    size_bytes: int
-
-    def __str__(self) -> str:
-        return (f'{self.distinct} distinct images: {self.distinct - self.encoded} were cached, {self.encoded} encoded; '
-                f'{self.size_bytes / 2**20:.1f} MiB in {self.folder} (codec {self.identity})')
-
-
 def encode_latents(config: Config | str | Path, *, cache_dir: str | Path | None = None, batch_size: int = 4,
-                   num_workers: int = 0, device: str = 'cpu') -> LatentReport:
+                   num_workers: int = 0, device: str = 'cpu') -> CacheReport:
     """Encode every image that a config's training set can give, into its latent cache.
 
     Args:
@@ -106,7 +83,7 @@ def encode_latents(config: Config | str | Path, *, cache_dir: str | Path | None 
     finally:
         lock.release()
     size = sum(cache.path(key).stat().st_size for key in seen)
-    return LatentReport(folder, cache.identity, len(seen), encoded, size)
+    return CacheReport(folder, cache.identity, 'images', len(seen), encoded, size)
 
 
 class TrainingVariants(Dataset):

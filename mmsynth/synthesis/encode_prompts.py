@@ -1,7 +1,6 @@
 """Fill the prompt cache of a config: collect the distinct prompts of its datasets and encode each of them once."""
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from mmengine.logging import print_log
 from torch.utils.data import Dataset
 
 from mmsynth.models.encoders import PromptCache, TextEncoder
+from mmsynth.models.encoders.tensor_cache import CacheReport
 from mmsynth.registry import MODELS
 from mmsynth.synthesis.build import build_dataset, load_config
 from mmsynth.synthesis.live_critics import without_live_critics
@@ -21,37 +21,13 @@ NEGATIVE_PROMPT = ''  # of classifier-free guidance, and what prompt dropout tra
 _USUAL_ENCODERS = {'mmsynth.TISynth': 'mmsynth.CLIPTextEncoder'}  # of a generator; SD3's of any other
 
 
-@dataclass(frozen=True)
-class EncodeReport:
-    """What :func:`encode_prompts` did.
-
-    Attributes:
-        folder: The cache's folder.
-        identity: Identity of the encoder.
-        distinct: Distinct prompts of the config, the empty one included; of a shard its share of them.
-        encoded: How many of them were encoded now; the others were in the cache.
-        size_bytes: Size of the files of these prompts.
-    """
-
-    folder: Path
-    identity: str
-    distinct: int
-    encoded: int
-    size_bytes: int
-
-    def __str__(self) -> str:
-        return (f'{self.distinct} distinct prompts (with the empty one): {self.distinct - self.encoded} were cached, '
-                f'{self.encoded} encoded; {self.size_bytes / 2**20:.1f} MiB in {self.folder} '
-                f'(encoder {self.identity})')
-
-
 def encode_prompts(config: Config | str | Path,
                    *,
                    cache_dir: str | Path | None = None,
                    pretrained: str | None = None,
                    batch_size: int = 8,
                    shard: Shard | None = None,
-                   device: str = 'cpu') -> EncodeReport:
+                   device: str = 'cpu') -> CacheReport:
     """Encode every prompt that a config's datasets can ask for, into its prompt cache.
 
     Args:
@@ -82,7 +58,7 @@ def encode_prompts(config: Config | str | Path,
     with progress_bar(total=len(cache.missing(prompts)), unit='prompt', title='encode') as bar:
         encoded = cache.encode_missing(prompts, encoder, batch_size=batch_size, progress=bar.update)
     size = sum(cache.path(prompt).stat().st_size for prompt in prompts)
-    return EncodeReport(folder, encoder.identity, len(prompts), encoded, size)
+    return CacheReport(folder, encoder.identity, 'prompts (with the empty one)', len(prompts), encoded, size)
 
 
 def collect_prompts(config: Config) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 from mmengine.logging import MessageHub
 from small_run import ROOT, command
 
-from mmsynth.models.generators import base
+from mmsynth.models.generators import training_randomness
 
 SCRIPT = """
 import json, sys
@@ -53,7 +53,7 @@ def training() -> Iterator[MessageHub]:
 
 
 def draw() -> torch.Tensor:
-    return torch.randn(4, generator=base.TrainingRandomness()())
+    return torch.randn(4, generator=training_randomness.TrainingRandomness()())
 
 
 def test_in_training_it_follows_from_seed_iteration_and_rank(
@@ -64,7 +64,7 @@ def test_in_training_it_follows_from_seed_iteration_and_rank(
     training.update_info('iter', 8)
     other_iteration = draw()
     training.update_info('iter', 7)
-    monkeypatch.setattr(base, 'get_rank', lambda: 1)
+    monkeypatch.setattr(training_randomness, 'get_rank', lambda: 1)
     assert not torch.equal(other_iteration, first) and not torch.equal(draw(), first)
 
 
@@ -80,13 +80,13 @@ def test_dropout_inside_the_network_follows_them_too(training: MessageHub, monke
     training.update_info('iter', 8)
     assert not torch.equal(dropped(), first)
     training.update_info('iter', 7)
-    monkeypatch.setattr(base, 'get_rank', lambda: 1)
+    monkeypatch.setattr(training_randomness, 'get_rank', lambda: 1)
     assert not torch.equal(dropped(), first)
 
 
 def test_a_second_draw_in_one_iteration_is_another(training: MessageHub) -> None:
     """Such as after a training that was broken off, which leaves its stage and iteration standing."""
-    rng = base.TrainingRandomness()
+    rng = training_randomness.TrainingRandomness()
     first, second, third = (torch.randn(4, generator=rng()) for _ in range(3))
     assert not torch.equal(first, second) and not torch.equal(second, third)
 
@@ -97,7 +97,7 @@ def test_outside_of_a_training_it_follows_the_global_state_and_the_rank(monkeypa
     torch.manual_seed(0)
     assert torch.equal(draw(), first) and not torch.equal(first, second)
     torch.manual_seed(0)
-    monkeypatch.setattr(base, 'get_rank', lambda: 1)
+    monkeypatch.setattr(training_randomness, 'get_rank', lambda: 1)
     assert not torch.equal(draw(), first)
 
 

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 from benchmarks import memory
-from benchmarks.memory import GIB, SD35_MEDIUM, PeakMemory, build_network, count_synthesis, count_training, shard
+from benchmarks.memory import GIB, PeakMemory, build_network, count_synthesis, count_training, shard
+from benchmarks.shapes import SD35_MEDIUM
 from small_run import ROOT, command
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -84,6 +85,18 @@ def test_stable_diffusion_35_medium_with_its_mask_branch() -> None:
 def test_operations_grow_with_the_pixels() -> None:
     few, many = (memory.count_flops(size=size, settings=SMALL, vae=VAE) for size in (64, 128))
     assert 3.9 < many['decode'] / few['decode'] < 4.5 and few['correction'] > 2 * few['decode']
+
+
+def test_operations_hold_the_attention() -> None:
+    """Both products of it, over image, text and mask tokens: they grow with the square of their number."""
+    settings = SMALL | dict(dual_attention_layers=())
+    counts = [memory.count_flops(size=size, settings=settings, vae=VAE)['network'] for size in (64, 96, 128)]
+    width = settings['num_attention_heads'] * settings['attention_head_dim']
+    tokens = [memory.TOKENS + 2 * (size // 8 // settings['patch_size'])**2 for size in (64, 96, 128)]
+    layers = settings['num_layers']
+    rest = [count - 4 * layers * number**2 * width for count, number in zip(counts, tokens)]
+    slopes = [(rest[i + 1] - rest[i]) / (tokens[i + 1] - tokens[i]) for i in (0, 1)]
+    assert slopes[0] == pytest.approx(slopes[1], rel=0.02)  # what is left grows with the tokens
 
 
 @pytest.mark.process

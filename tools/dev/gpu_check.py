@@ -35,8 +35,8 @@ def main() -> int:
         raise SystemExit(f'--device {args.device}: torch {torch.__version__} sees no CUDA device; install the build of '
                          'torch for your driver (https://pytorch.org/get-started), or give --device cpu --tiny')
     from benchmarks.gpu import describe, report
-    from benchmarks.memory import SD35_MEDIUM
     from benchmarks.parts import SD3_VAE
+    from benchmarks.shapes import SD35_MEDIUM
     start, failed, lines = time.monotonic(), 0, [f'# {describe(args.device)}', '']
     if not args.no_tests:
         command = [sys.executable, '-m', 'pytest', str(ROOT / 'tests' / 'gpu'), '-q', '-n', '0', '-rf', '-W', 'ignore']

@@ -6,6 +6,7 @@ file's header, so a folder explains itself. Files appear complete or not at all:
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,6 +17,31 @@ from torch import Tensor
 from mmsynth.utils.files import atomic_write_all
 
 _SUFFIX = '.safetensors'
+
+
+@dataclass(frozen=True)
+class CacheReport:
+    """What filling a cache did.
+
+    Attributes:
+        folder: The cache's folder.
+        identity: Identity of the encoder.
+        inputs: What was encoded, in the plural.
+        distinct: Distinct inputs that are needed; of a shard its share of them.
+        encoded: How many of them were encoded now; the others were in the cache.
+        size_bytes: Size of the files of these inputs.
+    """
+
+    folder: Path
+    identity: str
+    inputs: str
+    distinct: int
+    encoded: int
+    size_bytes: int
+
+    def __str__(self) -> str:
+        return (f'{self.distinct} distinct {self.inputs}: {self.distinct - self.encoded} were cached, {self.encoded} '
+                f'encoded; {self.size_bytes / 2**20:.1f} MiB in {self.folder} (encoder {self.identity})')
 
 
 class TensorCache:

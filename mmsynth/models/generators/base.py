@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import SchedulerMixin
-from mmengine.dist import get_rank
-from mmengine.logging import MessageHub, print_log
+from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.structures import PixelData
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from mmsynth.guidance.base import Guidance
 from mmsynth.models.backbone import keep_in_checkpoints, leave_out_backbone
 from mmsynth.models.encoders import LatentCodec, TextEmbeds
+from mmsynth.models.generators.training_randomness import TrainingRandomness
 from mmsynth.models.label_codecs import LabelCodec
 from mmsynth.models.lora import LoRASettings, add_lora, merge_lora
 from mmsynth.models.precision import DTYPES, Precision, check_precision, dtype_on
@@ -24,7 +24,6 @@ from mmsynth.sampling import Predict, sample
 from mmsynth.structures import SynthDataSample
 from mmsynth.utils import derive_seed, seeded_noise
 from mmsynth.utils.labels import IGNORE_INDEX
-from mmsynth.utils.ranks import call_on_first_rank
 
 TRAINABLE_STATES = ('full', 'lora', 'frozen')
 
@@ -326,31 +325,6 @@ def check_condition_guidance(part: str, scale: float, dropout: float) -> None:
 def build(module: object) -> object:
     """Build a module from its config; a module stays as it is."""
     return MODELS.build(module) if isinstance(module, dict) else module
-
-
-class TrainingRandomness:
-    """Makes the random generator of each training step: noise, sigmas, dropped prompts, posterior samples.
-
-    In a runner's training it is a function of the run's seed (rank 0's), the iteration and the rank. So ranks, which
-    the host seeds alike, see noise of their own, and a resumed training draws what an unbroken one would have, although
-    the host's checkpoints hold no random state. For layers that draw from torch's global generators (LoRA's dropout)
-    these are seeded likewise. Outside of a runner it follows torch's global generator, and the rank.
-    """
-
-    def __init__(self) -> None:
-        self._seed, self._last = 0, -2
-
-    def __call__(self) -> torch.Generator:
-        info = MessageHub.get_current_instance().runtime_info
-        iteration = info.get('iter') if info.get('loop_stage') == 'train' else None
-        if iteration is None or iteration == self._last:  # a training that was broken off leaves its last one there
-            return torch.Generator().manual_seed(derive_seed(int(torch.randint(2**62, ())), 'train', get_rank()))
-        if iteration != self._last + 1:  # a training starts
-            # With `diff_rank_seed` the host's seed is another on every rank, but after a resume rank 0's everywhere
-            self._seed = call_on_first_rank(lambda: info['seed'])
-        self._last = iteration
-        torch.manual_seed(derive_seed(self._seed, 'layers', iteration, get_rank()))
-        return torch.Generator().manual_seed(derive_seed(self._seed, 'train', iteration, get_rank()))
 
 
 def stack_masks(data_samples: Sequence[SynthDataSample], device: torch.device) -> Tensor:

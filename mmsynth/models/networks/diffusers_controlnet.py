@@ -9,10 +9,7 @@ from typing import ClassVar
 from diffusers import ControlNetModel, SD3ControlNetModel, SD3Transformer2DModel, UNet2DConditionModel
 from torch import Tensor, nn
 
-from mmsynth.registry import MODELS
 
-
-@MODELS.register_module()
 class UNetControlNet(nn.Module):
     """Stable Diffusion 1.5's U-Net and a ``ControlNetModel``.
 
@@ -55,7 +52,6 @@ class UNetControlNet(nn.Module):
                          mid_block_additional_residual=middle, return_dict=False)[0]
 
 
-@MODELS.register_module()
 class SD3ControlNet(nn.Module):
     """Stable Diffusion 3's transformer and an ``SD3ControlNetModel``, in the place of an ``MMDiT``.
 

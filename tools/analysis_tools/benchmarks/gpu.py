@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from benchmarks.memory import (
     GIB,
-    SD35_MEDIUM,
     PeakMemory,
     attention_of_a_card,
     build_network,
@@ -19,6 +18,7 @@ from benchmarks.memory import (
     train_step,
 )
 from benchmarks.parts import SD3_VAE, SEGMENTOR
+from benchmarks.shapes import SD35_MEDIUM
 from torch import Tensor, nn
 
 from mmsynth.guidance import CRFM, SegmentorCritic

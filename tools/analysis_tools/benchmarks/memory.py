@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from benchmarks.parts import SD3_VAE, SEGMENTOR
+from benchmarks.shapes import SD35_MEDIUM
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,21 +25,6 @@ from mmsynth.models.encoders import VAECodec
 from mmsynth.models.lora import LoRASettings, add_lora
 from mmsynth.models.networks import MMDiT, control_block
 
-# Stable Diffusion 3.5 medium: `transformer/config.json` of stabilityai/stable-diffusion-3.5-medium.
-SD35_MEDIUM = dict(
-    sample_size=128,
-    patch_size=2,
-    in_channels=16,
-    out_channels=16,
-    num_layers=24,
-    attention_head_dim=64,
-    num_attention_heads=24,
-    joint_attention_dim=4096,
-    caption_projection_dim=1536,
-    pooled_projection_dim=2048,
-    pos_embed_max_size=384,
-    dual_attention_layers=tuple(range(13)),
-    qk_norm='rms_norm')
 TOKENS = 77 + 256  # of the prompt: CLIP's and, at `max_sequence_length=256`, T5's
 EIGHT_BIT = 2 + 2 * 4 / 256  # bytes per parameter of two moments, each with a float32 scale per 256 values
 GIB = 2**30
@@ -284,23 +270,23 @@ def shard(training: Training, cards: int, *, gathered: int, optimizer_bytes: flo
 def count_flops(*, size: int = 512, settings: Mapping[str, Any] = SD35_MEDIUM,
                 vae: Mapping[str, Any] = SD3_VAE) -> dict[str, float]:
     """Operations for one image: a pass of the network, a decode, a correction through decoder and critic."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        network = _without_values(lambda: MMDiT(trunk=dict(settings)).requires_grad_(False))
-        codec = _without_values(lambda: VAECodec(config=dict(vae)))
-        guidance = CRFM(SegmentorCritic(dict(model=SEGMENTOR)))
-        inputs, masks = network_inputs(settings, size, 1), torch.zeros(1, size, size, dtype=torch.long)
-        flops = {}
-        for part in ('network', 'decode', 'correction'):
-            with FlopCounterMode(display=False) as counter:
-                if part == 'network':
-                    network(*inputs)
-                elif part == 'decode':
-                    codec.decode(inputs[0])
-                else:
-                    clean = inputs[0].clone().requires_grad_()
-                    torch.autograd.grad(guidance.judge(clean, codec.decode, masks).loss.sum(), clean)
-            flops[part] = float(counter.get_total_flops())
-        return flops
+    with torch.device('meta'):  # not fake tensors of the CPU, whose attention torch does not count
+        network = MMDiT(trunk=dict(settings)).requires_grad_(False).to('meta')
+        codec, guidance = VAECodec(config=dict(vae)), CRFM(SegmentorCritic(dict(model=SEGMENTOR)))
+    inputs = network_inputs(settings, size, 1, 'meta')
+    masks = torch.zeros(1, size, size, dtype=torch.long, device='meta')
+    flops = {}
+    for part in ('network', 'decode', 'correction'):
+        with FlopCounterMode(display=False) as counter:
+            if part == 'network':
+                network(*inputs)
+            elif part == 'decode':
+                codec.decode(inputs[0])
+            else:
+                clean = inputs[0].clone().requires_grad_()
+                torch.autograd.grad(guidance.judge(clean, codec.decode, masks).loss.sum(), clean)
+        flops[part] = float(counter.get_total_flops())
+    return flops
 
 
 def report(*, size: int, batch: int, cards: int, settings: Mapping[str, Any] = SD35_MEDIUM,
