@@ -18,7 +18,7 @@ from mmengine.registry import STRATEGIES
 from tiny_generator import images, pretrained_config, samples
 
 from mmsynth.models import TODSynth
-from mmsynth.models.generators import base
+from mmsynth.models.generators import training_randomness
 from mmsynth.registry import MODELS
 
 WORLD, STEPS, MAX_NORM, LEARNING_RATE, SEED = 2, 3, 0.02, 1e-3, 3
@@ -68,17 +68,17 @@ def reference(case: str, backbone: Path, steps: int = STEPS) -> tuple[list[list[
     """Losses of each step and rank, model and norms of gradients of one process that runs the batches of all ranks."""
     model = build(case, backbone)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
-    losses, norms, rngs = [], [], [base.TrainingRandomness() for _ in range(WORLD)]
-    own = base.get_rank
+    losses, norms, rngs = [], [], [training_randomness.TrainingRandomness() for _ in range(WORLD)]
+    own = training_randomness.get_rank
     for iteration in range(steps):
         begin_iteration(iteration)
         losses.append([])
         for rank in range(WORLD):
-            base.get_rank, model._training_rng = (lambda rank=rank: rank), rngs[rank]
+            training_randomness.get_rank, model._training_rng = (lambda rank=rank: rank), rngs[rank]
             loss = model(**model.data_preprocessor(batch(rank), training=True), mode='loss')['loss_velocity']
             (loss / WORLD).backward()
             losses[-1].append(float(loss))
-        base.get_rank = own
+        training_randomness.get_rank = own
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)))
         optimizer.step()
         optimizer.zero_grad()

@@ -17,7 +17,7 @@ from mmsynth.evaluation.judge_role import CRITIC, check_judge
 from mmsynth.filtering import ClassLossFilter, FilteredSample, label_hash
 from mmsynth.pool import Pool, Records
 from mmsynth.pool.header import read_header
-from mmsynth.pool.index import FILTERED, hash64
+from mmsynth.pool.index import FILTERED
 from mmsynth.pool.manifest import MANIFEST_FILE
 from mmsynth.pool.records import shard_folders
 from mmsynth.registry import MODELS
@@ -124,9 +124,10 @@ def filter_open_pool(pool: Pool, pixel_filter: ClassLossFilter, *, batch_size: i
     """
     _warn_of_critic(pool, pixel_filter)
     records = pool.records
-    if shard is not None:  # by masks, whose samples may be decided on together
-        own = (hash64(record.source_mask) % shard.count == shard.index for record in records)
-        records = records[np.fromiter(own, bool, len(records))]
+    if shard is not None:  # by masks, in their order, whose samples may be decided on together
+        masks: dict[str, int] = {}
+        numbers = (masks.setdefault(record.source_mask, len(masks)) for record in records)
+        records = records[np.fromiter(numbers, np.int64, len(records)) % shard.count == shard.index]
     hashes: list[str] = []
     groups: dict[Hashable, list[int]] = {}  # decided on together: each alone, or all of one mask
     for number, record in enumerate(progress_bar(records, unit='label', title='check labels')):
