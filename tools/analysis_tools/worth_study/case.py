@@ -104,11 +104,14 @@ class Case:
             pool = self.pool(row.pool)
         elif row.self_training:
             pool = self.pseudo_labels(segmentor, name, row)
+        iterations = round(row.iterations * (self.study.segmentor_iters or cfg.train_cfg.max_iters))
         if pool is not None:
             loader.batch_sampler = dict(type='mmsynth.RatioBatchSampler', ratio=row.ratio)
+            if row.mixed < 1:
+                loader.batch_sampler.stop = round(row.mixed * iterations)
             loader.dataset = dict(type='mmsynth.SyntheticAugmentDataset', dataset=loader.dataset, pool=str(pool))
             inputs += [] if row.online is not None else [pool / 'manifest.jsonl']
-        prepare(cfg, self.root / stage, round(row.iterations * (self.study.segmentor_iters or cfg.train_cfg.max_iters)))
+        prepare(cfg, self.root / stage, iterations)
 
         def make() -> None:
             model = train(self._dump(cfg, stage))
