@@ -384,7 +384,7 @@ class _Writer:
 
 def _with_references(lines: Sequence[tuple[str, dict[str, str]]]) -> Iterator[dict[str, str]]:
     """Every mask with an image of another place; where there is but one place, with another image."""
-    lines = sorted(lines, key=lambda item: item[0])
+    lines = sorted(lines, key=lambda item: (item[0], item[1]['source']))
     places = [place for place, _ in lines]
     for number, (place, line) in enumerate(lines):
         first, end = bisect_left(places, place), bisect_right(places, place)  # what may not be chosen

@@ -59,7 +59,6 @@ class Raster:
         palette: Colours of an indexed file, (N, 3), uint8.
         place: What says where on Earth the pixels lie, where the file does: six numbers and a name of the system.
         plain_alpha: Whether the last band is transparency, which a picture can leave out.
-        turned: Whether a tag asks viewers (and OpenCV) to turn the picture, which its mask is not.
     """
 
     file: SourceFile
@@ -70,7 +69,6 @@ class Raster:
     palette: NDArray[np.uint8] | None = None
     place: tuple[tuple[float, ...], str] | None = None
     plain_alpha: bool = False
-    turned: bool = False
 
     def read(self, window: Window, bands: Sequence[int] | None = None) -> Array:
         """The values of a window (h, w, B), or of the bands named, counted from 1."""
@@ -82,6 +80,11 @@ class Raster:
 
     def close(self) -> None:
         """Close the file."""
+
+    @property
+    def turned(self) -> bool:
+        """Whether a tag asks viewers (and OpenCV) to turn the picture, which its mask is not."""
+        return False
 
     def __enter__(self) -> 'Raster':
         return self
@@ -112,7 +115,6 @@ class _PillowRaster(Raster):
         self.bands = len(image.getbands())
         self.dtype = np.dtype(_DTYPES[image.mode])
         self.plain_alpha = image.mode in ('LA', 'RGBA') and file.suffix not in _TIFF
-        self.turned = image.getexif().get(_ORIENTATION, 1) != 1
         if image.mode == 'P':
             self.palette = np.array(image.getpalette('RGB'), np.uint8).reshape(-1, 3)
 
@@ -143,6 +145,11 @@ class _PillowRaster(Raster):
     def sample(self, bands: Sequence[int], limit: int) -> Array:
         step = self._step(limit)
         return self._decode()[::step, ::step, [band - 1 for band in bands]].reshape(-1, len(bands))
+
+    @property
+    def turned(self) -> bool:
+        self._decode()  # in PNG files the tag may follow the pixels
+        return self._image.getexif().get(_ORIENTATION, 1) != 1
 
     def close(self) -> None:
         self._image.close()
