@@ -36,10 +36,10 @@ def read_label(path: str, backend_args: dict | None = None) -> NDArray[np.int32]
     if mode not in _LABEL_MODES:
         raise ValueError(f'label {path} must be a single band of class ids with 8 or 16 bits, found mode {mode} of '
                          f'{bands} band(s); convert its colours to class ids.')
-    return array.astype(np.int32) // _png_stretch(content)
+    return array.astype(np.int32) // png_stretch(content)
 
 
-def _png_stretch(content: bytes) -> int:
+def png_stretch(content: bytes) -> int:
     """By what Pillow multiplies the values of 2- and 4-bit grey PNG files (it fills the range 0 … 255)."""
     is_grey_png = content.startswith(_PNG_SIGNATURE) and content[25] == 0
     return {2: 85, 4: 17}.get(content[24], 1) if is_grey_png else 1
