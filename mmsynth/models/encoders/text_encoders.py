@@ -171,20 +171,25 @@ class SD3TextEncoder(TextEncoder):
         pretrained: A folder or hub id in the diffusers layout; transformer and VAE are not loaded.
         max_sequence_length: Length of the T5 part in tokens, in [1, 512]; longer prompts are cut.
         dtype: 'float32' or 'bfloat16', of weights and embeddings.
+        built: A pipeline with the encoders and tokenizers, loaded already, in the place of ``pretrained``; they keep
+            their dtype.
 
     Raises:
-        ValueError: If an option is out of range, the folder or a part of it is missing, or diffusers cannot load it.
+        ValueError: If not exactly one of pretrained and built is given, an option is out of range, the folder or a part
+            of it is missing, or diffusers cannot load it.
     """
 
-    def __init__(self, pretrained: str, max_sequence_length: int = 256, dtype: str = 'bfloat16') -> None:
+    def __init__(self, pretrained: str | None = None, max_sequence_length: int = 256, dtype: str = 'bfloat16', *,
+                 built: 'StableDiffusion3Pipeline | None' = None) -> None:
         super().__init__()
         if not 1 <= max_sequence_length <= 512:
             raise ValueError(f'`max_sequence_length` must be in [1, 512], got {max_sequence_length}.')
         if dtype not in DTYPES:
             raise ValueError(f'`dtype` must be one of {", ".join(DTYPES)}, got {dtype!r}.')
         self.max_sequence_length = max_sequence_length
-        self.dtype = DTYPES[dtype]
-        self._pipeline = _load_sd3_text(pretrained, self.dtype)
+        check_source(pretrained, built)
+        self._pipeline = built or _load_sd3_text(pretrained, DTYPES[dtype])
+        self.dtype = self._pipeline.text_encoder.dtype
         self.text_encoder = self._pipeline.text_encoder  # the pipeline is no module: these make `.to()` reach it
         self.text_encoder_2 = self._pipeline.text_encoder_2
         self.text_encoder_3 = self._pipeline.text_encoder_3
@@ -251,6 +256,13 @@ def _load_sd3_text(pretrained: str, dtype: torch.dtype) -> 'StableDiffusion3Pipe
         raise ValueError(f'`pretrained`: the text encoders of {pretrained} do not load: {error}\nGive a complete '
                          'folder in the diffusers layout, or a hub id that this machine can reach and has access to '
                          '(Stable Diffusion 3.5 asks for its licence to be accepted on its page first).') from error
+
+
+def check_source(pretrained: str | None, built: object | None) -> None:
+    """Raise ValueError unless an encoder is either loaded from a folder or given built."""
+    if (pretrained is None) == (built is None):
+        raise ValueError(f'exactly one of `pretrained` and `built` must be given, got pretrained={pretrained!r}, '
+                         f'built={type(built).__name__}.')
 
 
 def check_folder(pretrained: str, parts: Sequence[str], example: str, needed: str) -> None:
