@@ -3,7 +3,7 @@
 Legend: B prompts, N tokens, D width of a token.
 """
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -50,6 +50,11 @@ class CLIPTextEncoder(TextEncoder):
         self.dtype = self.text_encoder.dtype
         self.requires_grad_(False).eval()
         self._identity = ''
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The encoder and its tokenizer, as the diffusers layout calls them."""
+        return dict(text_encoder=self.text_encoder, tokenizer=self._tokenizer)
 
     @property
     def identity(self) -> str:

@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ _SD3_PARTS = ('text_encoder', 'text_encoder_2', 'text_encoder_3', 'tokenizer', '
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 # of the same width, to sum weights exactly
 _INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
-_HUB_ID = re.compile(r'[\w.-]+/[\w.-]+')
+_HUB_ID = re.compile(r'[\w-][\w.-]*/[\w.-]+')
 _PROBE = 'a satellite image of road, park land, 17 buildings'
 
 
@@ -197,6 +197,11 @@ class SD3TextEncoder(TextEncoder):
         self._identity = ''
 
     @property
+    def parts(self) -> dict[str, Any]:
+        """The encoders and tokenizers, as the diffusers layout calls them."""
+        return {name: getattr(self._pipeline, name) for name in _SD3_PARTS}
+
+    @property
     def identity(self) -> str:
         """What a cached embedding depends on beside its prompt: weights, tokenizers, length and dtype.
 
@@ -258,6 +263,11 @@ def _load_sd3_text(pretrained: str, dtype: torch.dtype) -> 'StableDiffusion3Pipe
                          '(Stable Diffusion 3.5 asks for its licence to be accepted on its page first).') from error
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form owner/name, and is no relative path."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
 def check_source(pretrained: str | None, built: object | None) -> None:
     """Raise ValueError unless an encoder is either loaded from a folder or given built."""
     if (pretrained is None) == (built is None):
@@ -279,7 +289,7 @@ def check_folder(pretrained: str, parts: Sequence[str], example: str, needed: st
     """
     folder = Path(pretrained)
     if not folder.is_dir():
-        if _HUB_ID.fullmatch(pretrained) and not pretrained.startswith('.'):
+        if is_hub_id(pretrained):
             return
         raise ValueError(f'`pretrained`: no folder {pretrained}, and it is not a hub id of the form owner/name. Give a '
                          f'folder in the diffusers layout, such as a download of {example}.')
