@@ -44,7 +44,7 @@ def init_generator(config: str | Path | Config, checkpoint: str | Path | None = 
     """
     cfg = load_config(config)
     generator = build_generator(cfg, checkpoint, device)
-    classes = _classes_of(cfg.get('synthesis', {}).get('dataset', {}))
+    classes = classes_of(cfg.get('synthesis', {}).get('dataset', {}))
     if classes is not None:
         generator.dataset_meta = dict(classes=classes)
     return generator
@@ -111,19 +111,41 @@ def generate(generator: Generator,
     Raises:
         ValueError: If counts or shapes do not fit, or prompts are needed and cannot be made.
     """
+    meta = getattr(generator, 'dataset_meta', None) or {}
+    samples = make_samples(masks, prompts, references, meta.get('classes'))
+    guidance = CRFM(critic) if isinstance(critic, Critic) else critic
+    if guidance is not None:
+        generator.check_guidance(guidance)
+    seeds = [derive_seed(seed, 'generate', number) for number in range(len(samples))]
+    images: list[NDArray[np.uint8]] = []
+    pairs = zip(seeds, samples)
+    for batch in batches_of_one_shape(pairs, lambda item: tuple(item[1].gt_sem_seg.shape), batch_size):
+        data = generator.data_preprocessor(dict(data_samples=[sample for _, sample in batch]))
+        done = generator.synthesize(data['data_samples'], [own for own, _ in batch], guidance=guidance)
+        images += [sample.generated_img.data.permute(1, 2, 0).numpy() for sample in done]
+    return images
+
+
+def make_samples(masks: Sequence[Picture], prompts: Sequence[str] | None, references: Sequence[Picture] | None,
+                 classes: Sequence[str] | None) -> list[SynthDataSample]:
+    """What a generator's data preprocessor is given for masks from memory.
+
+    Args:
+        masks, prompts, references: As in :func:`generate`.
+        classes: Names of the classes, of which prompts are made where none are given.
+
+    Raises:
+        ValueError: If counts or shapes do not fit, or prompts are needed and cannot be made.
+    """
     ids = [_as_mask(mask, number) for number, mask in enumerate(masks)]
     for option, given in (('prompts', prompts), ('references', references)):
         if given is not None and len(given) != len(ids):
             raise ValueError(f'`{option}` must be one per mask, got {len(given)} for {len(ids)} masks.')
     if prompts is None:
-        meta = getattr(generator, 'dataset_meta', None)
-        if not meta:
+        if not classes:
             raise ValueError('`prompts` are needed: the generator does not know the names of its classes; give them '
                              "to it, as generator.dataset_meta = dict(classes=('road', …)).")
-        prompts = [build_prompt(mask, meta['classes']) for mask in ids]
-    guidance = CRFM(critic) if isinstance(critic, Critic) else critic
-    if guidance is not None:
-        generator.check_guidance(guidance)
+        prompts = [build_prompt(mask, classes) for mask in ids]
     samples = []
     for number, (mask, prompt) in enumerate(zip(ids, prompts)):
         sample = SynthDataSample(metainfo=dict(sample_id=str(number), prompt=prompt))
@@ -131,13 +153,8 @@ def generate(generator: Generator,
         if references is not None:
             reference = fit_reference(_as_image(references[number], number), mask.shape, 'resize')
             sample.reference = PixelData(data=torch.from_numpy(reference[..., ::-1].copy()).permute(2, 0, 1))
-        samples.append((derive_seed(seed, 'generate', number), sample))
-    images: list[NDArray[np.uint8]] = []
-    for batch in batches_of_one_shape(samples, lambda item: tuple(item[1].gt_sem_seg.shape), batch_size):
-        data = generator.data_preprocessor(dict(data_samples=[sample for _, sample in batch]))
-        done = generator.synthesize(data['data_samples'], [own for own, _ in batch], guidance=guidance)
-        images += [sample.generated_img.data.permute(1, 2, 0).numpy() for sample in done]
-    return images
+        samples.append(sample)
+    return samples
 
 
 def _as_array(picture: Picture) -> NDArray:
@@ -160,7 +177,7 @@ def _as_image(picture: Picture, number: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(image)
 
 
-def _classes_of(dataset: Mapping[str, Any]) -> tuple[str, ...] | None:
+def classes_of(dataset: Mapping[str, Any]) -> tuple[str, ...] | None:
     """The class names that a data set's config gives, or its class declares."""
     while 'dataset' in dataset:  # mask sources and wrappers stand around another
         dataset = dataset['dataset']

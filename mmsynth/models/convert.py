@@ -9,7 +9,7 @@ The folder that is written:
 """
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,12 +87,9 @@ def convert_checkpoint(cfg: Config,
         ValueError: If an option is out of range or has no effect, or the checkpoint does not fit the config.
     """
     out = Path(out)
-    _check_out(out, to)
-    generator = _build(cfg, to)
-    _check_lora(generator, to, merge_lora)
-    report = _load(generator, checkpoint)
-    merged = generator.merge_lora() if merge_lora else 0
-    with _whole_or_nothing(out) as draft:
+    check_out(out, to, LAYOUTS)
+    generator, report, merged = read_generator(cfg, checkpoint, to, merge_lora=merge_lora)
+    with whole_or_nothing(out) as draft:
         if to == 'mmsynth':
             count, left_out = _save_tensors(generator.state_dict(), draft), []
             written = [f'{out}: {count} tensors']
@@ -101,9 +98,26 @@ def convert_checkpoint(cfg: Config,
     return Conversion(report, merged, written, left_out)
 
 
-def _check_out(out: Path, to: str) -> None:
-    if to not in LAYOUTS:
-        raise ValueError(f'`to` must be one of {", ".join(LAYOUTS)}, got {to!r}.')
+def read_generator(cfg: Config, checkpoint: str | Path, to: str, *,
+                   merge_lora: bool) -> tuple[BaseGenerator, LoadReport, int]:
+    """Build the generator of a config and load its checkpoint, to write it in the layout ``to``.
+
+    Returns:
+        The generator, in eval mode; the report of loading; the number of layers whose LoRA was merged.
+
+    Raises:
+        FileNotFoundError, ValueError: As in :func:`convert_checkpoint`.
+    """
+    generator = _build(cfg, to)
+    _check_lora(generator, to, merge_lora)
+    report = _load(generator, checkpoint)
+    return generator, report, generator.merge_lora() if merge_lora else 0
+
+
+def check_out(out: Path, to: str, layouts: Sequence[str]) -> None:
+    """Raise ValueError if ``to`` is none of the layouts or ``out`` does not fit it, FileExistsError if that exists."""
+    if to not in layouts:
+        raise ValueError(f'`to` must be one of {", ".join(layouts)}, got {to!r}.')
     if out.exists():
         raise FileExistsError(f'`out`: {out} is there already and is not overwritten; choose another name, or remove '
                               'it first.')
@@ -128,8 +142,8 @@ def _check_lora(generator: BaseGenerator, to: str, merge_lora: bool) -> None:
     if merge_lora and not generator.has_lora:
         raise ValueError("`merge_lora` has no effect: no branch of the config's `model.trainable` is 'lora'. Leave it "
                          'out, or give the config that the checkpoint was trained with.')
-    if to == 'diffusers' and generator.has_lora and not merge_lora:
-        raise ValueError('`merge_lora`: the diffusers layout holds plain weights; merge the LoRA into them '
+    if to != 'mmsynth' and generator.has_lora and not merge_lora:
+        raise ValueError(f'`merge_lora`: the {to} layout holds plain weights; merge the LoRA into them '
                          '(--merge-lora).')
 
 
@@ -195,7 +209,7 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> int:
 
 
 @contextmanager
-def _whole_or_nothing(out: Path) -> Iterator[Path]:
+def whole_or_nothing(out: Path) -> Iterator[Path]:
     """A path beside ``out`` to write a file to, or a new folder; it becomes ``out`` when all is written."""
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f'{TEMPORARY_PREFIX}{out.name}')

@@ -24,6 +24,7 @@ from torch import Tensor
 from mmsynth.sampling.step import SamplingStep
 
 Predict = Callable[[Tensor, Tensor], Tensor]
+StepEnd = Callable[[int, Tensor, Tensor], Tensor]
 Trace = list[dict[str, float]]
 
 
@@ -42,7 +43,8 @@ def sample(predict: Predict,
            guide: Guide | None = None,
            *,
            recurrence: int = 1,
-           draw_noise: Callable[[int, int], Tensor] | None = None) -> tuple[Tensor, list[Trace]]:
+           draw_noise: Callable[[int, int], Tensor] | None = None,
+           on_step_end: StepEnd | None = None) -> tuple[Tensor, list[Trace]]:
     """Go from noise to a clean latent.
 
     Args:
@@ -56,6 +58,8 @@ def sample(predict: Predict,
         recurrence: Times that each guided step is taken; before each repetition the latent is noised again to the level
             that it had. A step from pure noise is taken once.
         draw_noise: ``draw_noise(step index, repetition) -> noise (B, C, h, w)``; needed for a recurrence above 1.
+        on_step_end: ``on_step_end(step index, timestep (), latents) -> latents``, called after each step with the
+            latents in the scheduler's own scale; what it returns is gone on with.
 
     Returns:
         The clean latents (B, C, h, w), and per sample the guide's records, one for each step it guided.
@@ -93,6 +97,8 @@ def sample(predict: Predict,
             trial = _step(copy.deepcopy(scheduler), predict, index, latents, own, prediction)
             latents = _noise_again(trial, draw_noise(index, repetition), scheduler, index)
         latents = _step(scheduler, predict, index, latents, own, prediction)
+        if on_step_end is not None:
+            latents = on_step_end(index, timestep, latents)
     return latents, traces
 
 

@@ -35,12 +35,7 @@ def build_flow_scheduler(settings: Mapping[str, Any] | None = None) -> FlowMatch
         TypeError: If the class does not know a setting.
     """
     settings = dict(shift=3.0) | dict(settings or {})
-    if settings.get('stochastic_sampling'):
-        raise ValueError('`scheduler.stochastic_sampling` draws noise in every step, so that a sample would depend on '
-                         'its batch; leave it out.')
-    if settings.get('use_dynamic_shifting'):
-        raise ValueError('`scheduler.use_dynamic_shifting` needs a shift for every image size, which this sampler does '
-                         'not give; set a fixed `shift`.')
+    _check_flow_settings(settings)
     return FlowMatchEulerDiscreteScheduler(**settings)
 
 
@@ -113,6 +108,25 @@ def build_sampler(sampler: Mapping[str, Any] | None = None,
     return getattr(diffusers, name)(**schedule, **settings)
 
 
+def check_flow_sampler(scheduler: SchedulerMixin) -> None:
+    """Raise ValueError unless a flow-matching model can sample over a diffusers scheduler that is built already."""
+    name, is_flow = type(scheduler).__name__, scheduler.config.get('use_flow_sigmas', True)
+    if name not in FLOW_SAMPLERS or not is_flow:
+        raise ValueError(f'`scheduler` must be one of {", ".join(FLOW_SAMPLERS)}, and of flow matching, got {name}'
+                         f'{"" if is_flow else " with use_flow_sigmas=False"}: a velocity is predicted, and a sampler '
+                         'that draws noise in every step would make a sample depend on its batch.')
+    _check_flow_settings(scheduler.config)
+
+
+def check_sampler(scheduler: SchedulerMixin) -> None:
+    """The same for a model that predicts noise."""
+    name = type(scheduler).__name__
+    if name not in SAMPLERS:
+        raise ValueError(f'`scheduler` must be one of {", ".join(SAMPLERS)}, got {name}: samplers that draw noise in '
+                         'every step (ancestral, SDE) would make a sample depend on its batch.')
+    _check_settings({key: scheduler.config[key] for key in (*_FIXED, 'algorithm_type') if key in scheduler.config})
+
+
 def complete_schedule(schedule: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The settings of a training schedule, Stable Diffusion's where they are not given.
 
@@ -127,6 +141,15 @@ def complete_schedule(schedule: Mapping[str, Any] | None = None) -> dict[str, An
         raise ValueError(f'`scheduler` takes {", ".join(STABLE_DIFFUSION_SCHEDULE)}, got {", ".join(sorted(unknown))}; '
                          'settings of sampling belong in `sampler`.')
     return STABLE_DIFFUSION_SCHEDULE | dict(schedule or {})
+
+
+def _check_flow_settings(settings: Mapping[str, Any]) -> None:
+    if settings.get('stochastic_sampling'):
+        raise ValueError('`scheduler.stochastic_sampling` draws noise in every step, so that a sample would depend on '
+                         'its batch; leave it out.')
+    if settings.get('use_dynamic_shifting'):
+        raise ValueError('`scheduler.use_dynamic_shifting` needs a shift for every image size, which this sampler does '
+                         'not give; set a fixed `shift`.')
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:

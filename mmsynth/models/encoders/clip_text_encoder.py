@@ -3,6 +3,7 @@
 Legend: B prompts, N tokens, D width of a token.
 """
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,9 +13,13 @@ from mmsynth.models.encoders.text_encoders import (
     TextEncoder,
     as_prompt_list,
     check_folder,
+    check_source,
     fingerprint,
 )
 from mmsynth.registry import MODELS
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, CLIPTokenizer
 
 
 @MODELS.register_module()
@@ -28,28 +33,28 @@ class CLIPTextEncoder(TextEncoder):
     Args:
         pretrained: A folder or hub id in the diffusers layout, of which ``text_encoder`` and ``tokenizer`` are loaded.
         dtype: 'float32' or 'bfloat16', of weights and embeddings.
+        built: The two, loaded already, in the place of ``pretrained``; they keep their dtype.
 
     Raises:
-        ValueError: If an option is out of range, the folder or a part of it is missing, or transformers cannot load it.
+        ValueError: If not exactly one of pretrained and built is given, an option is out of range, the folder or a part
+            of it is missing, or transformers cannot load it.
     """
 
-    def __init__(self, pretrained: str, dtype: str = 'float32') -> None:
+    def __init__(self, pretrained: str | None = None, dtype: str = 'float32', *,
+                 built: 'tuple[CLIPTextModel, CLIPTokenizer] | None' = None) -> None:
         super().__init__()
         if dtype not in DTYPES:
             raise ValueError(f'`dtype` must be one of {", ".join(DTYPES)}, got {dtype!r}.')
-        check_folder(pretrained, ('text_encoder', 'tokenizer'), 'stable-diffusion-v1-5/stable-diffusion-v1-5',
-                     "Stable Diffusion 1.5's text encoder and tokenizer are needed")
-        from transformers import CLIPTextModel, CLIPTokenizer  # here: takes seconds that a cache reader can spare
-        try:
-            self._tokenizer = CLIPTokenizer.from_pretrained(pretrained, subfolder='tokenizer')
-            self.text_encoder = CLIPTextModel.from_pretrained(pretrained, subfolder='text_encoder')
-        except (OSError, ValueError) as error:
-            raise ValueError(f'`pretrained`: the text encoder of {pretrained} does not load: {error}\nGive a complete '
-                             'folder in the diffusers layout, or a hub id that this machine can reach.') from error
-        self.text_encoder.to(DTYPES[dtype])
-        self.dtype = DTYPES[dtype]
+        check_source(pretrained, built)
+        self.text_encoder, self._tokenizer = built or _load(pretrained, DTYPES[dtype])
+        self.dtype = self.text_encoder.dtype
         self.requires_grad_(False).eval()
         self._identity = ''
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The encoder and its tokenizer, as the diffusers layout calls them."""
+        return dict(text_encoder=self.text_encoder, tokenizer=self._tokenizer)
 
     @property
     def identity(self) -> str:
@@ -75,3 +80,15 @@ class CLIPTextEncoder(TextEncoder):
     def train(self, mode: bool = True) -> 'CLIPTextEncoder':
         """Stay in eval mode: the encoder is frozen."""
         return super().train(False)
+
+
+def _load(pretrained: str, dtype: torch.dtype) -> 'tuple[CLIPTextModel, CLIPTokenizer]':
+    check_folder(pretrained, ('text_encoder', 'tokenizer'), 'stable-diffusion-v1-5/stable-diffusion-v1-5',
+                 "Stable Diffusion 1.5's text encoder and tokenizer are needed")
+    from transformers import CLIPTextModel, CLIPTokenizer  # here: takes seconds that a cache reader can spare
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(pretrained, subfolder='tokenizer')
+        return CLIPTextModel.from_pretrained(pretrained, subfolder='text_encoder').to(dtype), tokenizer
+    except (OSError, ValueError) as error:
+        raise ValueError(f'`pretrained`: the text encoder of {pretrained} does not load: {error}\nGive a complete '
+                         'folder in the diffusers layout, or a hub id that this machine can reach.') from error

@@ -64,26 +64,31 @@ class VAECodec(LatentCodec):
 
     Args:
         pretrained: A folder or hub id in the diffusers layout whose ``vae`` is loaded.
-        config: Settings of an ``AutoencoderKL`` built from scratch (tests). Exactly one of the two is given.
+        config: Settings of an ``AutoencoderKL`` built from scratch (tests).
         gradient_checkpointing: Keep only the inputs of the decoder's blocks for the backward pass and compute the
             rest again: less memory, more time, where guidance asks for the gradient of a decode. Changes nothing else.
         cache_dir: Folder of what ``tools/encode_latents.py`` encoded. In training mode images are read from there
             instead of being encoded, each posterior sampled as ever; outside of training it is not looked at.
+        vae: A built one in the place of ``pretrained``; it is frozen. Images and latents are cast to its dtype.
 
     Raises:
-        ValueError: If not exactly one of the two is given, or the folder holds no ``vae``.
+        ValueError: If not exactly one of pretrained, config and vae is given, or the folder holds no ``vae``.
     """
 
     def __init__(self,
                  pretrained: str | None = None,
                  config: dict | None = None,
                  gradient_checkpointing: bool = False,
-                 cache_dir: str | None = None) -> None:
+                 cache_dir: str | None = None,
+                 *,
+                 vae: AutoencoderKL | None = None) -> None:
         super().__init__()
-        if (pretrained is None) == (config is None):
-            raise ValueError('`pretrained` and `config`: exactly one must be given, got '
-                             f'pretrained={pretrained!r}, config={config!r}.')
-        if pretrained is None:
+        if [pretrained, config, vae].count(None) != 2:
+            raise ValueError('`pretrained` and `config`: exactly one must be given, or a built `vae`, got '
+                             f'pretrained={pretrained!r}, config={config!r}, vae={type(vae).__name__}.')
+        if vae is not None:
+            self.vae = vae
+        elif pretrained is None:
             self.vae = AutoencoderKL(**config)
         else:
             if Path(pretrained).is_dir() and not (Path(pretrained) / 'vae').is_dir():
@@ -116,7 +121,7 @@ class VAECodec(LatentCodec):
     @torch.no_grad()
     def moments(self, images: Tensor) -> Tensor:
         """The posterior of images (B, 3, H, W): mean and log variance, (B, 2 C, h, w), before scale and shift."""
-        return self.vae.encode(images).latent_dist.parameters
+        return self.vae.encode(images.to(self.vae.dtype)).latent_dist.parameters
 
     def open_cache(self, folder: str | Path) -> LatentCache:
         """The cache in a folder, with the identity of this codec: that of its encoder's weights."""
@@ -141,7 +146,7 @@ class VAECodec(LatentCodec):
         return torch.stack([self._cache.read(key)['moments'] for key in keys]).to(images.device)
 
     def decode(self, latents: Tensor) -> Tensor:
-        return self.vae.decode(latents / self.scale + self.shift).sample
+        return self.vae.decode((latents / self.scale + self.shift).to(self.vae.dtype)).sample
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Switch the option of that name on or off."""

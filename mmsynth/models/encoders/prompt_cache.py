@@ -114,14 +114,18 @@ class CachedTextEncoder(TextEncoder):
 
     def _read(self, prompt: str) -> TextEmbeds:
         if prompt not in self._recent:
-            self._recent[prompt] = self._open().get(prompt)
+            self._recent[prompt] = self.open_cache().get(prompt)
             if len(self._recent) > self.max_in_memory:
                 self._recent.popitem(last=False)
         self._recent.move_to_end(prompt)
         return self._recent[prompt]
 
-    def _open(self) -> PromptCache:
-        """The cache, with the identity that was given or the only one that its folder has."""
+    def open_cache(self) -> PromptCache:
+        """The cache, with the identity that was given or the only one that its folder has.
+
+        Raises:
+            ValueError: If the folder holds no embeddings, or several encoders' and ``identity`` was not given.
+        """
         if self._cache is None:
             known = PromptCache.identities(self.cache_dir) if self.identity is None else [self.identity]
             if not known:

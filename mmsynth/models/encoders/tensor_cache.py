@@ -72,6 +72,11 @@ class TensorCache:
         """The identities of the encoders that wrote into a folder, sorted; none if there is no such folder."""
         return sorted({cls._read_header(path)['identity'] for path in sorted(Path(folder).glob(f'*{_SUFFIX}'))})
 
+    def keys(self) -> list[str]:
+        """What is in the cache, sorted."""
+        headers = (self._read_header(path) for path in sorted(self.folder.glob(f'*{_SUFFIX}')))
+        return sorted(header[self.kind] for header in headers if header['identity'] == self.identity)
+
     def path(self, key: str) -> Path:
         """Where the tensors of an input are kept."""
         text = json.dumps([key, self.identity])

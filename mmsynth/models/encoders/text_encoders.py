@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ _SD3_PARTS = ('text_encoder', 'text_encoder_2', 'text_encoder_3', 'tokenizer', '
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 # of the same width, to sum weights exactly
 _INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
-_HUB_ID = re.compile(r'[\w.-]+/[\w.-]+')
+_HUB_ID = re.compile(r'[\w-][\w.-]*/[\w.-]+')
 _PROBE = 'a satellite image of road, park land, 17 buildings'
 
 
@@ -171,25 +171,35 @@ class SD3TextEncoder(TextEncoder):
         pretrained: A folder or hub id in the diffusers layout; transformer and VAE are not loaded.
         max_sequence_length: Length of the T5 part in tokens, in [1, 512]; longer prompts are cut.
         dtype: 'float32' or 'bfloat16', of weights and embeddings.
+        built: A pipeline with the encoders and tokenizers, loaded already, in the place of ``pretrained``; they keep
+            their dtype.
 
     Raises:
-        ValueError: If an option is out of range, the folder or a part of it is missing, or diffusers cannot load it.
+        ValueError: If not exactly one of pretrained and built is given, an option is out of range, the folder or a part
+            of it is missing, or diffusers cannot load it.
     """
 
-    def __init__(self, pretrained: str, max_sequence_length: int = 256, dtype: str = 'bfloat16') -> None:
+    def __init__(self, pretrained: str | None = None, max_sequence_length: int = 256, dtype: str = 'bfloat16', *,
+                 built: 'StableDiffusion3Pipeline | None' = None) -> None:
         super().__init__()
         if not 1 <= max_sequence_length <= 512:
             raise ValueError(f'`max_sequence_length` must be in [1, 512], got {max_sequence_length}.')
         if dtype not in DTYPES:
             raise ValueError(f'`dtype` must be one of {", ".join(DTYPES)}, got {dtype!r}.')
         self.max_sequence_length = max_sequence_length
-        self.dtype = DTYPES[dtype]
-        self._pipeline = _load_sd3_text(pretrained, self.dtype)
+        check_source(pretrained, built)
+        self._pipeline = built or _load_sd3_text(pretrained, DTYPES[dtype])
+        self.dtype = self._pipeline.text_encoder.dtype
         self.text_encoder = self._pipeline.text_encoder  # the pipeline is no module: these make `.to()` reach it
         self.text_encoder_2 = self._pipeline.text_encoder_2
         self.text_encoder_3 = self._pipeline.text_encoder_3
         self.requires_grad_(False).eval()
         self._identity = ''
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The encoders and tokenizers, as the diffusers layout calls them."""
+        return {name: getattr(self._pipeline, name) for name in _SD3_PARTS}
 
     @property
     def identity(self) -> str:
@@ -253,6 +263,18 @@ def _load_sd3_text(pretrained: str, dtype: torch.dtype) -> 'StableDiffusion3Pipe
                          '(Stable Diffusion 3.5 asks for its licence to be accepted on its page first).') from error
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form owner/name, and is no relative path."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def check_source(pretrained: str | None, built: object | None) -> None:
+    """Raise ValueError unless an encoder is either loaded from a folder or given built."""
+    if (pretrained is None) == (built is None):
+        raise ValueError(f'exactly one of `pretrained` and `built` must be given, got pretrained={pretrained!r}, '
+                         f'built={type(built).__name__}.')
+
+
 def check_folder(pretrained: str, parts: Sequence[str], example: str, needed: str) -> None:
     """Name what a folder lacks before gigabytes are read; hub ids are left to the library that loads them.
 
@@ -267,7 +289,7 @@ def check_folder(pretrained: str, parts: Sequence[str], example: str, needed: st
     """
     folder = Path(pretrained)
     if not folder.is_dir():
-        if _HUB_ID.fullmatch(pretrained) and not pretrained.startswith('.'):
+        if is_hub_id(pretrained):
             return
         raise ValueError(f'`pretrained`: no folder {pretrained}, and it is not a hub id of the form owner/name. Give a '
                          f'folder in the diffusers layout, such as a download of {example}.')

@@ -20,7 +20,7 @@ from mmsynth.models.label_codecs import LabelCodec
 from mmsynth.models.lora import LoRASettings, add_lora, merge_lora
 from mmsynth.models.precision import DTYPES, Precision, check_precision, dtype_on
 from mmsynth.registry import MODELS
-from mmsynth.sampling import Predict, sample
+from mmsynth.sampling import Predict, StepEnd, sample
 from mmsynth.structures import SynthDataSample
 from mmsynth.utils import derive_seed, seeded_noise
 from mmsynth.utils.labels import IGNORE_INDEX
@@ -60,12 +60,15 @@ class BaseGenerator(BaseModel):
 
     Attributes:
         branches: The network's branches and their default states.
+        execution_device: Where the network computes, if its weights are kept elsewhere and brought there when they are
+            needed (accelerate's offloading); None where they are.
 
     Raises:
         ValueError: If an option is out of range, codecs and network do not fit each other, or LoRA finds no layer.
     """
 
     branches: ClassVar[Mapping[str, str]]
+    execution_device: torch.device | None = None
 
     def __init__(self, network: nn.Module | dict, latent_codec: LatentCodec | dict, label_codec: LabelCodec | dict,
                  text_encoder: nn.Module | dict, *, trainable: Mapping[str, str] | None, lora: Mapping[str, Any] | None,
@@ -77,9 +80,7 @@ class BaseGenerator(BaseModel):
         check_share('prompt_dropout', prompt_dropout)
         check_share('mask_dropout', mask_dropout)
         check_condition_guidance('mask', mask_guidance_scale, mask_dropout)
-        if num_steps < 1 or guidance_scale < 1:
-            raise ValueError('`num_steps` and `guidance_scale` must be at least 1, got '
-                             f'{num_steps} and {guidance_scale}.')
+        check_run(num_steps, guidance_scale)
         states = _check_trainable(trainable or {}, lora, self.branches)
         lora_settings = LoRASettings(**(lora or {}))
         super().__init__(data_preprocessor or dict(type='mmsynth.SynthDataPreprocessor'))
@@ -133,8 +134,12 @@ class BaseGenerator(BaseModel):
 
     @abstractmethod
     def sample_latents(self, data_samples: Sequence[SynthDataSample], masks: Tensor, seeds: Sequence[int], *,
-                       guidance: Guidance | None) -> tuple[Tensor, list[list[dict[str, float]]]]:
-        """Latents (B, C, h, w) generated for masks (B, H, W), and the guidance records of each sample."""
+                       guidance: Guidance | None,
+                       on_step_end: StepEnd | None = None) -> tuple[Tensor, list[list[dict[str, float]]]]:
+        """Latents (B, C, h, w) generated for masks (B, H, W), and the guidance records of each sample.
+
+        ``on_step_end`` is that of :func:`mmsynth.sampling.sample`.
+        """
 
     def predict(self, inputs: Tensor | None, data_samples: list[SynthDataSample]) -> list[SynthDataSample]:
         """Generate an image for every sample without task guidance; as in the host's validation loop.
@@ -167,15 +172,7 @@ class BaseGenerator(BaseModel):
         """
         if len(seeds) != len(data_samples):
             raise ValueError(f'`seeds`: one per sample is needed, got {len(seeds)} for {len(data_samples)} samples.')
-        if guidance is not None:
-            self.check_guidance(guidance)
-        masks = stack_masks(data_samples, self.device)
-
-        def run(seeds: Sequence[int]) -> tuple[Tensor, list[list[dict[str, float]]]]:
-            return self.sample_latents(data_samples, masks, seeds, guidance=guidance)
-
-        latents, traces = run(seeds) if guidance is None else guidance.run(
-            run, seeds, self._decode_for_guidance, masks, num_steps=self.num_steps)
+        latents, traces = self.generate_latents(data_samples, seeds, guidance=guidance)
         decoded = self.latent_codec.decode(latents).float()
         finite = decoded.isfinite().flatten(1).all(1).tolist()
         images = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
@@ -183,6 +180,25 @@ class BaseGenerator(BaseModel):
             data_sample.generated_img = PixelData(data=image)
             data_sample.set_metainfo(dict(seed=int(seed), guidance_trace=trace, finite=whole))
         return list(data_samples)
+
+    @torch.no_grad()
+    def generate_latents(self, data_samples: Sequence[SynthDataSample], seeds: Sequence[int], *,
+                         guidance: Guidance | None = None,
+                         on_step_end: StepEnd | None = None) -> tuple[Tensor, list[list[dict[str, float]]]]:
+        """What :meth:`synthesize` decodes: latents (B, C, h, w), and the guidance records of each sample.
+
+        ``on_step_end`` is that of :func:`mmsynth.sampling.sample`; best-of-n calls it in every candidate's run.
+        """
+        if guidance is not None:
+            self.check_guidance(guidance)
+        masks = stack_masks(data_samples, self.device)
+
+        def run(seeds: Sequence[int]) -> tuple[Tensor, list[list[dict[str, float]]]]:
+            return self.sample_latents(data_samples, masks, seeds, guidance=guidance, on_step_end=on_step_end)
+
+        if guidance is None:
+            return run(seeds)
+        return guidance.run(run, seeds, self._decode_for_guidance, masks, num_steps=self.num_steps)
 
     def check_guidance(self, guidance: Guidance) -> None:
         """Raise ValueError if a guidance does not fit the classes, the latents and the run of this generator."""
@@ -208,7 +224,8 @@ class BaseGenerator(BaseModel):
             return self.latent_codec.decode(latents).float()
 
     def _run(self, predict: Predict, scheduler: SchedulerMixin, shape: Sequence[int], masks: Tensor,
-             seeds: Sequence[int], guidance: Guidance | None) -> tuple[Tensor, list[list[dict[str, float]]]]:
+             seeds: Sequence[int], guidance: Guidance | None,
+             on_step_end: StepEnd | None) -> tuple[Tensor, list[list[dict[str, float]]]]:
         """Sample latents of a shape (C, h, w), each from the noise of its own seed, corrected by the guidance."""
         def draw_noise(index: int, repetition: int) -> Tensor:
             own = [derive_seed(seed, 'recurrence', index, repetition) for seed in seeds]
@@ -216,13 +233,13 @@ class BaseGenerator(BaseModel):
 
         noise = seeded_noise(seeds, shape, device=masks.device)
         if guidance is None:
-            return sample(predict, noise, scheduler, self.num_steps)
+            return sample(predict, noise, scheduler, self.num_steps, on_step_end=on_step_end)
         return sample(predict, noise, scheduler, self.num_steps, guidance.bind(self._decode_for_guidance, masks),
-                      recurrence=guidance.recurrence, draw_noise=draw_noise)
+                      recurrence=guidance.recurrence, draw_noise=draw_noise, on_step_end=on_step_end)
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        return self.execution_device or next(self.parameters()).device
 
     def trainable_names(self) -> list[str]:
         """The names of the parameters that an optimizer would train."""
@@ -278,9 +295,9 @@ class BaseGenerator(BaseModel):
                              f'{self.control_channels}.')
 
     def _encode_prompts(self, prompts: Sequence[str]) -> TextEmbeds:
-        embeds, weight = self.text_encoder.encode(prompts), next(self.network.parameters())
+        embeds, dtype = self.text_encoder.encode(prompts), next(self.network.parameters()).dtype
         # an encoder may have another dtype and device
-        return TextEmbeds(*(getattr(embeds, name).to(weight) for name in TextEmbeds._fields))
+        return TextEmbeds(*(getattr(embeds, name).to(self.device, dtype) for name in TextEmbeds._fields))
 
     def _drop_masks(self, masks: Tensor, rng: torch.Generator) -> Tensor:
         """The masks (B, H, W), a share of them replaced by the null mask, for guidance towards the mask."""
@@ -293,6 +310,13 @@ class BaseGenerator(BaseModel):
         """The prompts, a share of them replaced by the empty one, for classifier-free guidance."""
         dropped = torch.rand(len(data_samples), generator=rng) < self.prompt_dropout
         return ['' if drop else prompt_of(sample) for sample, drop in zip(data_samples, dropped)]
+
+
+def check_run(num_steps: int, guidance_scale: float) -> None:
+    """Raise ValueError for settings of sampling that no run can have."""
+    if num_steps < 1 or guidance_scale < 1:
+        raise ValueError('`num_steps` and `guidance_scale` must be at least 1, got '
+                         f'{num_steps} and {guidance_scale}.')
 
 
 def check_share(option: str, share: float) -> None:

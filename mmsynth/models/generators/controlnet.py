@@ -19,7 +19,7 @@ from mmsynth.models.label_codecs import PaletteCodec
 from mmsynth.models.networks.diffusers_controlnet import SD3ControlNet, UNetControlNet
 from mmsynth.models.precision import Precision
 from mmsynth.registry import MODELS
-from mmsynth.sampling import Negative, build_sampler, classifier_free, noise_of_velocity
+from mmsynth.sampling import Negative, StepEnd, build_sampler, classifier_free, noise_of_velocity
 from mmsynth.sampling.schedulers import STABLE_DIFFUSION_SCHEDULE
 from mmsynth.structures import SynthDataSample
 from mmsynth.utils.labels import IGNORE_INDEX
@@ -134,7 +134,8 @@ class StableDiffusionControlNet(BaseGenerator):
         return dict(loss_noise=F.mse_loss(predicted, noise))
 
     def sample_latents(self, data_samples: Sequence[SynthDataSample], masks: Tensor, seeds: Sequence[int], *,
-                       guidance: Guidance | None) -> tuple[Tensor, list[list[dict[str, float]]]]:
+                       guidance: Guidance | None,
+                       on_step_end: StepEnd | None = None) -> tuple[Tensor, list[list[dict[str, float]]]]:
         """As in :class:`BaseGenerator`."""
         condition = self.encode_condition([prompt_of(sample) for sample in data_samples], masks)
         negatives = []
@@ -146,7 +147,7 @@ class StableDiffusionControlNet(BaseGenerator):
             negatives.append(Negative(replace(condition, control=null), self.mask_guidance_scale))
         predict = classifier_free(self._noise, condition, negatives, lambda timestep: 0.5)  # intervals are whole
         shape = self.latent_codec.latent_shape(*masks.shape[-2:])
-        return self._run(predict, self.sampler, shape, masks, seeds, guidance)
+        return self._run(predict, self.sampler, shape, masks, seeds, guidance, on_step_end)
 
     def encode_condition(self, prompts: Sequence[str], masks: Tensor) -> Condition:
         """Encode prompts and masks (B, H, W) for the network."""

@@ -27,6 +27,7 @@ from mmsynth.models.precision import Precision
 from mmsynth.registry import MODELS
 from mmsynth.sampling import (
     Negative,
+    StepEnd,
     build_sampler,
     classifier_free,
     complete_schedule,
@@ -197,7 +198,8 @@ class TISynth(BaseGenerator):
         return dict(loss_velocity=F.mse_loss(predicted, self.scheduler.get_velocity(clean, noise, timestep)))
 
     def sample_latents(self, data_samples: Sequence[SynthDataSample], masks: Tensor, seeds: Sequence[int], *,
-                       guidance: Guidance | None) -> tuple[Tensor, list[list[dict[str, float]]]]:
+                       guidance: Guidance | None,
+                       on_step_end: StepEnd | None = None) -> tuple[Tensor, list[list[dict[str, float]]]]:
         """As in :class:`BaseGenerator`: denoising from each sample's own noise, given its reference too."""
         shape = self.latent_codec.latent_shape(*masks.shape[-2:])
         prompts = [prompt_of(sample) for sample in data_samples]
@@ -217,7 +219,7 @@ class TISynth(BaseGenerator):
             negatives.append(Negative(replace(condition, reference_hint=null), self.reference_guidance_scale,
                                       self.reference_guidance_interval))
         predict = classifier_free(self._noise, condition, negatives, self._sigma)
-        return self._run(predict, self.sampler, shape, masks, seeds, guidance)
+        return self._run(predict, self.sampler, shape, masks, seeds, guidance, on_step_end)
 
     def encode_condition(self, prompts: Sequence[str], masks: Tensor, reference_latents: Tensor) -> Condition:
         """Encode prompts, masks (B, H, W) and reference latents (B, C, h, w) for the network."""

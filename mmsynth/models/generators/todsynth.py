@@ -18,7 +18,7 @@ from mmsynth.models.label_codecs import LabelCodec
 from mmsynth.models.networks.mmdit import MMDiT
 from mmsynth.models.precision import Precision
 from mmsynth.registry import MODELS
-from mmsynth.sampling import Negative, build_flow_sampler, build_flow_scheduler, classifier_free
+from mmsynth.sampling import Negative, StepEnd, build_flow_sampler, build_flow_scheduler, classifier_free
 from mmsynth.structures import SynthDataSample
 from mmsynth.utils.labels import IGNORE_INDEX
 
@@ -142,7 +142,8 @@ class TODSynth(BaseGenerator):
         return dict(loss_velocity=(weight * error).mean())
 
     def sample_latents(self, data_samples: Sequence[SynthDataSample], masks: Tensor, seeds: Sequence[int], *,
-                       guidance: Guidance | None) -> tuple[Tensor, list[list[dict[str, float]]]]:
+                       guidance: Guidance | None,
+                       on_step_end: StepEnd | None = None) -> tuple[Tensor, list[list[dict[str, float]]]]:
         """As in :class:`BaseGenerator`: flow matching from each sample's own noise."""
         condition = self.encode_condition([prompt_of(sample) for sample in data_samples], masks)
         negatives = []
@@ -155,7 +156,7 @@ class TODSynth(BaseGenerator):
                                       self.mask_guidance_interval))
         predict = classifier_free(self._velocity, condition, negatives, lambda timestep: float(timestep[0]) / 1000)
         shape = self.latent_codec.latent_shape(*masks.shape[-2:])
-        return self._run(predict, self.sampler, shape, masks, seeds, guidance)
+        return self._run(predict, self.sampler, shape, masks, seeds, guidance, on_step_end)
 
     def encode_condition(self, prompts: Sequence[str], masks: Tensor) -> Condition:
         """Encode prompts and masks (B, H, W) for the network."""
