@@ -41,7 +41,7 @@ class CLIPTextEncoder(TextEncoder):
                      "Stable Diffusion 1.5's text encoder and tokenizer are needed")
         from transformers import CLIPTextModel, CLIPTokenizer  # here: takes seconds that a cache reader can spare
         try:
-            self._tokenizer = CLIPTokenizer.from_pretrained(pretrained, subfolder='tokenizer')
+            self.tokenizer = CLIPTokenizer.from_pretrained(pretrained, subfolder='tokenizer')
             self.text_encoder = CLIPTextModel.from_pretrained(pretrained, subfolder='text_encoder')
         except (OSError, ValueError) as error:
             raise ValueError(f'`pretrained`: the text encoder of {pretrained} does not load: {error}\nGive a complete '
@@ -55,18 +55,18 @@ class CLIPTextEncoder(TextEncoder):
     def identity(self) -> str:
         """What a cached embedding depends on beside its prompt: weights, tokenizer and dtype."""
         if not self._identity:
-            digest = fingerprint((self._tokenizer, ), (self.text_encoder, ))
+            digest = fingerprint((self.tokenizer, ), (self.text_encoder, ))
             self._identity = f'clip-{digest[:16]}-{str(self.dtype).removeprefix("torch.")}'
         return self._identity
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> TextEmbeds:
         """Embed B prompts into (B, 77, D) and (B, D), of the encoder's dtype; longer prompts are cut."""
-        tokens = self._tokenizer(
+        tokens = self.tokenizer(
             as_prompt_list(prompts),
             padding='max_length',
             truncation=True,
-            max_length=self._tokenizer.model_max_length,
+            max_length=self.tokenizer.model_max_length,
             return_tensors='pt')
         # without the attention mask, as SD1.5 was trained: padding is attended to
         output = self.text_encoder(tokens.input_ids.to(self.text_encoder.device))

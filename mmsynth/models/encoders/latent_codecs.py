@@ -69,6 +69,7 @@ class VAECodec(LatentCodec):
             rest again: less memory, more time, where guidance asks for the gradient of a decode. Changes nothing else.
         cache_dir: Folder of what ``tools/encode_latents.py`` encoded. In training mode images are read from there
             instead of being encoded, each posterior sampled as ever; outside of training it is not looked at.
+        subfolder: Of ``pretrained``, in which the VAE is; None where that is the VAE's own folder or id.
 
     Raises:
         ValueError: If not exactly one of the two is given, or the folder holds no ``vae``.
@@ -78,7 +79,8 @@ class VAECodec(LatentCodec):
                  pretrained: str | None = None,
                  config: dict | None = None,
                  gradient_checkpointing: bool = False,
-                 cache_dir: str | None = None) -> None:
+                 cache_dir: str | None = None,
+                 subfolder: str | None = 'vae') -> None:
         super().__init__()
         if (pretrained is None) == (config is None):
             raise ValueError('`pretrained` and `config`: exactly one must be given, got '
@@ -86,10 +88,10 @@ class VAECodec(LatentCodec):
         if pretrained is None:
             self.vae = AutoencoderKL(**config)
         else:
-            if Path(pretrained).is_dir() and not (Path(pretrained) / 'vae').is_dir():
-                raise ValueError(f'`pretrained`: the folder {pretrained} has no `vae` in it; it must be in the '
+            if Path(pretrained).is_dir() and not (Path(pretrained) / (subfolder or '')).is_dir():
+                raise ValueError(f'`pretrained`: the folder {pretrained} has no `{subfolder}` in it; it must be in the '
                                  'diffusers layout.')
-            self.vae = AutoencoderKL.from_pretrained(pretrained, subfolder='vae')
+            self.vae = AutoencoderKL.from_pretrained(pretrained, subfolder=subfolder)
         self.set_gradient_checkpointing(gradient_checkpointing)
         self.cache_dir = cache_dir
         self._cache: LatentCache | None = None
