@@ -138,7 +138,8 @@ def _build_controlnet(model: Mapping[str, Any], palette: Sequence[Sequence[int]]
 
 def _build_part(model: Mapping[str, Any], name: str, base: type) -> Any:
     """Build a part that mmagic would wrap: loaded, with a loaded config, or with settings of its own."""
-    kind, settings = _kind_of(model, name, base), _settings_of(model, name)
+    kind = _kind_of(model, name, base)
+    settings = {key: value for key, value in model[name].items() if key not in _NOT_OURS}
     if 'from_pretrained' in settings:
         return kind.from_pretrained(settings.pop('from_pretrained'), **settings)
     if 'from_config' in settings:
@@ -149,16 +150,16 @@ def _build_part(model: Mapping[str, Any], name: str, base: type) -> Any:
 
 
 def _build_vae(model: Mapping[str, Any]) -> VAECodec:
-    settings = _settings_of(model, 'vae')
-    if set(settings) <= {'from_pretrained', 'subfolder'} and 'from_pretrained' in settings:
-        _kind_of(model, 'vae', AutoencoderKL)
-        return VAECodec(settings['from_pretrained'], subfolder=settings.get('subfolder'))
+    _kind_of(model, 'vae', AutoencoderKL)
+    settings = model['vae'].keys() - {*_NOT_OURS}
+    if 'from_pretrained' in settings and settings <= {'from_pretrained', 'subfolder'}:
+        return VAECodec(model['vae']['from_pretrained'], subfolder=model['vae'].get('subfolder'))
     vae = _build_part(model, 'vae', AutoencoderKL)
     return VAECodec(config={key: value for key, value in vae.config.items() if not key.startswith('_')})
 
 
 def _build_text_encoder(model: Mapping[str, Any]) -> CLIPTextEncoder:
-    settings, tokenizer = dict(model['text_encoder']), model['tokenizer']
+    settings, tokenizer = model.get('text_encoder') or {}, model.get('tokenizer')
     pretrained = settings.get('pretrained_model_name_or_path')
     if settings.get('clip_type') != 'huggingface' or settings.get('subfolder') != 'text_encoder' \
             or tokenizer != pretrained:
@@ -183,17 +184,11 @@ def _sampler_of(model: Mapping[str, Any]) -> dict[str, Any]:
 
 def _kind_of(model: Mapping[str, Any], name: str, base: type) -> type:
     """The class of diffusers that a part of mmagic's config names."""
-    kind = getattr(diffusers, str(model[name].get('type')).removeprefix('mmagic.'), None)
+    named = (model.get(name) or {}).get('type')
+    kind = getattr(diffusers, str(named).removeprefix('mmagic.'), None)
     if not (isinstance(kind, type) and issubclass(kind, base)):
-        raise ValueError(f"`config`: `model.{name}` is a {model[name].get('type')}; a {base.__name__} of diffusers is "
-                         'supported.')
+        raise ValueError(f'`config`: `model.{name}` is {named}; it must be a {base.__name__} of diffusers.')
     return kind
-
-
-def _settings_of(model: Mapping[str, Any], name: str) -> dict[str, Any]:
-    if not isinstance(model.get(name), Mapping):
-        raise ValueError(f'`config`: `model.{name}` is missing; a ControlStableDiffusion has one.')
-    return {key: value for key, value in model[name].items() if key not in _NOT_OURS}
 
 
 def _channel_order(model: Mapping[str, Any]) -> Literal['rgb', 'bgr']:

@@ -87,7 +87,7 @@ class MMagicTranslation(nn.Module):
         try:
             with isolated_random_state(seed):
                 image = functional_call(self.model, buffers, (control.flip(swap), ), settings)['target']
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:  # of torch, over sizes
             raise ValueError(f'masks of {control.shape[-2]}x{control.shape[-1]} pixels: {type(self.model).__name__} '
                              f'fails on them ({error}). A U-Net that halves its input n times takes multiples of 2**n; '
                              'resize or crop the masks in the pipeline of the dataset.') from error
