@@ -7,11 +7,12 @@ import pytest
 import tiny_mmagic
 import torch
 from mmagic_stack import need_mmagic
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.hooks import Hook
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
+from mmseg.registry import MODELS as mmseg_models
 from PIL import Image
 from tiny_generator import images, perturb, samples, segmentor, todsynth
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ from torch.utils.data import DataLoader
 from mmsynth.apis import init_generator, synthesize
 from mmsynth.guidance import CRFM, SegmentorCritic
 from mmsynth.models.generators.mmagic_translation import MMagicTranslation
+from mmsynth.online.request import SynthesisRequest
+from mmsynth.online.settings import RoundSettings
+from mmsynth.online.synthesizer import RoundSynthesizer
 from mmsynth.registry import MODELS
 from mmsynth.synthesis import build_generator
 from mmsynth.utils import isolated_random_state, seeded_noise
@@ -104,6 +108,17 @@ class TestControlNet:
     def test_a_pool_notes_the_checkpoint(self, base: Path, checkpoint: Path, tmp_path: Path) -> None:
         pool = synthesize(pool_config(settings(base), tmp_path), checkpoint, tmp_path / 'pool')
         assert len(pool) == 2 and pool.records[0].generator['weights_sha256'] is not None
+
+    def test_a_segmentor_in_training_guides_a_round(self, base: Path, checkpoint: Path, tmp_path: Path) -> None:
+        pool_config(settings(base), tmp_path).dump(tmp_path / 'config.py')
+        rounds = RoundSynthesizer(RoundSettings(
+            dict(config=str(tmp_path / 'config.py'), checkpoint=str(checkpoint)), num_per_round=2,
+            guidance=dict(type='mmsynth.CRFM', steps=1, step_size=0.3)))
+        with DefaultScope.overwrite_default_scope('mmseg'):
+            model = mmseg_models.build(ConfigDict(segmentor()))
+        done = rounds(SynthesisRequest(0, segmentor=model))
+        assert [sample.image.shape for sample in done.samples] == [(SIDE, SIDE, 3)] * 2
+        assert done.statistics['guided_steps'] == 2
 
     def test_a_config_file_and_a_checkpoint_of_its_own(self, base: Path, checkpoint: Path, tmp_path: Path) -> None:
         (tmp_path / 'controlnet.py').write_text(f'model = {tiny_mmagic.config(base)["model"]}\n')
