@@ -139,11 +139,18 @@ class TestControlNet:
     def test_random_weights_want_a_checkpoint(self, base: Path) -> None:
         with pytest.raises(ValueError, match='`checkpoint` is missing'):
             build_generator(Config(dict(model=settings(base))), None)
+        tiny_mmagic.trained(base).controlnet.model.save_pretrained(base / 'trained')
+        whole = dict(controlnet=dict(type='ControlNetModel', from_pretrained=f'{base}/trained'))
+        assert build_generator(Config(dict(model=with_parts(base, **whole))), None).network.is_pretrained
+        vae = dict(type='AutoencoderKL', from_config=str(base), subfolder='vae')
+        with pytest.raises(ValueError, match='`checkpoint` is missing'):
+            build_generator(Config(dict(model=with_parts(base, vae=vae, **whole))), None)
 
     @pytest.mark.parametrize('changes, message', [
         (dict(unet=dict(type='EditUNet')), '`model.unet` is EditUNet; it must be a UNet2DConditionModel'),
         (dict(test_scheduler=None), 'mmagic would sample over DDPMScheduler .`model.scheduler`.*set `sampler`'),
-        (dict(text_encoder=dict(type='ClipWrapper', clip_type='clip')), '`model.text_encoder` and `model.tokenizer`'),
+        (dict(text_encoder=dict(type='ClipWrapper', clip_type='clip')), '`model.text_encoder` and `model.tok'),
+        (dict(vae=dict(type='AutoencoderKL', from_pretrained='x', revision='y')), '`model.vae` .* got revision'),
         (dict(controlnet=None), '`model.controlnet` is None; it must be a ControlNetModel'),
         (dict(scheduler=dict(type='DDPMScheduler', trained_betas=[0.1] * 1000)), '`model.scheduler.trained_betas`'),
         (dict(type='StyleGAN2'), "`config`: its `model` is mmagic's StyleGAN2"),

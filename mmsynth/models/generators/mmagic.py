@@ -81,7 +81,8 @@ def mmagic_generator(config: str | Path | Mapping[str, Any],
         if given:
             raise ValueError(f"`{'`, `'.join(given)}` has no effect on mmagic's {model['type']}, which generates in "
                              'one pass; leave it out.')
-        generator = MMagicTranslation(model, palette, channel_order or _channel_order(model))
+        found = _channel_order(model)
+        generator = MMagicTranslation(model, palette, channel_order or found)
     else:
         raise ValueError(f"`config`: its `model` is mmagic's {model['type']}; ControlStableDiffusion and translation "
                          'models (Pix2Pix, CycleGAN) generate for masks.')
@@ -126,13 +127,14 @@ def _build_controlnet(model: Mapping[str, Any], palette: Sequence[Sequence[int]]
     """Build mmagic's parts as diffusers' modules."""
     unet = _build_part(model, 'unet', UNet2DConditionModel)
     network = UNetControlNet(unet, _build_part(model, 'controlnet', ControlNetModel), options.pop('conditioning_scale'))
-    scheduler = _build_part(model, 'scheduler', SchedulerMixin)
+    vae, scheduler = _build_vae(model), _build_part(model, 'scheduler', SchedulerMixin)
     if scheduler.config.get('trained_betas') is not None:
         raise ValueError('`config`: `model.scheduler.trained_betas` is a noise schedule of its own; only those that '
                          'follow from `beta_schedule`, `beta_start` and `beta_end` are supported.')
+    network.is_pretrained &= 'from_pretrained' in model['vae']
     sampler = options.pop('sampler')
     return StableDiffusionControlNet(
-        network, _build_vae(model), PaletteCodec(palette), options.pop('text_encoder') or _build_text_encoder(model),
+        network, vae, PaletteCodec(palette), options.pop('text_encoder') or _build_text_encoder(model),
         scheduler=scheduler.config, sampler=_sampler_of(model) if sampler is None else sampler, **options)
 
 
@@ -151,8 +153,11 @@ def _build_part(model: Mapping[str, Any], name: str, base: type) -> Any:
 
 def _build_vae(model: Mapping[str, Any]) -> VAECodec:
     _kind_of(model, 'vae', AutoencoderKL)
-    settings = model['vae'].keys() - {*_NOT_OURS}
-    if 'from_pretrained' in settings and settings <= {'from_pretrained', 'subfolder'}:
+    if 'from_pretrained' in model['vae']:
+        others = model['vae'].keys() - {*_NOT_OURS, 'from_pretrained', 'subfolder'}
+        if others:
+            raise ValueError(f'`config`: `model.vae` is loaded by `from_pretrained` and `subfolder`, got '
+                             f'{", ".join(sorted(others))} too; leave it out, or name a folder that holds the VAE.')
         return VAECodec(model['vae']['from_pretrained'], subfolder=model['vae'].get('subfolder'))
     vae = _build_part(model, 'vae', AutoencoderKL)
     return VAECodec(config={key: value for key, value in vae.config.items() if not key.startswith('_')})

@@ -32,7 +32,7 @@ class UNetControlNet(nn.Module):
         self.unet = unet
         self.controlnet = controlnet
         self.conditioning_scale = conditioning_scale
-        self.is_pretrained = all(part.config.get('_name_or_path') for part in (unet, controlnet))
+        self.is_pretrained = all(bool(part.config.get('_name_or_path')) for part in (unet, controlnet))
         self.latent_channels = self.unet.config.in_channels
         self.mask_channels = self.controlnet.config.conditioning_channels
 
