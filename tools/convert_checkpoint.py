@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__ + " It reads mmengine's .pth, .safetensors, or a release's file (TISynth: LDM's .ckpt) or "
-        'folder, and overwrites nothing.',
+        description=__doc__ + " It reads mmengine's .pth, .safetensors, mmagic's of a ControlNet, or a release's file "
+        "(TISynth: LDM's .ckpt) or folder, and overwrites nothing.",
         epilog='Examples: python tools/convert_checkpoint.py CONFIG work_dirs/NAME/iter_40000.pth --out '
         'generator.safetensors --merge-lora. With --to diffusers --out FOLDER the trunk serves every config as '
         'model.network.pretrained=FOLDER, and FOLDER/control is a checkpoint on top of it. With --to pipeline --out '
@@ -28,8 +28,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         choices=['mmsynth', 'diffusers', 'pipeline'],
         default='mmsynth',
         help='mmsynth: one file with the names of this package (default); diffusers, of a TODSynth: a folder with '
-        'transformer/, control/ (what the network adds for masks), scheduler/ and, where there is one, vae/; pipeline: '
-        'a folder that mmsynth.pipelines loads whole')
+        'transformer/, control/ (what the network adds for masks), scheduler/ and, where there is one, vae/, of a '
+        "ControlNet diffusers' own pipeline; pipeline: a folder that mmsynth.pipelines loads whole")
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='settings that replace the config\'s')
     return parser.parse_args(arguments)

@@ -9,7 +9,8 @@ Released TODSynth names (reference: the published state dict), for block i:
     mmdit_blocks.i.attn2.X               → trunk.transformer_blocks.i.attn2.X
     mmdit_blocks.i.{norm1,ff,attn}.X     → mask_blocks.i.{norm1,ff,attn}.X
 
-Names of latent diffusion, which TISynth's release has: :mod:`mmsynth.models.ldm_checkpoints`.
+Names of latent diffusion, which TISynth's release has: :mod:`mmsynth.models.ldm_checkpoints`; of mmagic:
+:mod:`mmsynth.models.mmagic_checkpoints`.
 """
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -22,10 +23,17 @@ from mmsynth.models.backbone import FINGERPRINT, backbone_tensors, pretrained_na
 from mmsynth.models.encoders import VAECodec
 from mmsynth.models.ldm_checkpoints import LDMCheckpoint, is_ldm, read_ldm, start_branches
 from mmsynth.models.lora import plain_name
-from mmsynth.models.networks import UNET_BRANCHES, ControlledUNet, MMDiT
+from mmsynth.models.mmagic_checkpoints import (
+    CLIP,
+    VAE,
+    from_mmagic,
+    from_mmagic_translation,
+    is_mmagic,
+    is_mmagic_translation,
+)
+from mmsynth.models.networks import UNET_BRANCHES, ControlledUNet, MMDiT, UNetControlNet
 from mmsynth.utils.checkpoint import LoadReport, load_state_dict, read_checkpoint
 
-_VAE, _CLIP = 'latent_codec.vae.', 'text_encoder.text_encoder.'
 _RELEASED_TODSYNTH = tuple((re.compile(pattern), replacement) for pattern, replacement in (
     (r'^sd3_transformer\.(?!transformer_blocks)', 'trunk.'),
     (r'^msk_pos_embed\.', 'mask_embed.'),
@@ -86,8 +94,8 @@ def load_ldm(generator: nn.Module, state: Mapping[str, Tensor], *, source: str) 
     own = whole_state_dict(generator)
     parts = {
         'network.': found.network,
-        _VAE: found.vae if isinstance(generator.latent_codec, VAECodec) else {},
-        _CLIP: _clip_tensors(found.text_encoder, own),
+        VAE: found.vae if isinstance(generator.latent_codec, VAECodec) else {},
+        CLIP: _clip_tensors(found.text_encoder, own),
     }
     tensors = {prefix + key: value for prefix, part in parts.items() for key, value in part.items()}
     given = tuple(_ldm_prefixes(found, parts))
@@ -102,11 +110,36 @@ def load_ldm(generator: nn.Module, state: Mapping[str, Tensor], *, source: str) 
     return report
 
 
+def load_mmagic(generator: nn.Module, state: Mapping[str, Tensor], *, source: str) -> LoadReport:
+    """Load what mmagic's ``ControlStableDiffusion`` saved: the ControlNet, its U-Net, VAE and CLIP.
+
+    CLIP goes to the text encoder, if the generator has one. What the file lacks is the backbone's, if that was loaded.
+
+    Raises:
+        ValueError: If the generator is another, or the file does not fit; the message is the report.
+    """
+    network = getattr(generator, 'network', None)
+    if not isinstance(network, UNetControlNet):
+        raise ValueError(f"checkpoint {source} is of mmagic's ControlStableDiffusion; the config has a "
+                         f"{type(generator if network is None else network).__name__}. Use a config with "
+                         "model.type='mmsynth.MMagicGenerator' or 'mmsynth.DiffusersControlNet'.")
+    found = from_mmagic(state)
+    clip = {name.removeprefix(CLIP): value for name, value in found.items() if name.startswith(CLIP)}
+    taken = _clip_tensors(clip, whole_state_dict(generator))
+    if clip and not taken:
+        print_log(f'{source}: {len(clip)} tensors not taken over: of CLIP, as the config has another text encoder',
+                  logger='current')
+    tensors = {name: value for name, value in found.items() if not name.startswith(CLIP)}
+    return load_state_dict(
+        generator, tensors | {CLIP + name: value for name, value in taken.items()}, source=source,
+        backbone=backbone_tensors(generator), ignored=(FINGERPRINT, ))
+
+
 def _ldm_prefixes(found: LDMCheckpoint, parts: Mapping[str, Mapping[str, Tensor]]) -> Iterator[str]:
     """What of the generator an LDM file must hold in full: the U-Net, if not pretrained, and what it has at all."""
     for branch in sorted({'unet', *found.branches}):
         yield f'network.{UNET_BRANCHES[branch]}.'
-    yield from (prefix for prefix in (_VAE, _CLIP) if parts[prefix])
+    yield from (prefix for prefix in (VAE, CLIP) if parts[prefix])
 
 
 def _log_left_out(found: LDMCheckpoint, parts: Mapping[str, Mapping[str, Tensor]], source: str) -> None:
@@ -114,8 +147,8 @@ def _log_left_out(found: LDMCheckpoint, parts: Mapping[str, Mapping[str, Tensor]
     counts = {
         'of branch outputs that nobody reads': len(found.unread),
         'beside the weights (noise schedule, averaged weights)': len(found.beside),
-        'of the VAE, as the config has another codec': 0 if parts[_VAE] else len(found.vae),
-        'of CLIP, as the config has another text encoder': 0 if parts[_CLIP] else len(found.text_encoder),
+        'of the VAE, as the config has another codec': 0 if parts[VAE] else len(found.vae),
+        'of CLIP, as the config has another text encoder': 0 if parts[CLIP] else len(found.text_encoder),
     }
     for what, count in counts.items():
         if count:
@@ -124,9 +157,9 @@ def _log_left_out(found: LDMCheckpoint, parts: Mapping[str, Mapping[str, Tensor]
 
 def _clip_tensors(tensors: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
     """CLIP's tensors as the generator's text encoder calls them; none where it has no CLIP."""
-    if not any(name.startswith(_CLIP) for name in own):
+    if not any(name.startswith(CLIP) for name in own):
         return {}
-    nested = any(name.startswith(f'{_CLIP}text_model.') for name in own)  # transformers 4, no longer 5
+    nested = any(name.startswith(f'{CLIP}text_model.') for name in own)  # transformers 4, no longer 5
     return {key if nested else key.removeprefix('text_model.'): value for key, value in tensors.items()}
 
 
@@ -151,8 +184,8 @@ def load_generator(generator: nn.Module, path: str | Path) -> LoadReport:
     """Load a generator's weights from any known layout.
 
     Ours (mmengine's .pth, or .safetensors), with or without the frozen tensors of the backbone; a release's file or
-    folder; a file of latent diffusion, see :func:`load_ldm`; or the ``control`` folder of a converted generator whose
-    trunk the network is built on.
+    folder; a file of latent diffusion, see :func:`load_ldm`, or of mmagic, see :func:`load_mmagic`; or the ``control``
+    folder of a converted generator whose trunk the network is built on.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -169,6 +202,10 @@ def load_generator_state(generator: nn.Module, state: Mapping[str, Tensor], *, s
         return load_released_todsynth(generator.network, state, source=source)
     if is_ldm(state):
         return load_ldm(generator, state, source=source)
+    if is_mmagic(state):
+        return load_mmagic(generator, state, source=source)
+    if is_mmagic_translation(state):
+        return load_state_dict(generator, from_mmagic_translation(state), source=source)
     if _is_control(state):
         lacking = own_tensors_outside_network(generator)
         if lacking:

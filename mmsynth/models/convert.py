@@ -1,11 +1,14 @@
-"""Checkpoints from one layout to another: a release's or mmengine's → ours as safetensors, or a diffusers folder.
+"""Checkpoints from one layout to another: a release's, mmagic's or mmengine's → ours, or a diffusers folder.
 
-The folder that is written:
+The folder that is written of a TODSynth:
 
     transformer/   the trunk, for SD3Transformer2DModel.from_pretrained and ``mmsynth.MMDiT(pretrained=FOLDER)``
     control/       what the network adds for masks: model.safetensors, and config.json, which says for which network
     vae/           where the latent codec is a VAE
     scheduler/
+
+Of a ControlNet of Stable Diffusion 1.5 it is that of diffusers' ``StableDiffusionControlNetPipeline``, and with its
+``controlnet/`` what ``mmsynth.DiffusersControlNet`` takes.
 """
 import json
 import shutil
@@ -16,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DDPMScheduler
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from safetensors.torch import save_file
@@ -27,8 +31,9 @@ from mmsynth.models.checkpoints import (
     load_generator_state,
     own_tensors_outside_network,
 )
-from mmsynth.models.encoders import VAECodec
+from mmsynth.models.encoders import CLIPTextEncoder, VAECodec
 from mmsynth.models.generators import BaseGenerator, TISynth, TODSynth
+from mmsynth.models.generators.controlnet import StableDiffusionControlNet
 from mmsynth.models.ldm_checkpoints import is_ldm
 from mmsynth.registry import MODELS
 from mmsynth.utils import LoadReport, read_checkpoint
@@ -74,7 +79,7 @@ def convert_checkpoint(cfg: Config,
 
     Args:
         cfg: The config that the checkpoint was trained with; its ``pretrained`` backbone is read as well.
-        checkpoint: mmengine's .pth, .safetensors, or a release's file or folder (TISynth: in LDM's layout).
+        checkpoint: mmengine's .pth, .safetensors, mmagic's, or a release's file or folder (TISynth: in LDM's layout).
         out: A new file for 'mmsynth', a new folder for 'diffusers'.
         to: 'mmsynth': a checkpoint with this package's names: ``.safetensors``, or ``.pth``, which mmengine's
             ``load_from`` wants. 'diffusers': the folder described above.
@@ -94,7 +99,8 @@ def convert_checkpoint(cfg: Config,
             count, left_out = _save_tensors(generator.state_dict(), draft), []
             written = [f'{out}: {count} tensors']
         else:
-            written, left_out = _write_diffusers(generator, draft, out)
+            write = _write_pipeline if isinstance(generator, StableDiffusionControlNet) else _write_diffusers
+            written, left_out = write(generator, draft, out)
     return Conversion(report, merged, written, left_out)
 
 
@@ -129,10 +135,10 @@ def check_out(out: Path, to: str, layouts: Sequence[str]) -> None:
 def _build(cfg: Config, to: str) -> BaseGenerator:
     with DefaultScope.overwrite_default_scope('mmseg'):
         generator = MODELS.build(cfg.model)
-    if not isinstance(generator, (TODSynth, TISynth)):
-        raise ValueError(f'{cfg.filename}: `model` is {type(generator).__name__}; only a TODSynth or a TISynth can be '
-                         'converted.')
-    if to == 'diffusers' and not isinstance(generator, TODSynth):
+    if not isinstance(generator, (TODSynth, TISynth, StableDiffusionControlNet)):
+        raise ValueError(f'{cfg.filename}: `model` is {type(generator).__name__}; only a TODSynth, a TISynth or a '
+                         'ControlNet can be converted.')
+    if to == 'diffusers' and isinstance(generator, TISynth):
         raise ValueError(f"`to`: the layout 'diffusers' has no place for the all-in attentions of a "
                          f"{type(generator).__name__}; use 'mmsynth'.")
     return generator.eval()
@@ -185,6 +191,21 @@ def _write_diffusers(generator: TODSynth, folder: Path, out: Path) -> tuple[list
         written.append(f'{out}/vae: {type(generator.latent_codec.vae).__name__}')
         outside = [name for name in outside if name != 'latent_codec']
     return written, outside
+
+
+def _write_pipeline(generator: StableDiffusionControlNet, folder: Path, out: Path) -> tuple[list[str], list[str]]:
+    """As :func:`_write_diffusers`, of a ControlNet: all parts of diffusers' pipeline of its kind."""
+    from diffusers import StableDiffusionControlNetPipeline  # here: pipelines take long to import
+    network, text = generator.network, generator.text_encoder
+    clip = isinstance(text, CLIPTextEncoder)
+    predicts = 'v_prediction' if generator.predicts_velocity else 'epsilon'
+    StableDiffusionControlNetPipeline(
+        vae=generator.latent_codec.vae, unet=network.unet, controlnet=network.controlnet,
+        text_encoder=text.text_encoder if clip else None, tokenizer=text.tokenizer if clip else None,
+        scheduler=DDPMScheduler.from_config(generator.scheduler.config, prediction_type=predicts),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False).save_pretrained(folder)
+    parts = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    return [f'{out}/{part}' for part in parts], [] if clip else ['text_encoder']
 
 
 def _describe_control(generator: TODSynth) -> dict[str, Any]:

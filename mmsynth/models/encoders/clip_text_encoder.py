@@ -46,7 +46,7 @@ class CLIPTextEncoder(TextEncoder):
         if dtype not in DTYPES:
             raise ValueError(f'`dtype` must be one of {", ".join(DTYPES)}, got {dtype!r}.')
         check_source(pretrained, built)
-        self.text_encoder, self._tokenizer = built or _load(pretrained, DTYPES[dtype])
+        self.text_encoder, self.tokenizer = built or _load(pretrained, DTYPES[dtype])
         self.dtype = self.text_encoder.dtype
         self.requires_grad_(False).eval()
         self._identity = ''
@@ -54,24 +54,24 @@ class CLIPTextEncoder(TextEncoder):
     @property
     def parts(self) -> dict[str, Any]:
         """The encoder and its tokenizer, as the diffusers layout calls them."""
-        return dict(text_encoder=self.text_encoder, tokenizer=self._tokenizer)
+        return dict(text_encoder=self.text_encoder, tokenizer=self.tokenizer)
 
     @property
     def identity(self) -> str:
         """What a cached embedding depends on beside its prompt: weights, tokenizer and dtype."""
         if not self._identity:
-            digest = fingerprint((self._tokenizer, ), (self.text_encoder, ))
+            digest = fingerprint((self.tokenizer, ), (self.text_encoder, ))
             self._identity = f'clip-{digest[:16]}-{str(self.dtype).removeprefix("torch.")}'
         return self._identity
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> TextEmbeds:
         """Embed B prompts into (B, 77, D) and (B, D), of the encoder's dtype; longer prompts are cut."""
-        tokens = self._tokenizer(
+        tokens = self.tokenizer(
             as_prompt_list(prompts),
             padding='max_length',
             truncation=True,
-            max_length=self._tokenizer.model_max_length,
+            max_length=self.tokenizer.model_max_length,
             return_tensors='pt')
         # without the attention mask, as SD1.5 was trained: padding is attended to
         output = self.text_encoder(tokens.input_ids.to(self.text_encoder.device))

@@ -69,6 +69,7 @@ class VAECodec(LatentCodec):
             rest again: less memory, more time, where guidance asks for the gradient of a decode. Changes nothing else.
         cache_dir: Folder of what ``tools/encode_latents.py`` encoded. In training mode images are read from there
             instead of being encoded, each posterior sampled as ever; outside of training it is not looked at.
+        subfolder: Of ``pretrained``, in which the VAE is; None where that is the VAE's own folder or id.
         vae: A built one in the place of ``pretrained``; it is frozen. Images and latents are cast to its dtype.
 
     Raises:
@@ -80,6 +81,7 @@ class VAECodec(LatentCodec):
                  config: dict | None = None,
                  gradient_checkpointing: bool = False,
                  cache_dir: str | None = None,
+                 subfolder: str | None = 'vae',
                  *,
                  vae: AutoencoderKL | None = None) -> None:
         super().__init__()
@@ -91,10 +93,10 @@ class VAECodec(LatentCodec):
         elif pretrained is None:
             self.vae = AutoencoderKL(**config)
         else:
-            if Path(pretrained).is_dir() and not (Path(pretrained) / 'vae').is_dir():
-                raise ValueError(f'`pretrained`: the folder {pretrained} has no `vae` in it; it must be in the '
+            if Path(pretrained).is_dir() and not (Path(pretrained) / (subfolder or '')).is_dir():
+                raise ValueError(f'`pretrained`: the folder {pretrained} has no `{subfolder}` in it; it must be in the '
                                  'diffusers layout.')
-            self.vae = AutoencoderKL.from_pretrained(pretrained, subfolder='vae')
+            self.vae = AutoencoderKL.from_pretrained(pretrained, subfolder=subfolder)
         self.set_gradient_checkpointing(gradient_checkpointing)
         self.cache_dir = cache_dir
         self._cache: LatentCache | None = None

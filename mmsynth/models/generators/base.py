@@ -173,13 +173,7 @@ class BaseGenerator(BaseModel):
         if len(seeds) != len(data_samples):
             raise ValueError(f'`seeds`: one per sample is needed, got {len(seeds)} for {len(data_samples)} samples.')
         latents, traces = self.generate_latents(data_samples, seeds, guidance=guidance)
-        decoded = self.latent_codec.decode(latents).float()
-        finite = decoded.isfinite().flatten(1).all(1).tolist()
-        images = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
-        for data_sample, image, seed, trace, whole in zip(data_samples, images, seeds, traces, finite):
-            data_sample.generated_img = PixelData(data=image)
-            data_sample.set_metainfo(dict(seed=int(seed), guidance_trace=trace, finite=whole))
-        return list(data_samples)
+        return hand_over(data_samples, self.latent_codec.decode(latents).float(), seeds, traces)
 
     @torch.no_grad()
     def generate_latents(self, data_samples: Sequence[SynthDataSample], seeds: Sequence[int], *,
@@ -349,6 +343,18 @@ def check_condition_guidance(part: str, scale: float, dropout: float) -> None:
 def build(module: object) -> object:
     """Build a module from its config; a module stays as it is."""
     return MODELS.build(module) if isinstance(module, dict) else module
+
+
+def hand_over(data_samples: Sequence[SynthDataSample], images: Tensor, seeds: Sequence[int],
+              traces: Sequence[list[dict[str, float]]]) -> list[SynthDataSample]:
+    """Give every sample its image of (B, 3, H, W), float, nominally [-1, 1], RGB; see :meth:`BaseGenerator.synthesize`.
+    """
+    finite = images.isfinite().flatten(1).all(1).tolist()
+    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+    for data_sample, image, seed, trace, whole in zip(data_samples, pixels, seeds, traces, finite):
+        data_sample.generated_img = PixelData(data=image)
+        data_sample.set_metainfo(dict(seed=int(seed), guidance_trace=trace, finite=whole))
+    return list(data_samples)
 
 
 def stack_masks(data_samples: Sequence[SynthDataSample], device: torch.device) -> Tensor:

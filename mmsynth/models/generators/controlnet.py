@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from diffusers import ControlNetModel, DDPMScheduler
+from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from mmsynth.guidance.base import Guidance
@@ -61,7 +61,8 @@ def diffusers_controlnet(pretrained: str,
     options = dict(sampler=sampler, prompt_dropout=prompt_dropout, num_steps=num_steps, guidance_scale=guidance_scale,
                    mask_guidance_scale=mask_guidance_scale, dtype=dtype, compile=compile)
     if kind == 'ControlNetModel':
-        network = UNetControlNet(pretrained, controlnet, conditioning_scale)
+        network = UNetControlNet(UNet2DConditionModel.from_pretrained(pretrained, subfolder='unet'),
+                                 ControlNetModel.from_pretrained(controlnet), conditioning_scale)
         scheduler = DDPMScheduler.load_config(pretrained, subfolder='scheduler')
         return StableDiffusionControlNet(network, **codecs, text_encoder=text_encoder or CLIPTextEncoder(pretrained),
                                          scheduler=scheduler, trainable=trainable, **options)
@@ -88,7 +89,7 @@ class Condition:
 
 
 class StableDiffusionControlNet(BaseGenerator):
-    """A ControlNet of Stable Diffusion 1.5; see :func:`diffusers_controlnet`.
+    """A ControlNet of Stable Diffusion 1.5; see :func:`diffusers_controlnet` and, of mmagic, :func:`mmagic_generator`.
 
     Args:
         network: The two networks.

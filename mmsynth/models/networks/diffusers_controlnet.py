@@ -1,6 +1,6 @@
 """diffusers' own ControlNets with the networks that they steer (ControlNet, arXiv 2302.05543).
 
-Both are loaded from folders or hub ids in the diffusers layout, whole: nothing has to be trained before they generate.
+Loaded whole from folders or hub ids in the diffusers layout, nothing has to be trained before they generate.
 
 Legend: B batch, C latent channels, h w latent cells, H W pixels, T text tokens.
 """
@@ -14,21 +14,25 @@ class UNetControlNet(nn.Module):
     """Stable Diffusion 1.5's U-Net and a ``ControlNetModel``.
 
     Args:
-        pretrained: Folder or hub id whose ``unet`` is loaded.
-        controlnet: Folder or hub id of the ControlNet.
+        unet: The U-Net.
+        controlnet: The ControlNet.
         conditioning_scale: Strength of the ControlNet's residuals.
+
+    Attributes:
+        is_pretrained: Whether both have trained weights, so that no checkpoint is needed.
     """
 
-    is_pretrained = True
     latent_channels: int
     mask_channels: int
     _parts: ClassVar[dict[str, str]] = dict(unet='unet', control='controlnet')
 
-    def __init__(self, pretrained: str, controlnet: str, conditioning_scale: float = 1.0) -> None:
+    def __init__(self, unet: UNet2DConditionModel, controlnet: ControlNetModel,
+                 conditioning_scale: float = 1.0) -> None:
         super().__init__()
-        self.unet = UNet2DConditionModel.from_pretrained(pretrained, subfolder='unet')
-        self.controlnet = ControlNetModel.from_pretrained(controlnet)
+        self.unet = unet
+        self.controlnet = controlnet
         self.conditioning_scale = conditioning_scale
+        self.is_pretrained = all(bool(part.config.get('_name_or_path')) for part in (unet, controlnet))
         self.latent_channels = self.unet.config.in_channels
         self.mask_channels = self.controlnet.config.conditioning_channels
 
