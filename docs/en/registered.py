@@ -92,6 +92,7 @@ def setup(app: object) -> dict[str, bool]:
         required_arguments = 1
 
         def run(self) -> list[nodes.Node]:
+            self.env.note_reread()  # when the code changes, too
             node = nodes.Element()
             lines = documentation(self.arguments[0])
             self.state.nested_parse(StringList(lines, source=f'registered {self.arguments[0]}'), 0, node)
