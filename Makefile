@@ -2,6 +2,7 @@
 # make worth       measure what synthetic images are worth to a segmentor: make worth DATA=folder [OUT=folder] [WORTH_ARGS='...']
 # make test        run all tests, as many at once as there are cores
 # make test-fast   those that a developer waits for: not the slow ones, no training processes, no browser
+# make docs        build the documentation: docs/_build/index.html
 # make gpu-check   test and time mmsynth on a GPU, within ten minutes: make gpu-check [GPU_ARGS='--device cuda:1']
 # Each first creates .venv with the exact versions of requirements/pins.txt; later calls start at once.
 
@@ -23,7 +24,7 @@ INSTALLED := $(VENV)/.installed-$(shell { cat requirements/pins.txt setup.py pyp
 demo_options := $(if $(GENERATOR),--generator '$(GENERATOR)') $(if $(DATA),--data '$(DATA)') $(if $(filter-out 0,$(SMOKE)),--smoke) \
 	$(if $(SEED),--seeds $(SEED)) $(if $(OUT),--out-dir '$(OUT)')
 
-.PHONY: help demo worth test test-fast gpu-check clean
+.PHONY: help demo worth test test-fast docs gpu-check clean
 .DEFAULT_GOAL := help
 
 help:
@@ -44,12 +45,16 @@ test: $(INSTALLED)
 test-fast: $(INSTALLED)
 	@$(VENV_PYTHON) -m pytest tests -q -n auto --dist loadfile -m 'not slow and not process and not browser' $(PYTEST_ARGS)
 
+docs: $(INSTALLED)
+	@$(VENV_PYTHON) -m sphinx -W --keep-going -q docs/en docs/_build
+	@echo 'open docs/_build/index.html'
+
 # With the torch of requirements/pins.txt; where that build sees no card, run the tool in an environment of your own.
 gpu-check: $(INSTALLED)
 	@$(VENV_PYTHON) tools/dev/gpu_check.py $(GPU_ARGS)
 
 clean:
-	rm -rf $(VENV) build mmsynth.egg-info
+	rm -rf $(VENV) build docs/_build mmsynth.egg-info
 
 $(INSTALLED):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \

@@ -36,6 +36,7 @@ EXTRAS_REQUIRE = {
     'deepspeed': ['deepspeed>=0.18,<0.19'],
     # tools/dataset_converters: GeoTIFF in windows, images of 16 bits or more than three bands
     'geo': ['rasterio>=1.3'],
+    'docs': ['furo>=2024.8.6', 'myst-parser>=4.0', 'sphinx>=8.1'],
     'dev': ['hypothesis>=6.100', 'import-linter>=2.0', 'pytest>=8.0', 'pytest-xdist>=3.5', 'ruff>=0.6'],
 }
 

@@ -1,16 +1,19 @@
-"""The README's examples, run as they stand there: mixing, on LoveDA with the pipeline of mmseg, and Python."""
-import re
+"""The examples of README.md and docs/en, run as they stand there, on whichever page: mixing, guiding, and Python."""
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diffusers import SD3ControlNetModel, SD3Transformer2DModel
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 from mmseg.datasets import LoveDADataset
+from page_examples import Block, examples
 from PIL import Image
-from small_run import ROOT, SmallRun, train
+from small_run import SmallRun, train
+from tiny_backbone import write_tiny_sd3
 
+from mmsynth.apis import synthesize
 from mmsynth.pool import Pool
 from mmsynth.utils import read_checkpoint
 
@@ -59,14 +62,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope='module')
-def config(root: Path) -> Path:
-    """The README's lines; only where the pool lies is filled in."""
-    text = (ROOT / 'README.md').read_text()
-    lines = re.search(r'```python\n(_base_ = .*?ConcatDataset.*?)```', text, re.S).group(1)
-    assert "'data/loveda_pool'" in lines
+@pytest.fixture(scope='module', params=examples("_base_ = 'pspnet_loveda.py'"), ids=str)
+def config(root: Path, request: pytest.FixtureRequest) -> Path:
+    """The page's lines; only where the pool lies is filled in."""
+    assert "'data/loveda_pool'" in request.param.text
     path = root / 'mixed.py'
-    path.write_text(lines.replace("'data/loveda_pool'", repr(str(root / 'pool'))))
+    path.write_text(request.param.text.replace("'data/loveda_pool'", repr(str(root / 'pool'))))
     return path
 
 
@@ -85,7 +86,7 @@ def test_the_example_trains(config: Path, root: Path) -> None:
 
 
 def test_a_plain_data_set_would_be_refused_or_mislabelled(root: Path) -> None:
-    """What PoolDataset is for; and what the README says a user without mmsynth must do."""
+    """What PoolDataset is for; and what a user without mmsynth must do, by the same page."""
     base = Config.fromfile(root / 'pspnet_loveda.py')
     plain = dict(type='BaseSegDataset', data_root=str(root / 'pool'), img_suffix='.png',
                  data_prefix=dict(img_path='img_dir', seg_map_path='ann_dir'), pipeline=base.train_pipeline,
@@ -101,31 +102,90 @@ def test_a_plain_data_set_would_be_refused_or_mislabelled(root: Path) -> None:
     assert labels(both) == [[0, 1, 2, 3, 4, 5, 6, 255]] * 2
 
 
-def test_single_images_from_python(small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (ROOT / 'README.md').read_text()
-    [lines] = re.findall(r'```python\n(from mmsynth.apis import generate.*?)```', text, re.S)
-    for name, path in {'generator.py': small_run.config_file, 'generator.pth': small_run.generator,
-                       'critic.py': small_run.critic_config_file, 'critic.pth': small_run.critic,
-                       'runtime.py': small_run.folder / 'runtime.py'}.items():
-        (tmp_path / name).symlink_to(path)
+# ---- files whose names the examples have, in a folder
+
+
+@pytest.fixture
+def folder(small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with the small run's configs and weights by the names that the pages give them."""
+    for names, path in {
+            ('generator.py', 'my_generator.py'): small_run.config_file,
+            ('generator.pth', 'work_dirs/my_generator/iter_40000.pth'): small_run.generator,
+            ('critic.py', 'my_segmentor.py', 'judge.py'): small_run.critic_config_file,
+            ('critic.pth', 'work_dirs/my_segmentor/iter_40000.pth'): small_run.critic,
+            ('runtime.py', ): small_run.folder / 'runtime.py'}.items():
+        for name in names:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(block: Block, **replaced: tuple[str, str]) -> str:
+    """Write the file that a block is, with the parts replaced that tiny data need; its name."""
+    text = block.text
+    for old, new in replaced.values():
+        assert old in text, f'{block} no longer has {old}'
+        text = text.replace(old, new)
+    Path(block.file).write_text(text)
+    return block.file
+
+
+def guided(pool: Pool) -> bool:
+    """Whether each sample was corrected at its guided steps."""
+    return len(pool) > 0 and all(pool.load_trace(record) for record in pool.records)
+
+
+@pytest.mark.parametrize('block', examples('# my_guided.py'), ids=str)
+def test_your_segmentor_guides(block: Block, folder: Path) -> None:
+    assert guided(synthesize(write(block), 'work_dirs/my_generator/iter_40000.pth', 'pool', limit=1))
+
+
+@pytest.mark.parametrize('block', examples('# my_torch_critic.py'), ids=str)
+def test_any_torch_module_guides(block: Block, folder: Path) -> None:
+    """A convolution stands for the U-Net of a package that is not installed."""
+    torch.save(torch.nn.Conv2d(3, 3, 1).state_dict(), 'unet.pth')
+    name = write(
+        block, classes=('num_classes=7', 'num_classes=3'),
+        unet=("type='segmentation_models_pytorch.Unet', encoder_weights=None, classes=7",
+              "type='torch.nn.Conv2d', in_channels=3, out_channels=3, kernel_size=1"))
+    assert guided(synthesize(name, 'work_dirs/my_generator/iter_40000.pth', 'pool', limit=1))
+
+
+@pytest.mark.parametrize('block', examples('# my_controlnet.py'), ids=str)
+def test_a_controlnet_generates(block: Block, folder: Path) -> None:
+    write_tiny_sd3(folder / 'sd3', latent_channels=4, sample_size=16)
+    transformer = SD3Transformer2DModel.from_pretrained(folder / 'sd3', subfolder='transformer')
+    SD3ControlNetModel.from_transformer(transformer, num_layers=1, num_extra_conditioning_channels=0).save_pretrained(
+        folder / 'CONTROLNET')
+    for guide in examples('# my_guided.py'):
+        write(guide)
+    name = write(block, backbone=('stable-diffusion-v1-5/stable-diffusion-v1-5', 'sd3'))
+    assert guided(synthesize(name, None, 'pool', limit=1))
+
+
+@pytest.mark.parametrize('block', examples('# my_online.py'), ids=str)
+def test_synthesis_while_it_trains(block: Block, folder: Path) -> None:
+    """Sooner, and fewer at a time: the training has two iterations."""
+    name = write(block, rounds=('begin=2000, interval=2000, num_per_round=64', 'begin=1, interval=1, num_per_round=2'))
+    assert train(folder / name, folder / 'work_dirs' / 'my_online').iter == 2
+    assert guided(Pool.open('work_dirs/my_online/pool'))
+
+
+@pytest.mark.parametrize('block', examples('from mmsynth.apis import generate'), ids=str)
+def test_single_images_from_python(block: Block, folder: Path) -> None:
     found = dict(masks=[np.zeros((16, 16), np.uint8)])
-    exec(lines.replace("'cuda'", "'cpu'"), found)
+    exec(block.text.replace("'cuda'", "'cpu'"), found)
     assert [image.shape for image in found['images']] == [(16, 16, 3)]
 
 
-def test_the_python_example_runs(small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize('block', examples('from mmsynth import ClassLossFilter'), ids=str)
+def test_the_python_example_runs(block: Block, small_run: SmallRun, folder: Path) -> None:
     """Only the device is another; the judge is the critic with other weights."""
-    [lines] = re.findall(r'```python\n(from mmsynth import .*?)```', (ROOT / 'README.md').read_text(), re.S)
-    for name, path in {'generator.py': small_run.config_file, 'generator.pth': small_run.generator,
-                       'critic.py': small_run.critic_config_file, 'critic.pth': small_run.critic,
-                       'judge.py': small_run.critic_config_file, 'runtime.py': small_run.folder / 'runtime.py'}.items():
-        (tmp_path / name).symlink_to(path)
     state = read_checkpoint(small_run.critic)
     torch.save({name: value + 0.01 if value.is_floating_point() else value for name, value in state.items()},
-               tmp_path / 'judge.pth')
-    monkeypatch.chdir(tmp_path)
-    exec(lines.replace("'cuda'", "'cpu'"), {})
+               folder / 'judge.pth')
+    exec(block.text.replace("'cuda'", "'cpu'"), {})
     pool = Pool.open('pool')
     assert len(pool) == 4 and all(record.filter is not None for record in pool.records)
     assert 'judge' in (pool.root / 'report.html').read_text()
