@@ -63,7 +63,8 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        _name(error, path)
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
@@ -80,11 +81,12 @@ def atomic_write_all(files: Mapping[Path, bytes]) -> None:
     try:
         for path, data in files.items():
             temporary[Path(path)].write_bytes(data)
-        for part in temporary.values():  # after all were written: the first sync takes most of the others along
+        for path, part in temporary.items():  # after all were written: the first sync takes most of the others along
             _sync_file(part)
         for path, part in temporary.items():
             os.replace(part, path)
-    except BaseException:
+    except BaseException as error:
+        _name(error, path)
         for part in temporary.values():
             part.unlink(missing_ok=True)
         raise
@@ -105,7 +107,8 @@ def append_lines(path: str | Path, *lines: str) -> int:
             file.write(''.join(f'{line}\n' for line in lines).encode('utf-8'))
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
+    except BaseException as error:
+        _name(error, path)
         os.truncate(path, length)
         raise
     return length
@@ -115,6 +118,12 @@ def remove_temporaries(folder: Path) -> None:
     """Remove what a killed :func:`atomic_write` left."""
     for path in folder.glob(f'{TEMPORARY_PREFIX}*'):
         path.unlink(missing_ok=True)
+
+
+def _name(error: BaseException, path: str | Path) -> None:
+    """Give an error of the system the file that it is about: that of a full disk comes without."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        error.filename = str(path)
 
 
 def _sync_file(path: Path) -> None:
