@@ -15,8 +15,8 @@ from urllib.parse import urlparse
 
 import mmseg
 import torch
-from mmengine.logging import print_log
 from mmengine import runner
+from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import _flexible_runner as flexible_runner
 from mmengine.runner import checkpoint as host_checkpoint

@@ -19,6 +19,7 @@ from mmsynth.pool.manifest import TRACE_FILE
 from mmsynth.pool.recovery import ORPHAN_FOLDER
 from mmsynth.utils.checkpoint import read_training_state
 
+NAMES = ('synthesize', 'filter_pool', 'encode_prompts', 'encode_latents', 'train', 'online mixing')
 PER_MASK = 2
 ITERATIONS, SAVED_EVERY = 6, 2
 
@@ -97,14 +98,16 @@ def files(root: Path) -> dict[str, Any]:
     not finished. ``traces.jsonl`` is compared by what it says, as a killed writer may have left a line twice; so are
     safetensors files, whose writer puts the two entries of the header in any order.
     """
-    return {str(path.relative_to(root)): _header_and_tensors(path) if path.suffix == '.safetensors' else
-            path.read_bytes() for path in sorted(root.rglob('*'))
+    return {str(path.relative_to(root)):
+            _header_and_tensors(path) if path.suffix == '.safetensors' else path.read_bytes()
+            for path in sorted(root.rglob('*'))
             if path.is_file() and ORPHAN_FOLDER not in path.parts and not path.name.endswith(('.lock', TRACE_FILE))}
 
 
 def _header_and_tensors(path: Path) -> tuple[dict[str, str], dict[str, bytes]]:
     with safe_open(path, framework='pt') as file:
-        return file.metadata(), {name: file.get_tensor(name).view(torch.uint8).numpy().tobytes() for name in file.keys()}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        return file.metadata(), {name: tensor.view(torch.uint8).numpy().tobytes() for name, tensor in tensors.items()}
 
 
 def pool_files(root: Path) -> dict[str, Any]:

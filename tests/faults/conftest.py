@@ -1,5 +1,4 @@
 """What the tests of faults share: the commands, what unbroken runs of them leave, and the table of faults survived."""
-import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +10,6 @@ if TYPE_CHECKING:
     from commands import Command
     from forks import Ended
     from small_run import SmallRun
-
-LONG = os.environ.get('MMSYNTH_FAULTS') == 'long'
-NAMES = ('synthesize', 'filter_pool', 'encode_prompts', 'encode_latents', 'train', 'online mixing')
 
 
 @pytest.fixture

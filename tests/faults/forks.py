@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+LONG = os.environ.get('MMSYNTH_FAULTS') == 'long'  # all faults; otherwise a few of each kind
 PATIENCE = 300.  # seconds; a command takes less than one on a machine that is not busy
 
 
@@ -218,11 +219,5 @@ def _watch(folder: str, writes: list[Write], at: int | None, fault: Fault | None
         elif event in ('os.rename', 'os.remove', 'os.mkdir', 'os.rmdir', 'os.truncate'):
             note(event.removeprefix('os.'), arguments[0])
 
-    fsync = os.fsync
-
-    def noted_fsync(descriptor: int) -> None:
-        note('fsync', descriptor)
-        fsync(descriptor)
-
-    os.fsync = noted_fsync
+    os.fsync = lambda descriptor: note('fsync', descriptor)  # what is written outlives a process, if not the machine
     sys.addaudithook(audit)

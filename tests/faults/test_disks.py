@@ -2,14 +2,14 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from commands import difference
-from conftest import LONG, NAMES
-from forks import Write, kill
+from commands import NAMES, difference
+from forks import LONG, Write, kill
+from safetensors.torch import load_file
 
 from mmsynth.pool import Pool
 from mmsynth.pool.reader import FileCheck
@@ -34,7 +34,8 @@ class Disk:
         self.folder = folder
         if os.name != 'posix' or os.geteuid() or not shutil.which('mount'):
             pytest.skip('only root can mount a small disk')
-        made = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=64m', 'tmpfs', folder], capture_output=True, text=True)
+        made = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=64m', 'tmpfs', folder], capture_output=True,
+                              text=True)
         if made.returncode:
             pytest.skip(f'no disk can be mounted here: {made.stderr.strip()}')
 
@@ -62,7 +63,7 @@ def disk() -> Iterator[Callable[['Command'], Disk]]:
         subprocess.run(['umount', '--lazy', folder], check=True)
 
 
-def pages(result: Mapping[str, Any], root: Path) -> int:
+def pages(root: Path) -> int:
     """Space that a folder takes on such a disk."""
     return sum(-(-path.stat().st_size // PAGE) for path in root.rglob('*') if path.is_file()) * PAGE
 
@@ -74,7 +75,6 @@ def assert_nothing_is_half_written(root: Path) -> None:
             pool = Pool.open(manifest.parent)
             check = FileCheck(pool.root, len(pool.classes))
             assert [check.fault(record) for record in pool.records] == [None] * len(pool)
-    from safetensors.torch import load_file
     for path in root.rglob('*.safetensors'):
         assert load_file(path)
     assert not list(root.rglob('.tmp-*'))
@@ -84,9 +84,9 @@ def assert_nothing_is_half_written(root: Path) -> None:
 def test_a_full_disk(name: str, commands: dict[str, 'Command'], unbroken: Callable, disk: Callable,
                      survived: Callable) -> None:
     command, (_, expected) = commands[name], unbroken(name)
-    needed = pages(expected, command.root)
+    needed = pages(command.root)
     for share in SHARES:
-        before = command.start and pages({}, command.start) or 0
+        before = 0 if command.start is None else pages(command.start)
         small = disk(command)
         small.change(f'size={before + int((needed - before) * share) // PAGE * PAGE}')
         ended = command.call()

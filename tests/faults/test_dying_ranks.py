@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from commands import Command, difference, online_command, synthesize_command
-from conftest import LONG
-from forks import Fork, kill
+from forks import LONG, Fork, kill
 
 if TYPE_CHECKING:
     from small_run import SmallRun
@@ -90,7 +89,7 @@ def test_a_rank_of_a_training_dies(how: Callable[[], None], dies: int, small_run
 @pytest.mark.parametrize('dies', [0, 1] if LONG else [0])
 def test_a_rank_of_a_synthesis_dies(dies: int, small_run: 'SmallRun', unbroken: Callable,
                                     commands: dict[str, Command], survived: Callable) -> None:
-    """The ranks of a synthesis do not wait for each other: the other one does its share, and says that one is missing."""
+    """They do not wait for each other: the other one does its share, and says that one is missing."""
     whole, (reference, expected) = commands['synthesize'], unbroken('synthesize')
     shards = [synthesize_command(small_run, whole.root.parent, '--shard', f'{index}/2') for index in range(2)]
     whole.prepare()

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
-from commands import ITERATIONS, SAVED_EVERY, difference
-from conftest import LONG, NAMES
-from forks import killed_at_seeded_points, tear
+from commands import ITERATIONS, NAMES, SAVED_EVERY, difference
+from forks import LONG, killed_at_seeded_points, tear
 
 if TYPE_CHECKING:
     from commands import Command

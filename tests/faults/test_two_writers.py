@@ -7,9 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
-from commands import difference
-from conftest import LONG, NAMES
-from forks import Fork, run, stop
+from commands import NAMES, difference
+from forks import LONG, Fork, run, stop
 
 if TYPE_CHECKING:
     from commands import Command
