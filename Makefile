@@ -3,6 +3,7 @@
 # make test        run all tests, as many at once as there are cores
 # make test-fast   those that a developer waits for: not the slow ones, no training processes, no browser
 # make docs        build the documentation: docs/_build/index.html
+# make faults      break everything off, fill disks, damage files: the long form of tests/faults, with a table of what was survived
 # make gpu-check   test and time mmsynth on a GPU, within ten minutes: make gpu-check [GPU_ARGS='--device cuda:1']
 # Each first creates .venv with the exact versions of requirements/pins.txt; later calls start at once.
 
@@ -24,7 +25,7 @@ INSTALLED := $(VENV)/.installed-$(shell { cat requirements/pins.txt setup.py pyp
 demo_options := $(if $(GENERATOR),--generator '$(GENERATOR)') $(if $(DATA),--data '$(DATA)') $(if $(filter-out 0,$(SMOKE)),--smoke) \
 	$(if $(SEED),--seeds $(SEED)) $(if $(OUT),--out-dir '$(OUT)')
 
-.PHONY: help demo worth test test-fast docs gpu-check clean
+.PHONY: help demo worth test test-fast docs faults gpu-check clean
 .DEFAULT_GOAL := help
 
 help:
@@ -48,6 +49,10 @@ test-fast: $(INSTALLED)
 docs: $(INSTALLED)
 	@$(VENV_PYTHON) -m sphinx -W --keep-going -q docs/en docs/_build
 	@echo 'open docs/_build/index.html'
+
+# As root also full and read-only disks, which are mounted for it.
+faults: $(INSTALLED)
+	@MMSYNTH_FAULTS=long $(VENV_PYTHON) -m pytest tests/faults -q -n auto --dist loadfile $(PYTEST_ARGS)
 
 # With the torch of requirements/pins.txt; where that build sees no card, run the tool in an environment of your own.
 gpu-check: $(INSTALLED)

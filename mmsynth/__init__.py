@@ -16,6 +16,7 @@ from mmsynth import host, registry  # noqa: E402, F401  (after the gate: they im
 
 host.register_mmseg()
 host.load_checkpoints_as_data()
+host.find_torn_checkpoints()
 
 _PUBLIC = dict(
     BestOfN='mmsynth.guidance',

@@ -7,6 +7,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +15,12 @@ from urllib.parse import urlparse
 
 import mmseg
 import torch
+from mmengine import runner
 from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
+from mmengine.runner import _flexible_runner as flexible_runner
 from mmengine.runner import checkpoint as host_checkpoint
+from mmengine.runner import runner as host_runner
 from torch import Tensor, nn
 
 from mmsynth.utils.checkpoint import read_training_state
@@ -98,6 +102,31 @@ def load_checkpoints_as_data() -> None:
     host_checkpoint.load_url = load_url  # what http://, torchvision://, open-mmlab:// and mmcls:// end in
     if from_storage:
         host_checkpoint._safe_torch_load = load_from_storage
+
+
+def find_torn_checkpoints() -> None:
+    """Make ``--resume`` find the last checkpoint where the file that names it does not.
+
+    mmengine writes ``last_checkpoint`` in place: a kill, or a full disk, in that moment leaves it empty or cut, and its
+    own resume then fails. The checkpoint itself is whole by then.
+    """
+    find = host_checkpoint.find_latest_checkpoint
+
+    def find_latest_checkpoint(path: str) -> str | None:
+        noted = find(path)
+        if noted is None or '://' in noted or noted and os.path.exists(noted):
+            return noted
+        numbers = {file: re.fullmatch(r'(?:iter|epoch)_(\d+)\.pth', file.name) for file in Path(path).glob('*.pth')}
+        saved = sorted((file for file in numbers if numbers[file]), key=lambda file: int(numbers[file][1]))
+        if noted and not (saved and str(saved[-1]).startswith(noted)):
+            return noted  # it is whole, and names a checkpoint that is gone
+        last = str(saved[-1]) if saved else None
+        print_log(f'{path}/last_checkpoint was cut off while it was written; resuming from {last or "the start"}.',
+                  logger='current', level=logging.WARNING)
+        return last
+
+    for module in (host_checkpoint, runner, host_runner, flexible_runner):
+        module.find_latest_checkpoint = find_latest_checkpoint
 
 
 def host_script(name: str) -> Path:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from mmengine.dist import get_dist_info
 from mmengine.evaluator import BaseMetric, Evaluator
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -22,6 +21,7 @@ from mmsynth.synthesis.build import load_config
 from mmsynth.utils import progress_bar
 from mmsynth.utils.files import atomic_write
 from mmsynth.utils.hashes import config_hash
+from mmsynth.utils.images import opened_image
 from mmsynth.utils.labels import IGNORE_INDEX
 
 REAL_SPLITS = ('train', 'val', 'test')
@@ -187,5 +187,5 @@ def _trusted(pool: Pool, record: PoolRecord, mask: np.ndarray) -> np.ndarray | N
                          'run tools/filter_pool.py again.')
     if not record.filter['keep']:
         return np.full_like(mask, IGNORE_INDEX)
-    with Image.open(pool.root / record.filter['label']) as file:
+    with opened_image(pool.root / record.filter['label'], 'filtered label') as file:
         return np.asarray(file)

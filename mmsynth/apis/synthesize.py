@@ -183,9 +183,11 @@ def draw_preview(pool: Pool, path: Path) -> None:
 
 
 def _check_counts(**counts: int | None) -> None:
-    wrong = {name: count for name, count in counts.items() if count is not None and count < 1}
+    wrong = {name: count for name, count in counts.items()
+             if count is not None and (not isinstance(count, int) or count < 1)}
     if wrong:
-        listed = ' and '.join(f'`{name}` must be at least 1, got {count}' for name, count in wrong.items())
+        listed = ' and '.join(f'`{name}` must be {"at least 1" if isinstance(count, int) else "an integer"}, got '
+                              f'{count!r:.60}' for name, count in wrong.items())
         raise ValueError(f'{listed}.')
 
 

@@ -1,6 +1,7 @@
 """Data sets whose random transforms follow from the draw, and the host's LoveDA as one of them."""
 from typing import Any
 
+import cv2
 from mmseg.datasets import LoveDADataset as HostLoveDADataset
 
 from mmsynth.datasets.samplers.draws import Draw
@@ -12,11 +13,19 @@ class SeededItems:
     """Mixin for mmengine data sets: the transforms of a :class:`Draw` run under its seed."""
 
     def __getitem__(self, index: int) -> Any:
-        """Load a sample; a draw leaves the global random state as it was."""
-        if not isinstance(index, Draw):
-            return super().__getitem__(index)
-        with isolated_random_state(index.seed, devices=False):
-            return super().__getitem__(int(index))
+        """Load a sample; a draw leaves the global random state as it was.
+
+        Raises:
+            ValueError: If its image is larger than OpenCV reads.
+        """
+        try:
+            if not isinstance(index, Draw):
+                return super().__getitem__(index)
+            with isolated_random_state(index.seed, devices=False):
+                return super().__getitem__(int(index))
+        except cv2.error as error:  # the host's LoadImageFromFile says of every other damage which file has it
+            path = self.get_data_info(int(index)).get('img_path')
+            raise ValueError(f'image {path} cannot be read as an image: {error}.') from error
 
 
 @DATASETS.register_module()

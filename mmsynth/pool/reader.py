@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from mmsynth.pool.header import HEADER_FILE, PoolHeader
 from mmsynth.pool.index import LineIndex, Signature, signature_of
 from mmsynth.pool.manifest import MANIFEST_FILE, PoolRecord
 from mmsynth.pool.rounds import ROUNDS_FILE, Round, read_rounds
+from mmsynth.utils.images import opened_image
 from mmsynth.utils.labels import check_labels, read_label
 
 LOOK_EVERY = 100  # iterations: every change costs the walk through the pool a pass over all samples
@@ -188,13 +188,13 @@ class FileCheck:
         if state in self._whole:
             return None
         try:
-            with Image.open(image) as opened:
+            with opened_image(image) as opened:
                 opened.load()
                 size = opened.height, opened.width
         except FileNotFoundError:
             return f'image {image} does not exist'
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            return f'image {image} cannot be read: {error}'
+        except ValueError as error:
+            return str(error)
         try:
             maps = [read_label(str(path)) for path in labels]
             check_labels(maps[0], self._num_classes, labels[0])

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from mmsynth.pool.arrays import check_filtered, check_mask, check_sample
 from mmsynth.pool.header import HEADER_FILE, PoolHeader, check_is_pool_or_empty, open_header, read_header
@@ -26,6 +25,7 @@ from mmsynth.pool.recovery import KEPT_FILE, SELECTION_FILES, recover, write_kep
 from mmsynth.pool.shards import ShardWriter, merge_shards
 from mmsynth.pool.traces import Trace, Traces, append_trace
 from mmsynth.utils.files import FolderLock, append_lines, atomic_write, atomic_write_all, encode_png, file_name
+from mmsynth.utils.images import opened_image
 from mmsynth.utils.shards import Shard
 
 _TOGETHER = 4096  # records updated together
@@ -313,8 +313,12 @@ class Pool:
         self._table = RecordTable(self.root)
 
     def load_image(self, record: PoolRecord) -> np.ndarray:
-        """The image (H, W, 3), uint8, RGB."""
-        with Image.open(self.root / record.image) as file:
+        """The image (H, W, 3), uint8, RGB.
+
+        Raises:
+            ValueError: If the file cannot be read.
+        """
+        with opened_image(self.root / record.image) as file:
             return np.asarray(file.convert('RGB'))
 
     def load_mask(self, record: PoolRecord) -> np.ndarray:
@@ -323,7 +327,7 @@ class Pool:
         Raises:
             ValueError: If the file is no 8-bit mask of these classes.
         """
-        with Image.open(self.root / record.mask) as file:
+        with opened_image(self.root / record.mask, 'mask') as file:
             mask = np.asarray(file)
         check_mask(self.root / record.mask, mask, len(self.classes))
         return mask

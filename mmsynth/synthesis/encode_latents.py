@@ -189,9 +189,12 @@ def _encode_missing(cache: LatentCache, codec: VAECodec, images: Tensor, seen: s
     """Encode those images (B, 3, H, W) that the cache lacks, and note all of them as seen; how many were encoded."""
     rows = {key: row for row, key in enumerate(image_keys(images)) if key not in seen}
     seen.update(rows)
-    missing = [key for key in rows if not cache.has(key)]
-    for start in range(0, len(missing), batch_size):
-        keys = missing[start:start + batch_size]
-        moments = codec.moments(images[[rows[key] for key in keys]])
-        cache.write({key: dict(moments=own) for key, own in zip(keys, moments)})
-    return len(missing)
+    keys, encoded = list(rows), 0
+    for start in range(0, len(keys), batch_size):
+        batch = keys[start:start + batch_size]
+        missing = [key for key in batch if not cache.has(key)]
+        if missing:  # a whole batch after a kill in it too: rounding may depend on what is computed together
+            moments = dict(zip(batch, codec.moments(images[[rows[key] for key in batch]])))
+            cache.write({key: dict(moments=moments[key]) for key in missing})
+        encoded += len(missing)
+    return encoded

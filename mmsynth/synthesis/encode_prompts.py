@@ -1,6 +1,7 @@
 """Fill the prompt cache of a config: collect the distinct prompts of its datasets and encode each of them once."""
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from mmsynth.synthesis.build import build_dataset, load_config
 from mmsynth.synthesis.live_critics import without_live_critics
 from mmsynth.utils import progress_bar
 from mmsynth.utils.datasets import leaf_datasets
+from mmsynth.utils.files import FolderLock, remove_temporaries
 from mmsynth.utils.shards import Shard
 
 NEGATIVE_PROMPT = ''  # of classifier-free guidance, and what prompt dropout trains with
 _USUAL_ENCODERS = {'mmsynth.TISynth': 'mmsynth.CLIPTextEncoder'}  # of a generator; SD3's of any other
+_WAIT = 60.  # seconds for another shard to clear the folder
 
 
 def encode_prompts(config: Config | str | Path,
@@ -42,6 +45,7 @@ def encode_prompts(config: Config | str | Path,
     Raises:
         ValueError: If the config names no encoder or no cache and none is given, if no dataset has prompts, or if the
             config reads another identity than the encoder's.
+        RuntimeError: If another process is filling the cache that is no other shard.
     """
     config = load_config(config)
     reader = _cache_reader(config)
@@ -55,7 +59,11 @@ def encode_prompts(config: Config | str | Path,
     encoder = _build_encoder(encoder_config).to(device)
     _check_identity(reader, folder, encoder.identity)
     cache = PromptCache(folder, encoder.identity)
-    with progress_bar(total=len(cache.missing(prompts)), unit='prompt', title='encode') as bar:
+    folder.mkdir(parents=True, exist_ok=True)
+    with suppress(RuntimeError), FolderLock(folder):  # of several processes the first clears what killed ones left
+        remove_temporaries(folder)
+    with (FolderLock(folder, shared=shard is not None, wait=0 if shard is None else _WAIT),
+          progress_bar(total=len(cache.missing(prompts)), unit='prompt', title='encode') as bar):
         encoded = cache.encode_missing(prompts, encoder, batch_size=batch_size, progress=bar.update)
     size = sum(cache.path(prompt).stat().st_size for prompt in prompts)
     return CacheReport(folder, encoder.identity, 'prompts (with the empty one)', len(prompts), encoded, size)

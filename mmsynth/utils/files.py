@@ -58,7 +58,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     path = Path(path)
     temporary = path.parent / f'{TEMPORARY_PREFIX}{secrets.token_hex(8)}'
     try:
-        with open(temporary, 'xb') as file:
+        with _named(path), open(temporary, 'xb') as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -79,9 +79,11 @@ def atomic_write_all(files: Mapping[Path, bytes]) -> None:
     temporary = {path: path.parent / f'{TEMPORARY_PREFIX}{secrets.token_hex(8)}' for path in map(Path, files)}
     try:
         for path, data in files.items():
-            temporary[Path(path)].write_bytes(data)
-        for part in temporary.values():  # after all were written: the first sync takes most of the others along
-            _sync_file(part)
+            with _named(path):
+                temporary[Path(path)].write_bytes(data)
+        for path, part in temporary.items():  # after all were written: the first sync takes most of the others along
+            with _named(path):
+                _sync_file(part)
         for path, part in temporary.items():
             os.replace(part, path)
     except BaseException:
@@ -101,7 +103,7 @@ def append_lines(path: str | Path, *lines: str) -> int:
     with open(path, 'ab') as file:
         length = file.tell()
     try:
-        with open(path, 'ab') as file:
+        with _named(path), open(path, 'ab') as file:
             file.write(''.join(f'{line}\n' for line in lines).encode('utf-8'))
             file.flush()
             os.fsync(file.fileno())
@@ -115,6 +117,17 @@ def remove_temporaries(folder: Path) -> None:
     """Remove what a killed :func:`atomic_write` left."""
     for path in folder.glob(f'{TEMPORARY_PREFIX}*'):
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _named(path: str | Path) -> Iterator[None]:
+    """Give an error of the system the file that it is about: that of a full disk comes without."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def _sync_file(path: Path) -> None:

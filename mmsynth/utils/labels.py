@@ -2,14 +2,14 @@
 
 Legend: H W pixels.
 """
-import io
 from pathlib import Path
 
 import numpy as np
 from mmengine import fileio
 from numpy.typing import NDArray
-from PIL import Image
 from torch import nn
+
+from mmsynth.utils.images import opened_image
 
 IGNORE_INDEX = 255  # of pixels without a label, in every label map of this project, whatever the files use
 
@@ -28,11 +28,8 @@ def read_label(path: str, backend_args: dict | None = None) -> NDArray[np.int32]
         ValueError: If it cannot be read or is no single-band integer image.
     """
     content = read_bytes(path, 'label', backend_args)
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            mode, bands, array = image.mode, len(image.getbands()), np.asarray(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f'label {path} cannot be read as an image: {error}.') from error
+    with opened_image(path, 'label', content=content) as image:
+        mode, bands, array = image.mode, len(image.getbands()), np.asarray(image)
     if mode not in _LABEL_MODES:
         raise ValueError(f'label {path} must be a single band of class ids with 8 or 16 bits, found mode {mode} of '
                          f'{bands} band(s); convert its colours to class ids.')

@@ -8,6 +8,7 @@ from PIL import Image
 
 from mmsynth.pool.manifest import PoolRecord
 from mmsynth.pool.store import Pool
+from mmsynth.utils.images import FORMATS
 from mmsynth.utils.labels import IGNORE_INDEX
 from mmsynth.visualization.filter_result import FilterResult, read_filter
 from mmsynth.visualization.grid import colorize
@@ -89,7 +90,7 @@ class CardMaker:
         if not record.reference:
             return Tile('reference', None, note='none')
         try:
-            with Image.open(record.reference) as file:
+            with Image.open(record.reference, formats=FORMATS) as file:
                 file.draft('RGB', (_LARGEST_REFERENCE, _LARGEST_REFERENCE))
                 file.thumbnail((_LARGEST_REFERENCE, _LARGEST_REFERENCE))
                 return Tile('reference', np.asarray(file.convert('RGB')), photo=True)
@@ -102,7 +103,7 @@ class CardMaker:
         if not name:
             return Tile(title, None, note='not filtered' if record.filter is None else 'none')
         try:
-            with Image.open(self._pool.root / name) as file:
+            with Image.open(self._pool.root / name, formats=FORMATS) as file:
                 values = np.asarray(file.convert('L'))
             return Tile(title, values if key == 'weight' else self._colorize(values))
         except _UNREADABLE:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import mmcv
 import numpy as np
 import torch
 from mmengine import fileio
@@ -19,6 +18,7 @@ from torch.utils.data import Dataset
 from mmsynth.datasets.mask_sources.base import Mask, MaskSource, class_ids, sample_id, with_step
 from mmsynth.registry import DATASETS, MODELS
 from mmsynth.utils.hashes import file_hash
+from mmsynth.utils.images import decode_bgr
 from mmsynth.utils.progress import progress_bar
 from mmsynth.utils.seeds import derive_seed
 
@@ -199,9 +199,9 @@ def _read_image(path: str, backend_args: dict | None) -> NDArray[np.uint8]:
         content = fileio.get(path, backend_args=backend_args)
     except FileNotFoundError as error:
         raise FileNotFoundError(f'image {path} does not exist.') from error
-    image = mmcv.imfrombytes(content, flag='color', backend='cv2')
+    image = decode_bgr(content, path)
     if image is None:
-        raise ValueError(f'{path} cannot be read as an image.')
+        raise ValueError(f'image {path} cannot be read as an image.')
     return np.ascontiguousarray(image[..., ::-1])
 
 

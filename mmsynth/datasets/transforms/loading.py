@@ -2,12 +2,12 @@
 
 Legend: H W pixels of the label, h w pixels of the reference, K classes in the files.
 """
-import mmcv
 import numpy as np
 from mmcv.transforms import BaseTransform
 from numpy.typing import NDArray
 
 from mmsynth.registry import TRANSFORMS
+from mmsynth.utils.images import decode_bgr
 from mmsynth.utils.labels import IGNORE_INDEX, read_bytes, read_label
 
 
@@ -102,7 +102,7 @@ class LoadReference(BaseTransform):
                 raise ValueError(f"{name} has no reference image; give it 'ref_image' in the manifest, or set "
                                  '`required=False` of LoadReference.')
             return results
-        image = mmcv.imfrombytes(read_bytes(path, 'reference', self.backend_args), flag='unchanged', backend='cv2')
+        image = decode_bgr(read_bytes(path, 'reference', self.backend_args), path, 'reference', flag='unchanged')
         found = _unlike_bgr(image)
         if found:
             raise ValueError(f'reference {path} must be an image of 8 bits and 3 bands, found {found}; convert it.')
