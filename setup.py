@@ -77,7 +77,7 @@ setup(
     license='Apache-2.0',
     keywords='computer vision, remote sensing, semantic segmentation, data synthesis, diffusion',
     packages=find_packages(include=['mmsynth', 'mmsynth.*']),
-    package_data={'mmsynth': ['**/*.j2']},
+    package_data={'mmsynth': ['**/*.j2', 'py.typed']},
     python_requires='>=3.10',
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
