@@ -34,7 +34,8 @@ EXTRAS_REQUIRE = {
     'openmmlab': ['mmengine>=0.10.4', 'mmcv>=2.0.0,<2.2.0', 'mmsegmentation>=1.0.0', 'ftfy', 'setuptools<80'],
     # mmengine's strategy imports DeepSpeed's 1-bit optimizers, which 0.19 no longer has
     'deepspeed': ['deepspeed>=0.18,<0.19'],
-    'dev': ['hypothesis>=6.100', 'import-linter>=2.0', 'pytest>=8.0', 'pytest-xdist>=3.5', 'ruff>=0.6'],
+    'dev': ['hypothesis>=6.100', 'import-linter>=2.0', 'mypy>=1.11', 'pytest>=8.0', 'pytest-xdist>=3.5',
+            'ruff>=0.6'],
 }
 
 
