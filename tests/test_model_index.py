@@ -1,4 +1,4 @@
-"""model-index.yml and the metafiles, as ``mim search`` reads them: one entry for each config, and what it says is so."""
+"""model-index.yml and the metafiles, as ``mim search`` reads them: an entry for each config, and what it says is so."""
 import re
 from pathlib import Path
 from typing import Any

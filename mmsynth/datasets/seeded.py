@@ -13,10 +13,11 @@ class SeededItems:
 
     def __getitem__(self, index: int) -> Any:
         """Load a sample; a draw leaves the global random state as it was."""
+        host: Any = super()  # the data set that this is mixed into
         if not isinstance(index, Draw):
-            return super().__getitem__(index)
+            return host.__getitem__(index)
         with isolated_random_state(index.seed, devices=False):
-            return super().__getitem__(int(index))
+            return host.__getitem__(int(index))
 
 
 @DATASETS.register_module()

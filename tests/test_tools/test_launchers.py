@@ -35,7 +35,8 @@ first = next(i for i, word in enumerate(sys.argv) if word == sys.executable)
 open(os.environ['SEEN'], 'w').write('\\n'.join(sys.argv[1:first]))
 count = next(word.split('=')[1] for word in sys.argv if word.startswith('--ntasks='))
 tasks = [subprocess.Popen(sys.argv[first:], env=os.environ | dict(
-    SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank), SLURM_NTASKS=count, SLURM_NODELIST='here')) for rank in range(int(count))]
+    SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank), SLURM_NTASKS=count, SLURM_NODELIST='here'))
+    for rank in range(int(count))]
 sys.exit(max(task.wait() for task in tasks))
 """
 SBATCH = """#!{python}

@@ -56,7 +56,8 @@ def test_in_the_work_folder(runs: Path) -> None:
 
 @TENSORBOARD
 def test_in_tensorboard(runs: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALARS as EVENTS, EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import SCALARS as EVENTS
     found: dict[str, dict[str, list[int]]] = {'images': {}, 'scalars': {}}
     for file in runs.rglob('events.out.tfevents.*'):
         events = EventAccumulator(str(file), size_guidance={IMAGES: 0, EVENTS: 0})
