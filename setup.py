@@ -37,7 +37,8 @@ EXTRAS_REQUIRE = {
     # tools/dataset_converters: GeoTIFF in windows, images of 16 bits or more than three bands
     'geo': ['rasterio>=1.3'],
     'docs': ['furo>=2024.8.6', 'myst-parser>=4.0', 'sphinx>=8.1'],
-    'dev': ['hypothesis>=6.100', 'import-linter>=2.0', 'pytest>=8.0', 'pytest-xdist>=3.5', 'ruff>=0.6'],
+    'dev': ['hypothesis>=6.100', 'import-linter>=2.0', 'mypy>=1.11', 'pytest>=8.0', 'pytest-xdist>=3.5',
+            'ruff>=0.6'],
 }
 
 
@@ -80,7 +81,7 @@ setup(
     license='Apache-2.0',
     keywords='computer vision, remote sensing, semantic segmentation, data synthesis, diffusion',
     packages=find_packages(include=['mmsynth', 'mmsynth.*']),
-    package_data={'mmsynth': ['**/*.j2']},
+    package_data={'mmsynth': ['**/*.j2', 'py.typed']},
     python_requires='>=3.10',
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

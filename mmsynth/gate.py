@@ -1,11 +1,13 @@
 """The version gate: which packages of the host stack are here, and does mmsynth work with them.
 
 It runs first on ``import mmsynth``, so it imports none of the packages that it checks: whether a module exists comes
+from collections.abc import Iterable
 from its import spec, its version from the metadata of the distribution that installed it. The two are told apart
 because the OpenMMLab modules exist under two names on the index: ``mmengine`` is installed by ``onedl-mmengine`` or
 by ``mmengine``.
 """
 import warnings
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -70,7 +72,8 @@ def check_host_stack() -> None:
             problems.append(f'{package.module} (not installed)')
         elif not fits:
             problems.append(f'{" or ".join(map(str, accepted))} (found {listed})')
-        elif package.module == 'mmcv' and original_mmseg and not _has_compiled_ops(spec.submodule_search_locations):
+        elif package.module == 'mmcv' and original_mmseg and not _has_compiled_ops(
+                spec.submodule_search_locations or ()):
             problems.append(f'{accepted[0]} with compiled ops, which mmsegmentation imports (found {listed} without)')
         else:
             continue
@@ -94,5 +97,5 @@ def installed_distributions(package: HostPackage) -> dict[str, str]:
     return found
 
 
-def _has_compiled_ops(folders: list[str]) -> bool:
+def _has_compiled_ops(folders: Iterable[str]) -> bool:
     return any(next(Path(folder).glob('_ext.*'), None) for folder in folders)

@@ -94,7 +94,7 @@ def load_checkpoints_as_data() -> None:
         return _read(file, map_location)
 
     def load_from_storage(file: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
-        if _unpickles(file):
+        if _unpickles(file) and from_storage is not None:
             return from_storage(file, map_location=map_location, weights_only=weights_only)
         return _read(file, map_location)
 

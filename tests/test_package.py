@@ -1,4 +1,4 @@
-"""The package as users meet it: version gate, public names, wheel, pins, Makefile."""
+"""The package as users meet it: version gate, public names, the repository's files, types, wheel, pins, Makefile."""
 import ast
 import importlib
 import os
@@ -149,6 +149,62 @@ def test_git_ignores_the_environment(tmp_path: Path, linked: bool) -> None:
     assert subprocess.run(['git', 'check-ignore', '-q', '.venv'], cwd=tmp_path).returncode == 0
 
 
+# ---- the repository's own files
+
+TOP = {'.ci', '.github', '.gitignore', '.pre-commit-config.yaml', 'CHANGELOG.md', 'CITATION.cff', 'CONTRIBUTING.md',
+       'LICENSE', 'MANIFEST.in', 'Makefile', 'README.md', 'configs', 'docker', 'docs', 'mmsynth', 'model-index.yml',
+       'projects', 'pyproject.toml', 'requirements', 'setup.py', 'tests', 'tools'}
+
+
+@GIT
+def test_the_top_level_is_tidy() -> None:
+    result = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True)
+    if result.returncode:
+        pytest.skip('not a checkout')
+    assert {line.split('/')[0] for line in result.stdout.splitlines()} <= TOP
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    pages = [*ROOT.glob('*.md'), *(page for folder in ('docs', 'configs', 'projects')
+                                   for page in (ROOT / folder).rglob('*.md'))]
+    broken = [f'{page.relative_to(ROOT)}: {target}' for page in pages
+              for target in re.findall(r'\]\(([^)#:]+)(?:#[^)]*)?\)', page.read_text(encoding='utf-8'))
+              if not (page.parent / target).exists()]
+    assert broken == []
+
+
+def test_the_picture_has_the_layers_that_are_held() -> None:
+    """CONTRIBUTING.md draws an arrow from each layer of import-linter's contract to the next."""
+    [layers] = re.findall(r'^layers = \[(.*?)\]', (ROOT / 'pyproject.toml').read_text(), re.M | re.S)
+    held = [sorted(re.findall(r'mmsynth\.(\w+)', layer)) for layer in re.findall(r'"(.*?)"', layers)]
+    [picture] = re.findall(r'```mermaid\n(.*?)```', (ROOT / 'CONTRIBUTING.md').read_text(), re.S)
+    plain = re.sub(r'\[".*?"\]', '', picture)
+    arrows = {(left, right) for lefts, rights in re.findall(r'^ *(.+) --> (.+)$', plain, re.M)
+              for left in lefts.split(' & ') for right in rights.split(' & ')}
+    assert {(one, other) for above, below in zip(held, held[1:]) for one in above for other in below} <= arrows
+
+
+def test_what_is_said_twice_agrees() -> None:
+    """The version, what continuous integration runs, and the checks before a commit."""
+    read = {name: (ROOT / name).read_text() for name in (
+        'CITATION.cff', 'CHANGELOG.md', '.github/workflows/ci.yml', '.pre-commit-config.yaml')}
+    assert f'\nversion: {mmsynth.__version__}\n' in read['CITATION.cff']
+    assert f'\n## {mmsynth.__version__}' in read['CHANGELOG.md']
+    assert re.findall(r'run: (.+)', read['.github/workflows/ci.yml']) == ['bash .ci/run']
+    checks = re.findall(r'entry: ([\w-]+)', read['.pre-commit-config.yaml'])
+    assert checks == ['ruff', 'lint-imports', 'mypy']
+    dev = {Requirement(text).name for text in setup_lists('EXTRAS_REQUIRE')['dev']}
+    assert {'ruff', 'import-linter', 'mypy'} <= dev
+
+
+@pytest.mark.skipif(shutil.which('mypy', path=str(Path(sys.executable).parent)) is None,
+                    reason="mypy is not installed: pip install 'mmsynth[dev]'")
+def test_types_hold() -> None:
+    """What is checked, and how, is in pyproject.toml."""
+    result = subprocess.run([sys.executable, '-m', 'mypy'], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
+
+
 # ---- wheel, pins, Makefile
 
 
@@ -160,7 +216,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     no_caches = shutil.ignore_patterns('__pycache__')
     for name in ('mmsynth', 'configs', 'tools', 'requirements'):
         shutil.copytree(ROOT / name, source / name, ignore=no_caches)
-    for path in [*ROOT.glob('*.py'), *ROOT.glob('*.toml'), *ROOT.glob('*.in'), *ROOT.glob('*.md'), ROOT / 'LICENSE']:
+    for path in [*ROOT.glob('*.py'), *ROOT.glob('*.toml'), *ROOT.glob('*.in'), *ROOT.glob('*.md'), *ROOT.glob('*.yml'),
+                 ROOT / 'LICENSE']:
         shutil.copy2(path, source)
     code = f'from setuptools import build_meta; build_meta.build_wheel({str(folder)!r})'
     result = subprocess.run([sys.executable, '-c', code], cwd=source, capture_output=True, text=True)
@@ -174,9 +231,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
                                             ('tools', 'mmsynth/.mim/tools')])
 def test_wheel_holds_every_file(wheel: zipfile.ZipFile, folder: str, target: str) -> None:
     files = [path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob('*')
-             if path.is_file() and path.suffix in ('.py', '.j2')]
+             if path.is_file() and path.suffix in ('.py', '.j2', '.sh', '.yaml', '.md', '.typed')]
     missing = {f'{target}/{path.as_posix()}' for path in files} - set(wheel.namelist())
     assert not missing
+
+
+def test_wheel_holds_what_mim_and_type_checkers_read(wheel: zipfile.ZipFile) -> None:
+    assert {'mmsynth/py.typed', 'mmsynth/.mim/model-index.yml', 'mmsynth/.mim/configs/todsynth/metafile.yaml',
+            'mmsynth/.mim/tools/dist_train.sh'} <= set(wheel.namelist())
 
 
 def test_wheel_holds_nothing_else(wheel: zipfile.ZipFile) -> None:

@@ -56,8 +56,8 @@ class RealImages:
         Raises:
             ValueError: If the config has none.
         """
-        loader = load_config(self.config).get(f'{self.split}_dataloader') or {}
-        if 'dataset' not in loader:
+        loader = load_config(self.config).get(f'{self.split}_dataloader')
+        if not loader or 'dataset' not in loader:
             raise ValueError(f'{self.config}: it has no `{self.split}_dataloader.dataset`; name the real, labelled '
                              'images there, or choose another --real-split.')
         return loader.dataset.to_dict()
@@ -120,7 +120,8 @@ def evaluate_pool(root: str | Path,
             config=type(own.critic).__name__ if judge_config is None else str(judge_config),
             checkpoint=None if judge_checkpoint is None else str(judge_checkpoint),
             weights_sha256=hashes[0] if len(hashes) == 1 else hashes, role=role),
-        real=None if real is None else dict(config=str(real.config), split=real.split, sha256=config_hash(real_set)),
+        real=None if real is None or real_set is None else dict(
+            config=str(real.config), split=real.split, sha256=config_hash(real_set)),
         metrics={name: float(value) for name, value in values.items()})
 
 
@@ -150,9 +151,9 @@ def print_evaluation(evaluation: dict[str, Any], classes: Sequence[str]) -> None
 
 def _metrics(judge: Judge, real_set: dict[str, Any] | None, real: RealImages | None,
              inception: str | Path | None, device: str) -> list[BaseMetric]:
-    own = dict(guidance={}, device=device)  # the pool's own guidance was looked at
-    metrics = [MaskConsistency(judge, **own), SiblingDiversity(judge, **own), ClassHistogram()]
-    if real_set is not None:
+    own: dict[str, Any] = dict(guidance={}, device=device)  # the pool's own guidance was looked at
+    metrics: list[BaseMetric] = [MaskConsistency(judge, **own), SiblingDiversity(judge, **own), ClassHistogram()]
+    if real is not None:
         there = own | dict(real=real_set, num_real=real.count)
         metrics.append(FrechetDistance(judge, **there))
         if inception is not None:

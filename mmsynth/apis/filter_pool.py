@@ -178,6 +178,7 @@ def check_results(pool: Pool, pixel_filter: ClassLossFilter, records: Records,
     changed: list[str] = []
     for number in np.flatnonzero(done).tolist():
         record = records[number]
+        assert record.filter is not None
         if record.filter.get('filter_sha256') != pixel_filter.identity:
             others.append(str(record.filter.get('filter_sha256')))
             done[number] = False

@@ -131,7 +131,8 @@ def _build_judge(pool: Pool, settings: Critic | Mapping[str, Any] | None,
         raise ValueError(f'the judge has {judge.num_classes} classes, the pool {pool.root} has {len(pool.classes)}; '
                          'give one trained on the same classes.')
     role = check_judge(pool, judge.weights_sha256, allow_critic=True)  # only shown, and the page says what it is
-    details = {} if config is None else {'judge.config': config, 'judge.checkpoint': settings['checkpoint']}
+    details = {} if config is None or not isinstance(settings, Mapping) else {
+        'judge.config': config, 'judge.checkpoint': settings['checkpoint']}
     hashes = ', '.join(map(str, judge.weights_sha256 or [None]))
     name = type(judge.critic).__name__ if config is None else Path(config).name
     return (ShownJudge(partial(read_image, judge.critic), name, f'Its part in guidance: {role}.'),

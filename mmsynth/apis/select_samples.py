@@ -34,7 +34,7 @@ def select_samples(root: str | Path,
         raise ValueError('`worst` and `scores` go together: how many classes, and the evaluation that tells which.')
     pool = Pool.open(root)
     weak = dict.fromkeys(weak_classes)
-    if worst is not None:
+    if worst is not None and scores is not None:
         weak |= dict.fromkeys(worst_classes(read_scores(scores, pool.classes), worst))
     selection = RareClassSelector(tuple(weak), min_valid=min_valid, max_repeats=max_repeats).select(pool)
     selection.write(pool.root)
@@ -46,6 +46,7 @@ def selection_table(pool: Pool, selection: Selection) -> Table:
     counts = {name: [0.0, 0.0] for name in pool.classes}
     for record in pool.records:
         repeats = selection.repeats[stem_of(record)]
+        assert record.filter is not None
         for name, pixels in record.filter['pixels'].items():
             trusted = pixels - record.filter['removed'].get(name, 0)
             counts[name][0] += trusted

@@ -175,10 +175,10 @@ def draw_preview(pool: Pool, path: Path) -> None:
         masks = [colorize(pool.load_mask(record), pool.palette) for record in records]
         images = [pool.load_image(record) for record in records]
         half = (len(records) + 1) // 2
-        columns = {'mask': masks[:half], 'synthetic': images[:half]}
+        columns: dict[str, list[Any]] = {'mask': [*masks[:half]], 'synthetic': [*images[:half]]}
         if len(records) > 1:
             blank = [None] * (len(records) % 2)
-            columns |= {'mask ': masks[half:] + blank, 'synthetic ': images[half:] + blank}
+            columns |= {'mask ': [*masks[half:], *blank], 'synthetic ': [*images[half:], *blank]}
         save_png(draw_grid(columns), path)
 
 

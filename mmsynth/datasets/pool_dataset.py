@@ -120,7 +120,7 @@ class PoolDataset(BaseSegDataset):
         return numbers
 
 
-class _Infos(Sequence[dict]):
+class _Infos(Sequence[Any]):
     """What the pipeline starts from, of each of some records."""
 
     def __init__(self, records: Records, root: str, labels: str) -> None:
@@ -129,7 +129,7 @@ class _Infos(Sequence[dict]):
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int | slice) -> 'dict | _Infos':
+    def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return _Infos(self._records[index], self._root, self._labels)
         return self._info(self._records[as_index(index)])

@@ -18,13 +18,14 @@ class SeededItems:
         Raises:
             ValueError: If its image is larger than OpenCV reads.
         """
+        host: Any = super()  # the data set that this is mixed into
         try:
             if not isinstance(index, Draw):
-                return super().__getitem__(index)
+                return host.__getitem__(index)
             with isolated_random_state(index.seed, devices=False):
-                return super().__getitem__(int(index))
+                return host.__getitem__(int(index))
         except cv2.error as error:  # the host's LoadImageFromFile says of every other damage which file has it
-            path = self.get_data_info(int(index)).get('img_path')
+            path = host.get_data_info(int(index)).get('img_path')
             raise ValueError(f'image {path} cannot be read as an image: {error}.') from error
 
 

@@ -134,7 +134,7 @@ class SyntheticAugmentDataset:
         number = index - len(self)
         for candidate in self._candidates(number, seed, iteration):
             record, sample = self._try(candidate)
-            if sample is not None:
+            if record is not None and sample is not None:
                 return _marked(sample, origin='synthetic', sample_id=record.id, replaced=int(candidate != number))
         return _marked(self.dataset[seed % len(self)], origin='real', replaced=1)
 

@@ -90,10 +90,7 @@ class FrechetDistance(GeneratedImageMetric):
     def process(self, data_batch: Mapping[str, Any] | None, data_samples: Samples) -> None:
         """Take in a batch: per sample its features, and those of the real image beside it."""
         images, masks = generated_images(data_samples), masks_of(data_samples)
-        if self.judge is not None:
-            synthetic = [seen.features for seen in self.judge.predict(images, masks, batch=data_samples)]
-        else:
-            synthetic = self._features(images, masks)
+        synthetic = self._features(images, masks, data_samples)
         real: Sequence[PooledFeatures | None] = [None] * len(images)
         if self._real_config is None:
             real = self._features(_real_images(data_batch), masks)
@@ -120,14 +117,18 @@ class FrechetDistance(GeneratedImageMetric):
         values |= {f'class.{name}': value for name, value in zip(self.classes, distances) if not isnan(value)}
         return values | self.role_entries()
 
-    def _features(self, images: Sequence[Tensor], masks: Sequence[Tensor]) -> list[PooledFeatures]:
-        """Of images (3, H, W), uint8, RGB."""
+    def _features(self, images: Sequence[Tensor], masks: Sequence[Tensor],
+                  batch: Samples | None = None) -> list[PooledFeatures]:
+        """Of images (3, H, W), uint8, RGB; with ``batch``, the judge's reading is shared with other metrics."""
         if self.judge is not None:
-            return [seen.features for seen in self.judge.predict(images, masks)]
+            seen = self.judge.predict(images, masks, batch=batch)
+            return [own.features for own in seen if own.features is not None]
+        assert self._inception is not None  # there is one of the two
         return [self._inception.features(image[None].to(self._device)) for image in images]
 
     def _read_real(self, num_classes: int) -> FeatureSet:
         features = FeatureSet(num_classes)
+        assert self._real_config is not None
         dataset = build_real(self._real_config, self.classes)
         for image, mask in progress_bar(RealSamples(dataset, self._num_real), unit='img', title='real images'):
             for pooled in self._features([image], [mask]):

@@ -9,6 +9,7 @@ needs torchvision.
 Legend: B batch, C channels, H W pixels.
 """
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -143,7 +144,8 @@ class _Mixed6a(nn.Module):
 class _Mixed6(nn.Module):
     def __init__(self, inner: int) -> None:
         super().__init__()
-        wide, tall = dict(kernel=(1, 7), padding=(0, 3)), dict(kernel=(7, 1), padding=(3, 0))
+        wide: dict[str, Any] = dict(kernel=(1, 7), padding=(0, 3))
+        tall: dict[str, Any] = dict(kernel=(7, 1), padding=(3, 0))
         self.branch1x1 = _Conv(768, 192, 1)
         self.branch7x7_1 = _Conv(768, inner, 1)
         self.branch7x7_2 = _Conv(inner, inner, **wide)
@@ -182,7 +184,8 @@ class _Mixed7a(nn.Module):
 class _Mixed7(nn.Module):
     def __init__(self, channels: int, max_pool: bool = False) -> None:
         super().__init__()
-        wide, tall = dict(kernel=(1, 3), padding=(0, 1)), dict(kernel=(3, 1), padding=(1, 0))
+        wide: dict[str, Any] = dict(kernel=(1, 3), padding=(0, 1))
+        tall: dict[str, Any] = dict(kernel=(3, 1), padding=(1, 0))
         self.max_pool = max_pool
         self.branch1x1 = _Conv(channels, 320, 1)
         self.branch3x3_1 = _Conv(channels, 384, 1)

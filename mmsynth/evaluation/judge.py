@@ -121,6 +121,7 @@ class Judge:
                     classes = self.critic.predict_logits(pixels).argmax(1)
                 predictions += [Prediction(own.cpu(), None) for own in classes]
             else:
+                assert isinstance(self.critic, SegmentorCritic)  # the others have no features
                 classes, pooled = read_with_features(self.critic, pixels, own_masks)
                 predictions += [Prediction(own.cpu(), pooled.row(index)) for index, own in enumerate(classes)]
         if batch is not None:
@@ -139,7 +140,7 @@ def choose_judge(judge: Critic | Mapping[str, Any] | None, config: str | Path | 
     if (config is None) != (checkpoint is None):
         raise ValueError('`judge_config` and `judge_checkpoint` go together: the config and the weights of one '
                          f'segmentor; got {config or checkpoint} alone.')
-    if config is None:
+    if config is None or checkpoint is None:
         return judge
     if judge is not None:
         raise ValueError('`judge` takes the place of `judge_config` and `judge_checkpoint`; got all of them, give one.')

@@ -55,6 +55,7 @@ class MaskConsistency(GeneratedImageMetric):
 
     def process(self, data_batch: Any, data_samples: Samples) -> None:
         """Take in a batch: per sample the areas (4, K), int64."""
+        assert self.judge is not None
         masks = masks_of(data_samples)
         predictions = self.judge.predict(generated_images(data_samples), masks, batch=data_samples)
         self.results += [class_areas(own.classes, mask, self.judge.num_classes, self.ignore_index).long()
@@ -62,6 +63,7 @@ class MaskConsistency(GeneratedImageMetric):
 
     def compute_metrics(self, results: list[Tensor]) -> dict[str, float]:
         """The measures over all samples."""
+        assert self.judge is not None
         agreement = Consistency.of_areas(torch.stack([torch.zeros(4, self.judge.num_classes).long(), *results]).sum(0))
         values = dict(mIoU=agreement.mean_iou, aAcc=agreement.accuracy, mAcc=agreement.mean_accuracy)
         values |= {f'IoU.{name}': iou for name, iou in zip(self.classes, agreement.class_iou)}

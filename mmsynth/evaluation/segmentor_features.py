@@ -5,6 +5,7 @@ Legend: B batch, D features, K classes, H W pixels, h w cells of the feature map
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import nan
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -129,15 +130,16 @@ class _Taps:
     """Hooks that note what goes through a segmentor: the size of its input, and its features."""
 
     def __init__(self, segmentor: nn.Module) -> None:
-        head = segmentor.decode_head
-        self._head: nn.Module = head[-1] if isinstance(head, nn.ModuleList) else head  # a cascade's last stage
+        head: Any = segmentor.decode_head
+        self._head: Any = head[-1] if isinstance(head, nn.ModuleList) else head  # a cascade's last stage
         self._inputs: list[Tensor] = []
         self._levels: list[Sequence[Tensor]] = []
         self._features: list[Tensor] = []
-        trunk = segmentor.neck if segmentor.with_neck else segmentor.backbone
+        backbone: Any = segmentor.backbone
+        trunk: Any = segmentor.neck if segmentor.with_neck else backbone
         # not on the head itself: mmseg calls its `forward` past all hooks
         self._handles = [
-            segmentor.backbone.register_forward_pre_hook(lambda _, given: self._inputs.append(given[0])),
+            backbone.register_forward_pre_hook(lambda _, given: self._inputs.append(given[0])),
             trunk.register_forward_hook(lambda _, given, levels: self._levels.append(levels))]
         last_layer = getattr(self._head, 'conv_seg', None)
         if last_layer is not None:
@@ -152,7 +154,8 @@ class _Taps:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of what the segmentor was given, padding included."""
-        return tuple(self._inputs[0].shape[-2:])
+        height, width = self._inputs[0].shape[-2:]
+        return height, width
 
     def features(self) -> Tensor:
         """(B, D, h, w)."""
@@ -171,7 +174,7 @@ def _pool(features: Tensor, masks: Tensor, num_classes: int, padded: tuple[int, 
     one_hot = F.one_hot(masks.long() * known, num_classes) * known[..., None]  # (B, H, W, K)
     areas = torch.cat([torch.ones_like(one_hot[..., :1]), one_hot], dim=-1).movedim(-1, 1).float()  # (B, 1 + K, H, W)
     areas = F.pad(areas, (0, padded[1] - areas.shape[-1], 0, padded[0] - areas.shape[-2]))
-    weights = F.adaptive_avg_pool2d(areas, features.shape[-2:])  # (B, 1 + K, h, w)
+    weights = F.adaptive_avg_pool2d(areas, (features.shape[-2], features.shape[-1]))  # (B, 1 + K, h, w)
     totals = weights.sum((2, 3))
     means = torch.einsum('bkhw,bdhw->bkd', weights, features) / totals.clamp_min(1e-12)[..., None]
     return PooledFeatures(images=means[:, 0], classes=means[:, 1:], present=totals[:, 1:] > 0)

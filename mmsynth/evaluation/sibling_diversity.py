@@ -78,9 +78,10 @@ class SiblingDiversity(GeneratedImageMetric):
     def process(self, data_batch: Any, data_samples: Samples) -> None:
         """Take in a batch."""
         images, masks = generated_images(data_samples), masks_of(data_samples)
-        seen = [None] * len(images) if self.judge is None else self.judge.predict(images, masks, batch=data_samples)
-        self.results += [Sibling(_mask_hash(mask), _thumbnail(image), own and own.features)
-                         for image, mask, own in zip(images, masks, seen)]
+        seen = [None] * len(images) if self.judge is None else [
+            own.features for own in self.judge.predict(images, masks, batch=data_samples)]
+        self.results += [Sibling(_mask_hash(mask), _thumbnail(image), features)
+                         for image, mask, features in zip(images, masks, seen)]
 
     def compute_metrics(self, results: list[Sibling]) -> dict[str, float]:
         """The mean distances over all masks with siblings."""
@@ -119,8 +120,9 @@ def _pixel_distance(family: list[Sibling]) -> float:
 
 def _class_distances(family: list[Sibling]) -> dict[int, float]:
     """Per class of the mask the mean over all pairs of 1 - cosine."""
-    features = torch.cat([sibling.features.classes for sibling in family]).double()  # (S, K, D)
-    present = family[0].features.present[0]
+    seen = [sibling.features for sibling in family if sibling.features is not None]  # all, or none is compared
+    features = torch.cat([own.classes for own in seen]).double()  # (S, K, D)
+    present = seen[0].present[0]
     unit = F.normalize(features, dim=-1)
     # |u - v|² / 2 = 1 - cos, and 0 for two equal vectors of zeros too
     return {int(index): float(F.pdist(unit[:, index]).square().mean()) / 2 for index in present.nonzero()[:, 0]}
@@ -131,5 +133,5 @@ def _mask_hash(mask: Tensor) -> str:
 
 
 def _thumbnail(image: Tensor) -> Tensor:
-    size = tuple(min(side, THUMBNAIL_SIDE) for side in image.shape[-2:])
-    return F.adaptive_avg_pool2d(image.float(), size).round().to(torch.uint8)
+    height, width = (min(side, THUMBNAIL_SIDE) for side in image.shape[-2:])
+    return F.adaptive_avg_pool2d(image.float(), (height, width)).round().to(torch.uint8)

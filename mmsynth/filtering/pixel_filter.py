@@ -52,7 +52,7 @@ class ClassLossFilter(nn.Module):
         if not isinstance(class_losses, ClassLosses):
             class_losses = ClassLosses.read(class_losses)
         self.rule = PixelRule(class_losses, margin=margin, mode=mode, sibling_vote=sibling_vote, min_valid=min_valid,
-                              weak_classes=weak_classes, unseen_classes=unseen_classes)
+                              weak_classes=tuple(weak_classes), unseen_classes=unseen_classes)
         self.segmentor: Critic = MODELS.build(segmentor) if isinstance(segmentor, dict) else segmentor
         if self.segmentor.input_type != 'images':
             raise ValueError(f'`segmentor` must predict on images, {type(self.segmentor).__name__} does on '

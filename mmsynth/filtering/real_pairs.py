@@ -59,7 +59,7 @@ def real_pairs(leaves: Sequence[Any], places: Iterable[int] | None = None) -> It
 
 def _checked(results: dict[str, Any], num_classes: int) -> Pair:
     image, label = results.get('img'), results.get('gt_seg_map')
-    source = results.get('seg_map_path') or results.get('img_path')
+    source = str(results.get('seg_map_path') or results.get('img_path'))
     if image is None or label is None:
         raise ValueError(f'{source}: its pipeline loads no {"image" if image is None else "label"}; it needs '
                          'LoadImageFromFile and LoadAnnotations.')

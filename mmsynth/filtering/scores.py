@@ -18,7 +18,7 @@ def worst_classes(scores: Mapping[str, float], count: int) -> tuple[str, ...]:
     if not 1 <= count <= len(valid):
         raise ValueError(f'`count` of worst classes must be between 1 and {len(valid)}, the number of classes with a '
                          f'score; got {count}.')
-    return tuple(sorted(valid, key=valid.get)[:count])
+    return tuple(sorted(valid, key=lambda name: valid[name])[:count])
 
 
 def read_scores(path: str | Path, classes: Sequence[str]) -> dict[str, float]:

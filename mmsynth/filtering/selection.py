@@ -128,7 +128,7 @@ class RareClassSelector:
         records = pool.records
         check_filtered(pool)
         repeats = self._mask_repeats(records)
-        found = {stem_of(record): (repeats[mask_id(record)], *self._keep(record.filter)) for record in records}
+        found = {stem_of(record): (repeats[mask_id(record)], *self._keep(entry_of(record))) for record in records}
         return Selection(
             repeats={stem: count * keep for stem, (count, keep, _) in found.items()},
             reasons={stem: reason for stem, (*_, reason) in found.items()},
@@ -145,7 +145,7 @@ class RareClassSelector:
         """Mask id → how often its kept samples are repeated."""
         found: dict[str, list[float]] = {}
         for record in records:
-            found.setdefault(mask_id(record), []).append(record.filter['hardness'] or 0.0)
+            found.setdefault(mask_id(record), []).append(entry_of(record)['hardness'] or 0.0)
         hardness = np.array([np.mean(values) for values in found.values()])
         easier = np.searchsorted(np.sort(hardness), hardness)
         return {mask: 1 + self.max_repeats * int(rank) // len(found) for mask, rank in zip(found, easier)}
@@ -165,16 +165,22 @@ def mask_id(record: PoolRecord) -> str:
     return _REPEAT.sub('', record.id)
 
 
+def entry_of(record: PoolRecord) -> Mapping[str, Any]:
+    """What the filter recorded of a sample, which has gone through one."""
+    assert record.filter is not None
+    return record.filter
+
+
 def check_filtered(pool: Pool) -> None:
     """Raise ValueError unless all samples of a pool were filtered by one filter, with the labels that they have now."""
     records = pool.records
     unfiltered = records[(records.rows['flags'] & FILTERED) == 0]
     problems = _first_few([record.id for record in unfiltered], 'not filtered')
-    if not problems and len({record.filter['filter_sha256'] for record in records}) > 1:
+    if not problems and len({entry_of(record)['filter_sha256'] for record in records}) > 1:
         problems = 'samples were filtered by different filters'
     if not problems:
         problems = _first_few([record.id for record in progress_bar(records, unit='img', title='check labels')
-                               if label_hash(pool.load_mask(record)) != record.filter['labels_sha256']],
+                               if label_hash(pool.load_mask(record)) != entry_of(record)['labels_sha256']],
                               'with other labels than those that were filtered')
     if problems or not records:
         raise ValueError(f'cannot select from {pool.root}: {problems or "it is empty"}. Run tools/filter_pool.py on it'

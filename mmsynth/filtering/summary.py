@@ -17,7 +17,8 @@ def losses_table(losses: ClassLosses) -> Table:
 
 def class_table(pool: Pool) -> Table:
     """Per class the labelled pixels before and after the filter, over all samples of a pool that are filtered."""
-    before, removed = Counter(), Counter()
+    before: Counter[str] = Counter()
+    removed: Counter[str] = Counter()
     for record in pool.records:
         before.update((record.filter or {}).get('pixels', {}))
         removed.update((record.filter or {}).get('removed', {}))

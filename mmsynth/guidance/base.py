@@ -210,6 +210,7 @@ class CriticOutput:
     @property
     def entropy(self) -> Tensor:
         """Entropy of the predicted classes per pixel (B, H, W), in [0, 1]: 0 sure of one, 1 all K alike."""
+        assert self.logits is not None
         log_probability = self.logits.log_softmax(1)
         return -(log_probability.exp() * log_probability).sum(1) / math.log(self.logits.shape[1])
 

@@ -93,6 +93,7 @@ def rectify(prediction: Tensor,
             updated = start + change * (limit / _norm(change).clamp_min(1e-12)).clamp(max=1)
         skipped |= ~(usable & updated.isfinite().flatten(1).all(1))
         current = torch.where(skipped[:, None, None, None], start, updated)
+    assert before is not None
     return Rectified(current, skipped, before)
 
 

@@ -2,9 +2,10 @@
 
 Legend: B batch, K classes, H W pixels.
 """
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,10 +42,10 @@ class SegmentorCritic(Critic):
         FileNotFoundError: If a file does not exist.
     """
 
-    segmentor: nn.Module
+    segmentor: Any  # mmseg's EncoderDecoder, whose attributes torch types as tensors or modules
 
     def __init__(self,
-                 config: str | dict | None = None,
+                 config: str | Path | Mapping[str, Any] | None = None,
                  checkpoint: str | None = None,
                  num_classes: int | None = None,
                  *,
@@ -55,18 +56,19 @@ class SegmentorCritic(Critic):
                              f'{"neither" if config is None else "both"}.')
         if segmentor is not None and checkpoint is not None:
             raise ValueError('critic: `checkpoint` goes with `config`; a `segmentor` has its weights already.')
-        if segmentor is None:
+        if config is not None:
             self.segmentor = _build_segmentor(config)
             _check_segmentor(self.segmentor)
             if checkpoint is not None:
                 load_state_dict(self.segmentor, read_checkpoint(checkpoint), source=str(checkpoint))
             self.segmentor.requires_grad_(False).eval()
-        else:
+        elif segmentor is not None:
             _check_segmentor(segmentor)
             self.__dict__['segmentor'] = segmentor  # not as a submodule: it stays its owner's
         self.num_classes: int = self.segmentor.num_classes
-        head = self.segmentor.decode_head
-        self.ignore_index: int = (head[-1] if isinstance(head, nn.ModuleList) else head).ignore_index
+        head: Any = self.segmentor.decode_head
+        last: Any = head[-1] if isinstance(head, nn.ModuleList) else head
+        self.ignore_index: int = last.ignore_index
         self.check_num_classes(num_classes)
 
     @contextmanager
@@ -82,13 +84,13 @@ class SegmentorCritic(Critic):
             self.segmentor.requires_grad_(False).eval()
             for module, (_, with_cp) in zip(modules, found):
                 if with_cp:  # mmseg checkpoints in the reentrant way, which torch.autograd.grad refuses
-                    module.with_cp = False
+                    setattr(module, 'with_cp', False)  # noqa: B010  (to torch's types an attribute is a tensor or module)
             yield
         finally:
             for module, (training, with_cp) in zip(modules, found):
                 module.training = training
                 if with_cp:
-                    module.with_cp = with_cp
+                    setattr(module, 'with_cp', with_cp)  # noqa: B010
             for parameter, requires_grad in zip(parameters, wanted):
                 parameter.requires_grad = requires_grad
 
@@ -117,7 +119,7 @@ class SegmentorCritic(Critic):
         pixels = images.float() * 255
         if not to_rgb:  # images on disk are read as BGR; without conversion the segmentor sees BGR
             pixels = pixels.flip(1)
-        if mean is not None:
+        if mean is not None and std is not None:
             pixels = (pixels - mean) / std
         return _pad(pixels, own.test_cfg or {}, own.pad_val)
 
@@ -134,10 +136,10 @@ def _pad(pixels: Tensor, test_cfg: dict, value: float) -> Tensor:
     return F.pad(pixels, (0, right, 0, bottom), value=value)
 
 
-def _build_segmentor(config: str | dict) -> nn.Module:
-    if isinstance(config, (str, Path)):
-        config = Config.fromfile(str(find_config(config)))
-    config = Config(dict(config)) if not isinstance(config, Config) else config
+def _build_segmentor(given: str | Path | Mapping[str, Any] | Config) -> nn.Module:
+    if isinstance(given, (str, Path)):
+        given = Config.fromfile(str(find_config(given)))
+    config = given if isinstance(given, Config) else Config(dict(given))
     if 'model' not in config:
         raise ValueError('critic: `config` has no `model`; give a complete mmseg config.')
     model = config.model.copy()

@@ -34,7 +34,7 @@ class TinyDecoder(GuidanceDecoder):
         if (pretrained is None) == (config is None):
             raise ValueError('`pretrained` and `config`: exactly one must be given, got '
                              f'pretrained={pretrained!r}, config={config!r}.')
-        self.tiny = AutoencoderTiny(**config) if pretrained is None else AutoencoderTiny.from_pretrained(pretrained)
+        self.tiny = AutoencoderTiny(**config) if config is not None else AutoencoderTiny.from_pretrained(pretrained)
         del self.tiny.encoder  # half of the weights; nothing is encoded here
         self.requires_grad_(False).eval()
         settings = self.tiny.config

@@ -5,6 +5,7 @@ A single critic can be pleased by what only it sees; critics of different archit
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class AveragingCritic(Critic):
     def forward(self, inputs: Tensor, masks: Tensor) -> CriticOutput:
         """As in :class:`Critic`."""
         predictions = [logits.float() for logits in self.predict_all(inputs)]
-        loss = sum(weight * self.pixel_loss(logits, masks) for weight, logits in zip(self.weights, predictions))
+        loss: Any = sum(weight * self.pixel_loss(logits, masks) for weight, logits in zip(self.weights, predictions))
         valid, logits = self.counts(masks), mean_log_probability(predictions, self.weights)
         return CriticOutput(loss, valid & (logits.argmax(1) != masks), valid, logits)
 
@@ -60,12 +61,13 @@ class CriticEnsemble(AveragingCritic):
             raise ValueError('`critics` must hold at least one critic and `weights` one positive number for each, got '
                              f'{len(critics)} critics and the weights {weights}.')
         super().__init__()
-        self.critics = nn.ModuleList(MODELS.build(critic) if isinstance(critic, dict) else critic for critic in critics)
+        built: list[Critic] = [MODELS.build(critic) if isinstance(critic, dict) else critic for critic in critics]
+        self.critics: Any = nn.ModuleList(built)
         self.weights = [weight / sum(weights) for weight in weights]
-        check_agreement('critics', self.critics)
-        self.num_classes = self.critics[0].num_classes
-        self.ignore_index = self.critics[0].ignore_index
-        self.input_type = self.critics[0].input_type
+        check_agreement('critics', built)
+        self.num_classes = built[0].num_classes
+        self.ignore_index = built[0].ignore_index
+        self.input_type = built[0].input_type
 
     def check_latents(self, channels: int, factor: int) -> None:
         for critic in self.critics:

@@ -113,7 +113,8 @@ class LatentCritic(Critic):
         """Let the pixels of a cell start alike (Aitken et al., arXiv 1707.02937): no checkerboard to unlearn."""
         weight, pixels = self.head.weight.data, self.factor**2
         weight.copy_(weight[::pixels].repeat_interleave(pixels, 0))
-        self.head.bias.data.zero_()
+        if self.head.bias is not None:
+            self.head.bias.data.zero_()
 
 
 class _Residual(nn.Module):
@@ -124,8 +125,9 @@ class _Residual(nn.Module):
         self.layers = nn.Sequential(
             nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation),
             nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 1))
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
+        last: Any = self.layers[-1]
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
         return hidden + self.layers(hidden)

@@ -39,6 +39,9 @@ class ModuleCritic(Critic):
         ValueError: If the config names nothing that makes a model, or a number is out of range.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self,
                  module: nn.Module | Mapping[str, Any],
                  num_classes: int,

@@ -71,7 +71,7 @@ class Objective:
             raise ValueError("`objective.targets` goes with the objective 'target' and with no other, got "
                              f'{self.targets!r} for {self.name!r}; give the file that tools/fit_class_loss.py writes.')
         targets, weights = _losses_of(self.targets), _losses_of(self.class_weights)
-        if isinstance(self.class_weights, str):
+        if isinstance(self.class_weights, str) and weights is not None:
             hardest = max((weight for weight in weights if not math.isnan(weight)), default=1.0) or 1.0
             weights = [0.0 if math.isnan(weight) else weight / hardest for weight in weights]
         for option, values in (('targets', targets), ('class_weights', weights)):
@@ -95,6 +95,7 @@ class Objective:
             ValueError: If the objective is 'uncertainty' and the critic gives no logits.
         """
         weight = output.valid.float()
+        assert not isinstance(self.class_weights, str) and not isinstance(self.targets, str)  # files are read by now
         if self.class_weights is not None:
             weight = weight * weight.new_tensor([*self.class_weights, 0.0])[_class_index(masks, self.class_weights)]
         misread_share = _mean(output.wrong.float(), weight)
@@ -105,6 +106,7 @@ class Objective:
         if self.name == 'hardness':
             return ObjectiveValue(-_mean(output.loss, weight), 1 - misread_share)
         if self.name == 'target':
+            assert self.targets is not None
             return _distance(output.loss, masks, weight, self.targets)
         if output.logits is None:
             raise ValueError("`objective` 'uncertainty' needs a critic that gives logits, this one gives its loss "

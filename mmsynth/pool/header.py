@@ -46,6 +46,12 @@ class PoolHeader:
         object.__setattr__(self, 'classes', _checked_classes(self.classes))
         object.__setattr__(self, 'palette', _checked_palette(self.palette, len(self.classes)))
 
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], classes: Sequence[str], palette: Sequence[Sequence[int]]) -> 'PoolHeader':
+        """The header of what a user gives; __post_init__ checks it and makes it what the fields say."""
+        given: Any = (settings, classes, palette)
+        return cls(*given)
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, allow_nan=False) + '\n'
 

@@ -12,7 +12,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from json.decoder import scanstring
+from json.decoder import scanstring  # type: ignore[attr-defined]  # json's own, of which the stubs do not know
 from pathlib import Path
 from typing import BinaryIO
 
@@ -124,6 +124,7 @@ class LineIndex:
 
     def save(self) -> None:
         """Write the index beside the file, where the next one who opens it finds it."""
+        assert self._signature is not None
         _save(self.path, self.rows, self._signature, self.last_line)
 
     def _load(self) -> None:

@@ -87,7 +87,8 @@ class PoolRecord:
     @property
     def filter_files(self) -> tuple[str, ...]:
         """What a filter added: the filtered label and the weight map, as far as there are any."""
-        return tuple(self.filter[key] for key in _FILTER_FILES if (self.filter or {}).get(key) is not None)
+        entry = self.filter or {}
+        return tuple(entry[key] for key in _FILTER_FILES if entry.get(key) is not None)
 
     def split_trace(self) -> tuple['PoolRecord', list[dict[str, Any]]]:
         """The record as the manifest has it, and the trace of its guidance."""

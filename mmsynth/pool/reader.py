@@ -86,7 +86,8 @@ class PoolReader:
             return True
         if self._seen[ROUNDS_FILE] is not None:
             return False
-        if self._index is not None and iteration is not None and iteration // LOOK_EVERY == self._looked // LOOK_EVERY:
+        if (self._index is not None and iteration is not None and self._looked is not None
+                and iteration // LOOK_EVERY == self._looked // LOOK_EVERY):
             return False
         is_first, self._looked = self._looked is None, max(iteration or 0, self._looked or 0)
         return self._follow_manifest() and self._take_manifest(0 if is_first else self._looked)
@@ -153,6 +154,7 @@ class PoolReader:
 
     def _take_manifest(self, iteration: int) -> bool:
         """Let all samples join but those that a filter dropped, and those retire that it has dropped since."""
+        assert self._index is not None
         before = np.pad(self._kept, (0, len(self._index) - len(self._kept)))
         self._kept = self._index.kept
         joined, retired = (np.flatnonzero(found) for found in (self._kept & ~before, before & ~self._kept))

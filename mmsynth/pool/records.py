@@ -49,7 +49,7 @@ class PoolFile:
         return dict(path=self.path, inode=self.inode)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state['path'])
+        type(self).__init__(self, state['path'])
         if self.inode != state['inode']:
             raise RuntimeError(f'{self.path} was written anew while it was read. Start again.')
 
@@ -87,7 +87,7 @@ class Records(Sequence[PoolRecord]):
             return NotImplemented
         return len(self) == len(other) and all(own == given for own, given in zip(self, other))
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]  # the language's way of saying so
 
     def __repr__(self) -> str:
         return f'<{len(self)} records of {self._files[0].path if self._files else "no pool"}>'

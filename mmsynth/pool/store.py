@@ -63,7 +63,7 @@ class Pool:
             ValueError: If ``root`` holds something else, or a pool made with other settings.
             RuntimeError: If another process is writing it, and is no other shard of the same number.
         """
-        root, header = Path(root), PoolHeader(settings, classes, palette)
+        root, header = Path(root), PoolHeader.of(settings, classes, palette)
         check_is_pool_or_empty(root)
         root.mkdir(parents=True, exist_ok=True)
         if shard is not None:
@@ -205,8 +205,8 @@ class Pool:
         name = f'{file_name(id)}.png' if subfolder is None else f'{subfolder}/{file_name(id)}.png'
         record, trace = PoolRecord(
             id=id, image=f'{IMAGE_FOLDER}/{name}', mask=f'{MASK_FOLDER}/{name}', source_mask=source_mask, prompt=prompt,
-            reference=reference, seed=seed, generator=dict(generator), guidance=guidance, filter=filter,
-            mask_origin=mask_origin).split_trace()
+            reference=reference, seed=seed, generator=dict(generator), guidance=_own(guidance), filter=_own(filter),
+            mask_origin=_own(mask_origin)).split_trace()
         if filtered is not None:
             record = record.with_filter_files(weighted=weight is not None)
             extra = self._filter_images(record, filtered, weight)
@@ -377,7 +377,7 @@ class Pool:
         paths = [self.root / path for path in record.filter_files]
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
-        return {path: encode_png(pixels) for path, pixels in zip(paths, (label, weight))}
+        return {path: encode_png(pixels) for path, pixels in zip(paths, (label, weight)) if pixels is not None}
 
     def _clear(self) -> None:
         """Remove the layout of a pool without samples; the lock file stays."""
@@ -391,3 +391,7 @@ class Pool:
     def _unlink(self, record: PoolRecord) -> None:
         for path in record.files:
             (self.root / path).unlink(missing_ok=True)
+
+
+def _own(entry: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if entry is None else dict(entry)

@@ -1,7 +1,7 @@
 """Classifier-free guidance (arXiv 2207.12598) towards several conditions, all in one pass of the network."""
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -51,8 +51,8 @@ def classifier_free(network: Callable[[Tensor, Tensor, Condition], Tensor], cond
         if not active:
             return network(latents, timestep, condition)
         conditions = [*(negative.condition for negative in active), condition]
-        together = type(condition)(*(torch.cat([getattr(one, field.name) for one in conditions])
-                                     for field in fields(condition)))
+        names = [field.name for field in fields(cast(Any, condition))]
+        together = type(condition)(*(torch.cat([getattr(one, name) for one in conditions]) for name in names))
         count = len(conditions)
         *away, towards = network(latents.repeat(count, 1, 1, 1), timestep.repeat(count), together).chunk(count)
         guided = away[0] + active[0].scale * (towards - away[0])

@@ -94,6 +94,7 @@ def sample(predict: Predict,
                     trace.append(record)
             if records is None or alpha == 0 or repetition == recurrence - 1:
                 break
+            assert draw_noise is not None
             trial = _step(copy.deepcopy(scheduler), predict, index, latents, own, prediction)
             latents = _noise_again(trial, draw_noise(index, repetition), scheduler, index)
         latents = _step(scheduler, predict, index, latents, own, prediction)

@@ -67,7 +67,8 @@ def encode_latents(config: Config | str | Path, *, cache_dir: str | Path | None 
     lock = FolderLock(folder)
     try:
         remove_temporaries(folder)
-        seen, encoded = set(), 0
+        seen: set[str] = set()
+        encoded = 0
         loader = DataLoader(variants, batch_size=None, num_workers=num_workers)
         with progress_bar(loader, total=len(variants), unit='img', title='encode latents') as items:
             for batch in batches_of_one_shape(items, lambda item: item['inputs'].shape, batch_size):

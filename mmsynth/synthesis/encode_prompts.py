@@ -7,7 +7,6 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
-from torch.utils.data import Dataset
 
 from mmsynth.models.encoders import PromptCache, TextEncoder
 from mmsynth.models.encoders.tensor_cache import CacheReport
@@ -55,8 +54,8 @@ def encode_prompts(config: Config | str | Path,
         raise ValueError(f'`batch_size` must be at least 1, got {batch_size}.')
     prompts = collect_prompts(config)
     if shard is not None:
-        prompts = shard.of(prompts)
-    encoder = _build_encoder(encoder_config).to(device)
+        prompts = list(shard.of(prompts))
+    encoder: Any = _build_encoder(encoder_config).to(device)
     _check_identity(reader, folder, encoder.identity)
     cache = PromptCache(folder, encoder.identity)
     folder.mkdir(parents=True, exist_ok=True)
@@ -159,7 +158,7 @@ def _may_have_prompts(cfg: Any) -> bool:
     return isinstance(cfg, (list, tuple)) and any(_may_have_prompts(item) for item in cfg)
 
 
-def _prompt_reader(dataset: Dataset, key: str) -> Callable[[int], str] | None:
+def _prompt_reader(dataset: Any, key: str) -> Callable[[int], str] | None:
     """What gives the prompt of record i, or None for a dataset without prompts."""
     pipeline = getattr(getattr(dataset, 'pipeline', None), 'transforms', [])
     names = [type(transform).__name__ for transform in pipeline]

@@ -35,7 +35,7 @@ def guidance_settings(cfg: Config, guidance: str | None, candidates: int | None 
         raise ValueError(f'{cfg.filename}: guidance is asked for, but `synthesis.guidance` is not set; add '
                          "dict(type='mmsynth.CRFM', critic=dict(type='mmsynth.SegmentorCritic', config=…, "
                          'checkpoint=…)).')
-    settings = None if guidance == 'none' or own is None else own.to_dict()
+    settings: Any = None if guidance == 'none' or own is None else own.to_dict()
     if guidance == 'crfm' and not _is_of(settings, CRFM):
         raise ValueError(f"{cfg.filename}: 'crfm' is asked for, but `synthesis.guidance` is {settings.get('type')}; "
                          "change it to dict(type='mmsynth.CRFM', critic=…), or leave the choice to the config.")

@@ -8,7 +8,7 @@ used: they trust the file with pointers and types.
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -186,7 +186,7 @@ def _read_torch(file: str | Path | BinaryIO, map_location: Any = 'cpu') -> Any:
         except ValueError:  # not torch's zip format: plain weights or nothing
             names = []
         names = [name for name in names if name.startswith(_STAND_IN_ROOTS)]
-        stand_ins = [(type('_StandIn', (_StandIn, ), dict(name=name)), name) for name in names]
+        stand_ins: list[Any] = [(type('_StandIn', (_StandIn, ), dict(name=name)), name) for name in names]
         with torch.serialization.safe_globals(stand_ins):
             if hasattr(file, 'seek'):
                 file.seek(0)
@@ -226,7 +226,8 @@ def _rebuild(value: Any) -> Any:
         case 'builtins.bytes', (), None:  # what protocol 2 writes for no bytes at all
             return b''
         case 'numpy._core.multiarray._reconstruct', _, (_, shape, dtype, fortran, data):
-            order, data = 'F' if fortran else 'C', _rebuild(data)
+            order: Literal['F', 'C'] = 'F' if fortran else 'C'
+            data = _rebuild(data)
             array = np.frombuffer(data, _rebuild(dtype)) if data else np.empty(0, _rebuild(dtype))
             return array.reshape(shape, order=order).copy(order)
         case 'numpy._core.multiarray.scalar', (dtype, bytes() as data), _:

@@ -1,7 +1,7 @@
 """What only rank 0 can do or knows, shared with all ranks of a distributed run."""
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from mmengine.dist import broadcast, broadcast_object_list, get_world_size, is_main_process
@@ -12,7 +12,8 @@ Value = TypeVar('Value')
 
 def call_on_first_rank(function: Callable[..., Value], *arguments: object) -> Value:
     """Call a function on rank 0 and return its value on all ranks; an error there is raised on all of them."""
-    value, error = None, None
+    value: Any = None
+    error: Exception | None = None
     if is_main_process():
         try:
             value = function(*arguments)

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 # Narrow on purpose: at the width of a phone the text is still readable.
 WIDTH = 5.0
@@ -95,7 +96,7 @@ def plot_guidance(traces: Sequence[Sequence[Mapping[str, float | None]]]) -> byt
             axes.plot(steps, mean, color=color, marker='o', markersize=3, label=name)
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator('auto', steps=[1, 2, 2.5, 5, 10], integer=True))
         if len(keys) > 1:
             axes.legend(fontsize=9)
     all_axes[-1].set_xlabel('step')
@@ -195,11 +196,11 @@ def plot_valid_shares(kept: Sequence[float], dropped: Sequence[float]) -> bytes:
     series = [(values, color, label) for values, color, label in
               ((kept, _KEPT, 'kept'), (dropped, _DROPPED, 'dropped')) if len(values)]
     values, colors, labels = zip(*series, strict=True)
-    axes.hist(list(values), bins=np.linspace(0, 1, _BINS + 1), stacked=True, color=list(colors), label=list(labels),
-              edgecolor='white', linewidth=0.6)
+    axes.hist(list(values), bins=np.linspace(0, 1, _BINS + 1).tolist(), stacked=True, color=list(colors),
+              label=list(labels), edgecolor='white', linewidth=0.6)
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(lambda value, _: f'{value * 100:g}%')
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator('auto', steps=[1, 2, 2.5, 5, 10], integer=True))
     axes.set_xlabel("pixels within the filter's margin")
     axes.set_ylabel('samples')
     figure.legend(fontsize=9, ncols=2, loc='outside upper right', frameon=False)

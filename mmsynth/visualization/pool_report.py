@@ -209,7 +209,8 @@ def _add_choices(report: Report, traces: Sequence[Sequence[Mapping[str, float | 
 
 
 def _kept(traces: Sequence[Sequence[Mapping[str, float | None]]]) -> list[int]:
-    return [int(entry['candidate']) for trace in traces for entry in trace if entry.get('candidate') is not None]
+    found = (entry.get('candidate') for trace in traces for entry in trace)
+    return [int(candidate) for candidate in found if candidate is not None]
 
 
 def _add_origins(report: Report, records: Sequence[PoolRecord]) -> None:
@@ -273,8 +274,9 @@ def add_extremes(report: Report, records: Sequence[PoolRecord], cards: CardMaker
     Nothing for so few samples that the two would be all of them.
     """
     results = filter_results(records)
-    known = [record for record in records if record.id in results and results[record.id].hardness is not None]
-    ordered = sorted(known, key=lambda record: -results[record.id].hardness)  # ties stay in the pool's order
+    hardness = {id: result.hardness for id, result in results.items() if result.hardness is not None}
+    known = [record for record in records if record.id in hardness]
+    ordered = sorted(known, key=lambda record: -hardness[record.id])  # ties stay in the pool's order
     if len(ordered) < _FEWEST:
         return
     hardest = ordered[:min(_SHOWN_AT_ENDS, len(ordered) // 2)]

@@ -244,6 +244,7 @@ def _encode_tile(tile: Tile) -> dict[str, Any]:
 
 def _tile_url(tile: Tile, factor: float) -> str:
     """The picture as it is, or smaller by ``factor``."""
+    assert tile.image is not None
     if factor == 1:
         return _data_url(encode_png(tile.image), 'png')
     height, width = (max(1, round(side * factor)) for side in tile.image.shape[:2])

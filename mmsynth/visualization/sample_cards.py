@@ -83,6 +83,7 @@ class CardMaker:
 
     def _read(self, record: PoolRecord, image: np.ndarray) -> np.ndarray:
         if record.id not in self._readings:
+            assert self._judge is not None
             self._readings[record.id] = self._judge.read(image)
         return self._readings[record.id]
 

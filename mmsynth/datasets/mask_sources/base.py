@@ -105,7 +105,7 @@ class MaskReader:
     """
 
     def __init__(self, dataset: Dataset | Mapping[str, Any]) -> None:
-        self.dataset = DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
+        self.dataset: Any = DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
         pipeline = getattr(self.dataset, 'pipeline', None)
         if pipeline is None:
             raise ValueError(f'{type(self.dataset).__name__} has no pipeline of its own, so its masks cannot be '
@@ -238,4 +238,4 @@ def class_ids(names: Sequence[str], known: Sequence[str] | None, option: str) ->
     if unknown:
         raise ValueError(f'`{option}` has {", ".join(map(repr, unknown))}, which the data set does not know; its '
                          f'classes are {", ".join(known or ("not named",))}.')
-    return sorted({known.index(name) for name in names})
+    return sorted({list(known or ()).index(name) for name in names})

@@ -81,20 +81,22 @@ class ChosenMasks(Dataset):
                  report_file: str | None = None,
                  images_per_mask: str | None = None) -> None:
         _check_options(target, count, images_per_mask, max_repeats, report_file)
-        source = DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
+        source: Any = DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
         self._readers = [MaskReader(part) for part in _parts(source)]
         self._ends = list(accumulate(len(reader) for reader in self._readers))
         self._metainfo = source.metainfo
         self.choice: MaskChoice | None = None
-        if target is not None:
+        if target is not None and count is not None:
             self._rule = 'target shares'
             indices = self._choose(target, count, max_repeats, seed)
+            assert self.choice is not None
             print_log(f'{self.choice.count} masks chosen, {self.choice.distinct} different ones\n'
                       f'{self.choice.table()}', logger='current')
             if report_file is not None:
                 Path(report_file).parent.mkdir(parents=True, exist_ok=True)
                 atomic_write(report_file, (self.choice.to_json() + '\n').encode())
         else:
+            assert images_per_mask is not None  # _check_options asks for one of the two
             self._rule = 'images per mask'
             indices = self._repeat(images_per_mask)
         # index, and how often it was drawn before; the first draw of every mask before all second ones
@@ -205,4 +207,4 @@ def _check_options(target: Mapping[str, float] | None, count: int | None, images
                          '`images_per_mask` says how often each mask is taken.')
     wrong = {} if target is None else {name: share for name, share in target.items() if not 0 <= share <= 1}
     if wrong or (target is not None and not target):
-        raise ValueError(f'`target` must give at least one class a share in [0, 1], got {dict(target)}.')
+        raise ValueError(f'`target` must give at least one class a share in [0, 1], got {dict(target or {})}.')

@@ -142,7 +142,8 @@ class ObjectBank:
         """An object: every class alike, and every object of a class."""
         class_id = list(self._rows)[rng.integers(len(self._rows))]
         index, number, *places, pixels = self._rows[class_id][rng.integers(len(self._rows[class_id]))].tolist()
-        thing = MaskObject(class_id, number, *zip(places[::2], places[1::2]), pixels)
+        first, corner, size = zip(places[::2], places[1::2])
+        thing = MaskObject(class_id, number, first, corner, size, pixels)
         info = self.reader.info(index)
         return Donation(sample_id(info), str(info['seg_map_path']), thing, cut_out(self.reader.mask(info), thing))
 
@@ -248,10 +249,10 @@ class PastedMasks(VariantSource):
                  num_variants: int = 1,
                  keep_original: bool = False,
                  seed: int = 0) -> None:
-        counts = (num_objects, num_objects) if isinstance(num_objects, int) else tuple(num_objects)
+        counts: Any = (num_objects, num_objects) if isinstance(num_objects, int) else tuple(num_objects)
         _check_numbers(counts, min_pixels, max_pixels, min_visible, margin)
         super().__init__(dataset, num_variants, keep_original, seed)
-        known = self.metainfo.get('classes')
+        known: Any = self.metainfo.get('classes')
         wanted, self.onto = class_ids(classes, known, 'classes'), tuple(class_ids(onto, known, 'onto'))
         both = [known[class_id] for class_id in wanted if class_id in self.onto]
         if both:

@@ -60,9 +60,10 @@ class TransformStep:
         cosine, sine = np.cos(np.deg2rad(self.angle)) / self.scale, np.sin(np.deg2rad(self.angle)) / self.scale
         linear = np.array([[cosine, -sine], [sine, cosine]])
         offset = centre + reach * self.shift[::-1] - linear @ centre
-        return cv2.warpAffine(
+        warped: Any = cv2.warpAffine(
             mask, np.column_stack([linear, offset]), tuple(size.tolist()),
             flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP, borderMode=_BORDERS[self.fill], borderValue=IGNORE_INDEX)
+        return warped
 
     @property
     def name(self) -> str:
@@ -132,7 +133,8 @@ class TransformedMasks(VariantSource):
             return step.name, step
         rng = np.random.default_rng(derive_seed(self.seed, 'transform', key, number))
         step = TransformStep(
-            *move,
+            move[0],
+            move[1],
             angle=round(rng.uniform(-1, 1) * self.max_angle, 1) + 0.0,  # no negative zero
             scale=round(float(np.exp(rng.uniform(*np.log(self.scale_range)))), 2),
             shift=tuple(rng.uniform(-1, 1, 2).round(3).tolist()),

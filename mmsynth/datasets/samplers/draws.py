@@ -4,6 +4,9 @@ mmseg's transforms draw from the global generators of a worker, whose state depe
 before. A :class:`Draw` brings a seed of its own, so that a sample comes out of its pipeline the same with any number of
 workers, and after a resume.
 """
+from typing import Any
+
+
 class Draw(int):
     """An index of a data set that says more than an index does; any data set takes it for a plain one.
 
@@ -21,7 +24,7 @@ class Draw(int):
         draw.seed, draw.iteration = seed, iteration
         return draw
 
-    def __getnewargs__(self) -> tuple[int, int, int]:  # for pickle, on the way to a worker
+    def __getnewargs__(self) -> Any:  # (int, int, int) for pickle, on the way to a worker; int's own has one
         return int(self), self.seed, self.iteration
 
     def __repr__(self) -> str:

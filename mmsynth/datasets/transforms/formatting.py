@@ -45,7 +45,7 @@ class PackSynthInputs(BaseTransform):
             sample.gt_sem_seg = PixelData(data=torch.from_numpy(mask)[None])
         if 'reference' in results:
             sample.reference = PixelData(data=_channels_first(results['reference']))
-        packed = dict(data_samples=sample)
+        packed: dict[str, Tensor | SynthDataSample] = dict(data_samples=sample)
         if 'img' in results:
             packed['inputs'] = _channels_first(results['img'])
         return packed

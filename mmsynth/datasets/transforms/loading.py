@@ -51,6 +51,7 @@ class LoadSegMap(BaseTransform):
         ignore_index = self._setting('ignore_index', results)
         ignore_index = IGNORE_INDEX if ignore_index is None else ignore_index
         _check_settings(path, first, count, ignore_index)
+        assert count is not None
 
         label = read_label(path, self.backend_args)
         _check_size(label, path, results)

@@ -3,7 +3,7 @@
 Legend: H W pixels of the mask, h w pixels of a reference as loaded.
 """
 import posixpath
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
@@ -205,7 +205,9 @@ def _resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8
     if image.shape[:2] == tuple(size):
         return image
     shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
-    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    resized: Any = cv2.resize(
+        image, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return resized
 
 
 def _shift(offset: NDArray[np.float64]) -> NDArray[np.float64]:
