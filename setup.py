@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent
 
 # mmengine, mmcv and mmseg are extras: two distributions provide each of them and would overwrite one another.
 INSTALL_REQUIRES = [
-    'diffusers>=0.31',
+    'diffusers>=0.33',
     'jinja2>=3.0',
     'matplotlib>=3.7',
     'numpy>=1.24',

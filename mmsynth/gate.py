@@ -35,7 +35,7 @@ HOST_STACK = (
     HostPackage('mmengine', ('onedl-mmengine>=0.10.8', 'mmengine>=0.10.4', 'mmengine-lite>=0.10.4')),
     HostPackage('mmcv', ('onedl-mmcv>=2.3', 'mmcv>=2.0.0,<2.2.0'), others=('mmcv-lite', 'mmcv-full')),
     HostPackage('mmseg', ('onedl-mmsegmentation>=1.4', 'mmsegmentation>=1.0.0')),
-    HostPackage('diffusers', ('diffusers>=0.31', )),  # the first with SD3.5's dual attention
+    HostPackage('diffusers', ('diffusers>=0.33', )),  # the first whose densities of training timesteps take a generator
 )
 
 

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GOOD = {'torch': '2.13.0', 'onedl-mmengine': '0.10.12', 'onedl-mmcv': '2.3.6', 'onedl-mmsegmentation': '1.4.2',
         'diffusers': '0.42.1'}  # yapf: disable
 ORIGINAL = {'torch': '2.6.0+cu124', 'mmengine': '0.10.7', 'mmcv': '2.1.0', 'mmsegmentation': '1.2.2',
-            'diffusers': '0.31.0'}  # yapf: disable
+            'diffusers': '0.33.0'}  # yapf: disable
 MAKE = pytest.mark.skipif(shutil.which('make') is None, reason='needs make')
 GIT = pytest.mark.skipif(shutil.which('git') is None, reason='needs git')
 
@@ -80,7 +80,7 @@ def test_gate_accepts_a_checkout_without_metadata(monkeypatch: pytest.MonkeyPatc
     (GOOD, {'onedl-mmcv': None}, ['mmcv (not installed)'], 'pip install "onedl-mmcv>=2.3"'),
     (GOOD, {'onedl-mmcv': '2.0.0rc4'}, ['(found onedl-mmcv 2.0.0rc4)'], '"onedl-mmcv>=2.3"'),
     (GOOD, {'onedl-mmcv': None, 'mmcv-full': '1.7.1'}, ['(found mmcv-full 1.7.1)'], '"mmcv>=2.0.0,<2.2.0"'),
-    (GOOD, {'diffusers': '0.30.3'}, ['diffusers>=0.31 (found diffusers 0.30.3)'], '"diffusers>=0.31"'),
+    (GOOD, {'diffusers': '0.32.2'}, ['diffusers>=0.33 (found diffusers 0.32.2)'], '"diffusers>=0.33"'),
     (GOOD, {'torch': '2.0.1', 'onedl-mmengine': None}, ['torch>=2.6 (found torch 2.0.1)', 'mmengine (not installed)'],
      '"torch>=2.6" "onedl-mmengine>=0.10.8"'),
     (ORIGINAL, {'mmcv': '2.2.0'}, ['(found mmcv 2.2.0)'], 'pip install --no-build-isolation "mmcv>=2.0.0,<2.2.0"'),

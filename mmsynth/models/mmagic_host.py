@@ -1,6 +1,6 @@
 """mmagic beside this package: what its import needs, and its data samples of our generators' images.
 
-mmagic 1.2 imports a module of diffusers by the name that it had before 0.29, this package needs 0.31. Importing this
+mmagic 1.2 imports a module of diffusers by the name that it had before 0.29, this package needs 0.33. Importing this
 module makes the old name known; import it before mmagic.
 """
 import sys

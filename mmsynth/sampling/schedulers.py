@@ -1,5 +1,4 @@
 """The diffusers schedulers that sampling goes over, by name: those for predicted noise, and those of flow matching."""
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,9 +74,6 @@ def build_flow_sampler(sampler: Mapping[str, Any] | None = None,
                          'FlowMatchEulerDiscreteScheduler.')
     if name == 'FlowMatchHeunDiscreteScheduler':
         return diffusers.FlowMatchHeunDiscreteScheduler(**schedule)
-    if 'use_flow_sigmas' not in inspect.signature(diffusers.DPMSolverMultistepScheduler).parameters:
-        raise ValueError(f'`sampler.type` {name} of a flow-matching model needs diffusers 0.32 or later, found '
-                         f'{diffusers.__version__}; update it, or sample with FlowMatchHeunDiscreteScheduler.')
     return diffusers.DPMSolverMultistepScheduler(
         prediction_type='flow_prediction', use_flow_sigmas=True, flow_shift=schedule['shift'],
         num_train_timesteps=schedule['num_train_timesteps'], **own)

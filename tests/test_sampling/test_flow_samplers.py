@@ -2,7 +2,6 @@
 import math
 from collections.abc import Sequence
 
-import diffusers
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -183,16 +182,6 @@ class TestEverySampler:
 def test_samplers_that_cannot_be(sampler: dict, scheduler: dict | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_flow_sampler(sampler, scheduler)
-
-
-def test_an_old_diffusers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Old:
-        def __init__(self, solver_order: int = 2) -> None:
-            pass
-
-    monkeypatch.setattr(diffusers, 'DPMSolverMultistepScheduler', Old)
-    with pytest.raises(ValueError, match='`sampler.type`.* needs diffusers 0.32 or later'):
-        build_flow_sampler(dict(type=DPM))
 
 
 @pytest.mark.parametrize('name', ['DPMSolverMultistepScheduler', 'UniPCMultistepScheduler'])

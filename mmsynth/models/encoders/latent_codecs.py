@@ -163,7 +163,7 @@ class VAECodec(LatentCodec):
         """Stay in eval mode: the codec is frozen. Only the cache is for training."""
         super().train(False)
         self._reads_cache = mode and self.cache_dir is not None
-        # diffusers 0.31 checkpoints only a decoder in training mode, later ones any; the flag is the decoder's own, its
+        # some versions of diffusers checkpoint only a decoder in training mode; the flag is the decoder's own, its
         # blocks stay in eval mode
         self.vae.decoder.training = self.gradient_checkpointing
         return self
