@@ -23,7 +23,7 @@ def main() -> None:
     args = parse_args()
     if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:  # a checkout that is not installed
         sys.path.insert(0, str(ROOT))
-    from mmsynth.apis.browse_pool import browse_pool
+    from mmsynth.apis import browse_pool
     browse_pool(args.pool, port=args.port, open_page=not args.no_open)
 
 

@@ -69,7 +69,7 @@ class PoolServer(ThreadingHTTPServer):
         """
         with self.lock:
             self.view.refresh()
-            pool, cards = self.view.pool, self.cards()
+            pool, cards = self.view.pool, self.view.cards
             page = self.view.page(Query.parse(values, len(pool.classes)))
             samples = [self._card(cards, record, count) for record, count in zip(page.records, page.counts)]
             total, kept, lines = self.view.totals
@@ -80,10 +80,6 @@ class PoolServer(ThreadingHTTPServer):
             legend=css_colors(list(zip(pool.classes, pool.palette))), classes=pool.classes, sorts=SORTS, shown=SHOWN,
             query=page.query, found=page.found, pages=page.pages, links=_links(page), cards=samples, tiles=number,
             tiles_per_line=tiles_per_line(number))
-
-    def cards(self) -> CardMaker:
-        """Makes cards of the pool as it is; without references, which lie outside of it."""
-        return CardMaker(self.view.pool, with_references=False)
 
     def _card(self, cards: CardMaker, record: PoolRecord, count: int) -> dict[str, Any]:
         """A sample for the template, its pictures as addresses."""
@@ -151,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(HTTPStatus.NOT_FOUND, str(error.args[0]))
         except (ValueError, RuntimeError) as error:
             self._send(HTTPStatus.CONFLICT, str(error))
-        except (OSError, SyntaxError) as error:
+        except UNREADABLE as error:
             self._send(HTTPStatus.INTERNAL_SERVER_ERROR, f'{type(error).__name__}: {error}')
         else:
             self._send(HTTPStatus.OK, *found)
@@ -161,7 +157,8 @@ class _Handler(BaseHTTPRequestHandler):
         return self.server.page(values, nonce), 'text/html; charset=utf-8', f"'nonce-{nonce}'"
 
     def _picture(self, key: int, number: int) -> tuple[bytes, str]:
-        cards, view = self.server.cards(), self.server.view
+        view = self.server.view
+        cards = view.cards
         record = view.find(key)
         column = cards.columns[number] if number < len(cards.columns) else None
         path = column and _file(record, column)

@@ -20,7 +20,7 @@ from mmsynth.pool.records import shard_folders
 from mmsynth.utils.files import FolderLock
 from mmsynth.utils.progress import progress_bar
 from mmsynth.visualization.filter_result import read_filter
-from mmsynth.visualization.sample_cards import UNREADABLE, guidance_losses
+from mmsynth.visualization.sample_cards import UNREADABLE, CardMaker, guidance_losses
 
 PAGE = 60  # samples
 SORTS = {'pool': 'order in the pool', 'id': 'id', 'hardness': 'hardness', 'before': 'guidance loss before',
@@ -97,6 +97,8 @@ class PoolView:
 
     Attributes:
         pool: The pool, as it was when last looked at.
+        records: Its samples.
+        cards: Makes their cards; without references, which lie outside the pool.
 
     Raises:
         ValueError: If it is no pool, or is damaged.
@@ -113,6 +115,8 @@ class PoolView:
         if state == self._state:
             return
         self.pool = Pool.open(self.root)
+        self.records = self.pool.records
+        self.cards = CardMaker(self.pool, with_references=False)
         self._selected = SelectedList(self.pool)
         self._numbers = _Numbers(self.pool)
         self._state = state
@@ -129,7 +133,7 @@ class PoolView:
         Raises:
             KeyError: If there is none.
         """
-        return self.pool.records[self._find(key)]
+        return self.records[self._find(key)]
 
     def page(self, query: Query) -> Page:
         """The samples of a page; of the last one if there are fewer pages."""
@@ -137,7 +141,7 @@ class PoolView:
         pages = max(1, -(-len(numbers) // PAGE))
         query = query._replace(page=min(query.page, pages))
         shown = numbers[(query.page - 1) * PAGE:query.page * PAGE]
-        return Page(self.pool.records[shown], counts[shown].tolist(), query, len(numbers), pages)
+        return Page(self.records[shown], counts[shown].tolist(), query, len(numbers), pages)
 
     def numbers(self, query: Query) -> NDArray[np.int64]:
         """The samples that a query asks for, on all pages, in its order."""
@@ -170,7 +174,7 @@ class PoolView:
         return int(self._selected.counts[number])
 
     def _find(self, key: int) -> int:
-        numbers = np.flatnonzero(self.pool.records.rows['id'] == np.uint64(key))
+        numbers = np.flatnonzero(self.records.rows['id'] == np.uint64(key))
         if not len(numbers):
             raise KeyError(f'{self.root} has no such sample any more; load the page again.')
         return int(numbers[0])
