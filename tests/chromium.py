@@ -85,6 +85,12 @@ class Chromium:
 
     def probe(self, path: Path, width: int, *, height: int = 900, scale: float = 1) -> PageProbe:
         """Open a file in a new tab, ``width`` CSS pixels wide, and look at it once it has loaded."""
+        with self.open(path.resolve().as_uri(), width, height=height, scale=scale) as tab:
+            return tab.probe()
+
+    @contextmanager
+    def open(self, url: str, width: int, *, height: int = 900, scale: float = 1) -> 'Iterator[Tab]':
+        """Open an address in a new tab, ``width`` CSS pixels wide; it has loaded when the block begins."""
         target = self._call('Target.createTarget', url='about:blank')['targetId']
         session = self._call('Target.attachToTarget', targetId=target, flatten=True)['sessionId']
         for domain in ('Page', 'Runtime', 'Log', 'Network'):
@@ -92,16 +98,11 @@ class Chromium:
         self._call('Emulation.setDeviceMetricsOverride', session, width=width, height=height, deviceScaleFactor=scale,
                    mobile=width < 600)
         self._events.clear()
-        self._call('Page.navigate', session, url=path.resolve().as_uri())
-        self._wait_for('Page.loadEventFired', session)
-        response = self._call('Runtime.evaluate', session, expression=PROBE, awaitPromise=True, returnByValue=True)
-        picture = self._call('Page.captureScreenshot', session, captureBeyondViewport=True)
-        page = PageProbe(layout=response['result']['value'], screenshot=base64.b64decode(picture['data']))
-        for event in self._events:
-            if event.get('sessionId') == session:
-                _note(event, page, path.resolve().as_uri())
+        tab = Tab(self, session, url)
+        with tab.loading():
+            self._call('Page.navigate', session, url=url)
+        yield tab
         self._call('Target.closeTarget', targetId=target)
-        return page
 
     def _call(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
         self._number += 1
@@ -133,6 +134,69 @@ class Chromium:
             self._buffer += part
         message, _, self._buffer = self._buffer.partition(b'\0')
         return json.loads(message)
+
+
+class Tab:
+    """An open page, to be looked at and worked with; made by :meth:`Chromium.open`."""
+
+    def __init__(self, chromium: Chromium, session: str, url: str) -> None:
+        self._chromium, self._session, self._url = chromium, session, url
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of an expression in the page; a promise is waited for."""
+        response = self._chromium._call('Runtime.evaluate', self._session, expression=expression, awaitPromise=True,
+                                        returnByValue=True)
+        assert 'exceptionDetails' not in response, f'{expression}: {response["exceptionDetails"]}'
+        return response['result'].get('value')
+
+    def wait_for(self, expression: str) -> None:
+        """Wait until an expression is true in the page."""
+        end = time.monotonic() + SECONDS
+        while not self.evaluate(f'Boolean({expression})'):
+            assert time.monotonic() < end, f'{expression} has not become true within {SECONDS} seconds'
+            time.sleep(0.05)
+
+    def press(self, key: str) -> None:
+        """Press a key and let it go, as a keyboard does."""
+        text = dict(text=key) if len(key) == 1 else {}
+        for kind in ('keyDown', 'keyUp'):
+            self._chromium._call('Input.dispatchKeyEvent', self._session, type=kind, key=key,
+                                 **(text if kind == 'keyDown' else {}))
+
+    def click(self, selector: str) -> None:
+        """Click in the middle of an element, as a mouse does."""
+        x, y = self.evaluate(f"""(() => {{
+          const element = document.querySelector({json.dumps(selector)});
+          element.scrollIntoView({{block: 'center'}});
+          const box = element.getBoundingClientRect();
+          return [box.x + box.width / 2, box.y + box.height / 2];
+        }})()""")
+        for kind in ('mousePressed', 'mouseReleased'):
+            self._chromium._call('Input.dispatchMouseEvent', self._session, type=kind, x=x, y=y, button='left',
+                                 clickCount=1)
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """What is done in the block loads a page; it has loaded afterwards."""
+        self._chromium._events[:] = [event for event in self._chromium._events
+                                     if event.get('method') != 'Page.loadEventFired']
+        yield
+        self._chromium._wait_for('Page.loadEventFired', self._session)
+
+    def reload(self) -> None:
+        """Load the page again."""
+        with self.loading():
+            self._chromium._call('Page.reload', self._session)
+
+    def probe(self) -> PageProbe:
+        """What the page is like now, and what happened since it was opened."""
+        page = PageProbe(layout=self.evaluate(PROBE))
+        picture = self._chromium._call('Page.captureScreenshot', self._session, captureBeyondViewport=True)
+        page.screenshot = base64.b64decode(picture['data'])
+        for event in self._chromium._events:
+            if event.get('sessionId') == self._session:
+                _note(event, page, self._url)
+        return page
 
 
 def find_chromium() -> str | None:

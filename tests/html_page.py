@@ -3,7 +3,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-VOID = {'meta', 'link', 'img', 'br', 'hr'}
+VOID = {'meta', 'link', 'img', 'br', 'hr', 'input'}
 
 
 class Page(HTMLParser):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mmsynth.pool import PoolRecord, Records, read_records
 from mmsynth.pool.header import read_header
-from mmsynth.pool.index import DROPPED, FILTERED, WEIGHTED, hash64
+from mmsynth.pool.index import DROPPED, FILTERED, WEIGHTED
 from mmsynth.registry import DATASETS
 
 UNUSED_WEIGHTS = ('a soft filter gave its pixels weights, and the pipeline does not load them, so that doubtful labels '
@@ -108,15 +108,11 @@ class PoolDataset(BaseSegDataset):
 
     def _find(self, records: Records, names: list[str]) -> NDArray[np.int64]:
         """Numbers of the records whose files have these names."""
-        hashes = np.array([hash64(name) for name in names], np.uint64)
-        order = np.argsort(records.rows['name'])
-        place = np.searchsorted(records.rows['name'], hashes, sorter=order)
-        numbers = order[np.minimum(place, len(order) - 1)] if len(order) else np.zeros(len(names), np.int64)
-        known = records.rows['name'][numbers] == hashes if len(order) else np.zeros(len(names), bool)
-        if not known.all():
-            raise ValueError(f'`ann_file` {self._listed} names {names[int(np.argmin(known))]!r}, which the pool '
-                             f'{self.data_root} does not hold ({np.count_nonzero(~known)} such names); make the list '
-                             'again.')
+        numbers = records.find_names(names)
+        unknown = np.flatnonzero(numbers < 0)
+        if len(unknown):
+            raise ValueError(f'`ann_file` {self._listed} names {names[unknown[0]]!r}, which the pool {self.data_root} '
+                             f'does not hold ({len(unknown)} such names); make the list again.')
         return numbers
 
 

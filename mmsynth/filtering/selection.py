@@ -4,7 +4,7 @@ Legend: H W pixels of a mask, M masks.
 """
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,13 @@ class Selection:
         if not self.lines():
             raise ValueError(f'no sample of {folder} is selected; lower `min_valid`, or name weak classes.')
         numbers = json.dumps(self.images_per_mask, indent=1, ensure_ascii=False)
-        atomic_write(Path(folder) / SELECTED_FILE, ('\n'.join(self.lines()) + '\n').encode())
+        write_selected(Path(folder), self.lines())
         atomic_write(Path(folder) / IMAGES_PER_MASK_FILE, (numbers + '\n').encode())
+
+
+def write_selected(root: Path, lines: Iterable[str]) -> None:
+    """Write ``selected.txt`` into a pool: the stems to train on, as often as each is drawn."""
+    atomic_write(root / SELECTED_FILE, ''.join(f'{line}\n' for line in lines).encode())
 
 
 class RareClassSelector:

@@ -92,6 +92,16 @@ class Records(Sequence[PoolRecord]):
     def __repr__(self) -> str:
         return f'<{len(self)} records of {self._files[0].path if self._files else "no pool"}>'
 
+    def find_names(self, names: Sequence[str]) -> NDArray[np.int64]:
+        """Numbers of the records whose files have these names, as a list such as ``selected.txt`` has them; else -1."""
+        hashes = np.array([hash64(name) for name in names], np.uint64)
+        if not len(self):
+            return np.full(len(hashes), -1, np.int64)
+        order = np.argsort(self.rows['name'])
+        place = np.searchsorted(self.rows['name'], hashes, sorter=order)
+        numbers = order[np.minimum(place, len(order) - 1)]
+        return np.where(self.rows['name'][numbers] == hashes, numbers, -1)
+
     def stand_in(self, path: Path) -> NDArray[np.bool_]:
         """Which of them are read from a file (N)."""
         numbers = [number for number, file in enumerate(self._files) if file.path == path]

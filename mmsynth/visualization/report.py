@@ -161,7 +161,7 @@ class Report:
         Raises:
             ValueError: If bytes are not a PNG.
         """
-        self._add(heading, _Block(images=[_picture(image, heading) for image in images], legend=_colors(legend),
+        self._add(heading, _Block(images=[_picture(image, heading) for image in images], legend=css_colors(legend),
                                   note=caption))
 
     def add_samples(self, heading: str, samples: Sequence[SampleCard], caption: str, *,
@@ -183,16 +183,13 @@ class Report:
                              f'{sorted(counts)}')
         number = counts.pop()
         cards = [dict(title=sample.title, facts=sample.facts, mark=sample.mark, reason=sample.reason,
-                      tiles=[_encode_tile(tile) for tile in sample.tiles]) for sample in samples]
-        self._add(heading, _Block(cards=cards, tiles=number, tiles_per_line=_TILES_PER_LINE.get(number, number),
-                                  legend=_colors(legend), note=caption))
+                      tiles=[_tile_values(tile) for tile in sample.tiles]) for sample in samples]
+        self._add(heading, _Block(cards=cards, tiles=number, tiles_per_line=tiles_per_line(number),
+                                  legend=css_colors(legend), note=caption))
 
     def render(self) -> str:
         """The page as text."""
-        environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined,
-                                  trim_blocks=True, lstrip_blocks=True)
-        template = environment.get_template('report.html.j2')
-        return template.render(title=self.title, summary=self.summary, sections=self._sections)
+        return render_template('report.html.j2', title=self.title, summary=self.summary, sections=self._sections)
 
     def write(self, path: str | Path) -> None:
         """Write the page; the file is there in full or not at all.
@@ -208,8 +205,21 @@ class Report:
         self._sections[-1].blocks.append(block)
 
 
-def _colors(legend: Sequence[tuple[str, Sequence[int]]]) -> list[tuple[str, str]]:
+def render_template(name: str, **values: Any) -> str:
+    """One of the templates as text; what is filled in is escaped."""
+    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template(name).render(values)
+
+
+def css_colors(legend: Sequence[tuple[str, Sequence[int]]]) -> list[tuple[str, str]]:
+    """Names with their RGB colours as CSS has them."""
     return [(name, '#{:02x}{:02x}{:02x}'.format(*(int(part) for part in color))) for name, color in legend]
+
+
+def tiles_per_line(number: int) -> int:
+    """How many of a card's tiles stand in a line on a phone."""
+    return _TILES_PER_LINE.get(number, number)
 
 
 def _cell(value: Any) -> _Cell:
@@ -233,28 +243,33 @@ def _picture(image: np.ndarray | bytes, heading: str) -> _Picture:
     return _Picture(_data_url(data, 'png'), round(width * _PIXELS_PER_INCH / dots_per_inch))
 
 
-def _encode_tile(tile: Tile) -> dict[str, Any]:
-    """A tile for the template; ``pixels`` says that its picture is enlarged without smoothing."""
+def _tile_values(tile: Tile) -> dict[str, Any]:
+    """A tile for the template."""
     if tile.image is None:
         return dict(title=tile.title, note=tile.note, url='', pixels=False)
-    longer = max(tile.image.shape[:2])
-    sharp = not tile.photo or longer < _SHOWN_SIDE
-    return dict(title=tile.title, note='', url=_tile_url(tile, min(_TILE_SIDE / longer, 1)), pixels=sharp)
+    return dict(title=tile.title, note='', url=_data_url(*encode_tile(tile)),
+                pixels=is_enlarged(tile.photo, tile.image.shape[:2]))
 
 
-def _tile_url(tile: Tile, factor: float) -> str:
-    """The picture as it is, or smaller by ``factor``."""
+def is_enlarged(photo: bool, size: tuple[int, int]) -> bool:
+    """Whether the page enlarges a picture without smoothing: masks always, photographs if they are small."""
+    return not photo or max(size) < _SHOWN_SIDE
+
+
+def encode_tile(tile: Tile) -> tuple[bytes, str]:
+    """The picture of a tile, made smaller where it is too large, as a file; and that file's kind, 'png' or 'jpeg'."""
     assert tile.image is not None
+    factor = min(_TILE_SIDE / max(tile.image.shape[:2]), 1)
     if factor == 1:
-        return _data_url(encode_png(tile.image), 'png')
+        return encode_png(tile.image), 'png'
     height, width = (max(1, round(side * factor)) for side in tile.image.shape[:2])
     picture = Image.fromarray(np.ascontiguousarray(tile.image))
     if not tile.photo:
-        return _data_url(encode_png(np.asarray(picture.resize((width, height), Image.Resampling.NEAREST))), 'png')
+        return encode_png(np.asarray(picture.resize((width, height), Image.Resampling.NEAREST))), 'png'
     buffer = io.BytesIO()
     picture.convert('RGB').resize((width, height), Image.Resampling.LANCZOS).save(
         buffer, format='JPEG', quality=_JPEG_QUALITY)
-    return _data_url(buffer.getvalue(), 'jpeg')
+    return buffer.getvalue(), 'jpeg'
 
 
 def _data_url(data: bytes, kind: str) -> str:

@@ -17,6 +17,7 @@ OPTIONS = dict(
     benchmark_online=['config', '--pool', '--pool-size', '--pairs', '--iterations', '--num-workers', '--batch-size',
                       '--device', '--cfg-options'],
     compare_samplers=['config', 'checkpoint', '--limit', '--passes', '--seed', '--device', '--cfg-options'],
+    browse_pool=['pool', '--port', '--no-open'],
     convert_checkpoint=['config', 'checkpoint', '--out', '--merge-lora', '--to {mmsynth,diffusers,pipeline}',
                         '--cfg-options'],
     benchmark_pool=['--records', '--steps', '--inline', '--no-filter', '--dir'],
