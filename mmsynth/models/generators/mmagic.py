@@ -60,7 +60,7 @@ def mmagic_generator(config: str | Path | Mapping[str, Any],
         text_encoder: Of a ControlNet: the config of another text encoder, such as ``CachedTextEncoder``.
         sampler: Of a ControlNet: see :mod:`mmsynth.sampling.schedulers`; by default the config's ``test_scheduler``.
         trainable, prompt_dropout, mask_guidance_scale, dtype, compile: Of a ControlNet, as in
-            :func:`~mmsynth.models.generators.controlnet.diffusers_controlnet`.
+            ``mmsynth.DiffusersControlNet``.
         num_steps, guidance_scale: Of a ControlNet, 20 and 7.5 by default, which are mmagic's.
 
     Raises:
