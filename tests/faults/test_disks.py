@@ -80,7 +80,7 @@ def assert_nothing_is_half_written(root: Path) -> None:
     assert not list(root.rglob('.tmp-*'))
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', NAMES if LONG else ['synthesize', 'encode_latents', 'train'])
 def test_a_full_disk(name: str, commands: dict[str, 'Command'], unbroken: Callable, disk: Callable,
                      survived: Callable) -> None:
     command, (_, expected) = commands[name], unbroken(name)
@@ -100,7 +100,7 @@ def test_a_full_disk(name: str, commands: dict[str, 'Command'], unbroken: Callab
         survived('disk full')
 
 
-@pytest.mark.parametrize('name', NAMES if LONG else ['synthesize', 'train'])
+@pytest.mark.parametrize('name', NAMES if LONG else ['synthesize'])
 def test_a_read_only_disk(name: str, commands: dict[str, 'Command'], unbroken: Callable, disk: Callable,
                           survived: Callable) -> None:
     """It is read-only when the command is called again after a kill; permission bits would not stop root."""
@@ -124,7 +124,7 @@ def assert_nothing_is_half_written_but_temporaries(root: Path) -> None:
     assert len(pool) and [check.fault(record) for record in pool.records] == [None] * len(pool)
 
 
-@pytest.mark.parametrize('name', NAMES if LONG else ['synthesize', 'filter_pool', 'encode_latents'])
+@pytest.mark.parametrize('name', NAMES if LONG else ['filter_pool'])
 def test_a_folder_that_vanishes(name: str, commands: dict[str, 'Command'], unbroken: Callable,
                                 survived: Callable) -> None:
     command, (reference, expected) = commands[name], unbroken(name)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize('name', ['synthesize', 'filter_pool', 'encode_prompts', 'encode_latents', 'online mixing'])
+@pytest.mark.parametrize('name', [name for name in NAMES if name != 'train'] if LONG else [
+    'encode_prompts', 'online mixing'])
 def test_the_second_writer_is_told(name: str, commands: dict[str, 'Command'], unbroken: Callable,
                                    survived: Callable) -> None:
     """The first stands still in the middle of its work, as one on a machine that is busy."""
@@ -37,7 +38,7 @@ def test_the_second_writer_is_told(name: str, commands: dict[str, 'Command'], un
     survived('two writers')
 
 
-@pytest.mark.parametrize('name', NAMES if LONG else ['synthesize', 'train'])
+@pytest.mark.parametrize('name', NAMES if LONG else ['synthesize'])
 def test_a_clock_that_jumps(name: str, commands: dict[str, 'Command'], unbroken: Callable, survived: Callable) -> None:
     """Back and forth by up to a day at every look; also the times of files, as of a clock that was set."""
     command, (reference, expected) = commands[name], unbroken(name)

@@ -96,7 +96,7 @@ def test_second_run_adds_only_what_is_new(tiny_sd3, tmp_path):
     config.train_dataloader.dataset.records.append(dict(prompt='water'))
     second = encode_prompts(config)
     assert (second.distinct, second.encoded) == (4, 1) and second.size_bytes > first.size_bytes
-    assert second.size_bytes == sum(path.stat().st_size for path in (tmp_path / 'cache').iterdir())
+    assert second.size_bytes == sum(path.stat().st_size for path in (tmp_path / 'cache').glob('*.safetensors'))
     assert '4 distinct prompts' in str(second) and '3 were cached, 1 encoded' in str(second)
 
 
