@@ -1,5 +1,4 @@
 """ControlNets of diffusers as generators: the predictions of diffusers' own pipelines, guidance, training, a pool."""
-import inspect
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +19,7 @@ from mmsynth.registry import MODELS
 
 PALETTE = [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
 SIDE = dict(sd15=32, sd3=16)
-SD35 = 'dual_attention_layers' in inspect.signature(SD3ControlNetModel).parameters
-KINDS = ['sd15', pytest.param('sd3', marks=pytest.mark.skipif(
-    not SD35, reason="a ControlNet of SD3.5's transformer needs diffusers 0.32"))]
+KINDS = ['sd15', 'sd3']
 
 
 def shaken(model: torch.nn.Module) -> torch.nn.Module:
@@ -42,11 +39,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, st
     unet = UNet2DConditionModel.from_pretrained(root / 'sd15', subfolder='unet')
     shaken(ControlNetModel.from_unet(unet)).save_pretrained(root / 'sd15_control')
     write_tiny_sd3(root / 'sd3', latent_channels=4, sample_size=16)
-    if SD35:
-        transformer = SD3Transformer2DModel.from_pretrained(root / 'sd3', subfolder='transformer')
-        shaken(SD3ControlNetModel.from_transformer(transformer, num_layers=1, num_extra_conditioning_channels=0)
-               ).save_pretrained(root / 'sd3_control')
-    return {kind: (str(root / kind), str(root / f'{kind}_control')) for kind in ('sd15', 'sd3')}
+    transformer = SD3Transformer2DModel.from_pretrained(root / 'sd3', subfolder='transformer')
+    shaken(SD3ControlNetModel.from_transformer(transformer, num_layers=1, num_extra_conditioning_channels=0)
+           ).save_pretrained(root / 'sd3_control')
+    return {kind: (str(root / kind), str(root / f'{kind}_control')) for kind in KINDS}
 
 
 def settings(folders: dict[str, tuple[str, str]], kind: str, **changes) -> dict:

@@ -1,5 +1,4 @@
 """What a training step of a generator draws: by seed, iteration and rank, not by the global random state."""
-import inspect
 import json
 import subprocess
 from collections.abc import Iterator
@@ -7,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers.training_utils import compute_density_for_timestep_sampling
 from mmengine.logging import MessageHub
 from small_run import ROOT, command
 
@@ -118,13 +116,3 @@ def test_two_ranks_draw_their_own_share_gradients_and_resume_alike(tmp_path: Pat
     assert results[0]['gradient'] == pytest.approx(results[1]['gradient'])
     assert results[0]['unbroken'] != results[1]['unbroken']
     assert all(result['resumed'] == result['unbroken'] for result in results)
-
-
-@pytest.mark.skipif('generator' not in inspect.signature(compute_density_for_timestep_sampling).parameters,
-                    reason='diffusers draws from a generator since 0.33')
-@pytest.mark.parametrize('scheme', ['none', 'logit_normal', 'mode'])
-def test_shares_of_the_schedule_are_those_of_diffusers(scheme: str) -> None:
-    options = dict(logit_mean=-0.4, logit_std=1.3, mode_scale=0.8)
-    expected = compute_density_for_timestep_sampling(scheme, 50, generator=torch.Generator().manual_seed(5), **options)
-    found = training_randomness.draw_shares(scheme, 50, torch.Generator().manual_seed(5), **options)
-    assert torch.equal(found, expected) and len(found.unique()) > 45

@@ -1,10 +1,9 @@
 """Guided steps that are taken several times: the noise put back is the forward process's, and nothing else changes."""
-import inspect
 import math
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, SchedulerMixin
+from diffusers import EulerDiscreteScheduler, SchedulerMixin
 from torch import Tensor
 
 from mmsynth.sampling import (
@@ -25,9 +24,6 @@ STEPS = 5
 
 @pytest.fixture(params=SCHEDULERS)
 def scheduler(request) -> SchedulerMixin:
-    if request.param == 'flow DPMSolverMultistepScheduler' and 'use_flow_sigmas' not in inspect.signature(
-            DPMSolverMultistepScheduler).parameters:
-        pytest.skip('DPM-Solver++ of a flow needs diffusers 0.32')
     return SCHEDULERS[request.param]()
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_density_for_timestep_sampling
 from torch import Tensor, nn
 
 from mmsynth.guidance.base import Guidance
@@ -21,7 +22,6 @@ from mmsynth.models.generators.base import (
     prompt_of,
     stack_masks,
 )
-from mmsynth.models.generators.training_randomness import draw_shares
 from mmsynth.models.label_codecs import IdCodec, LabelCodec
 from mmsynth.models.precision import Precision
 from mmsynth.registry import MODELS
@@ -240,7 +240,8 @@ class TISynth(BaseGenerator):
         total = self.scheduler.config.num_train_timesteps
         if self.timestep_density is None:
             return torch.randint(total, (count, ), generator=rng)
-        share = draw_shares('logit_normal', count, rng, **self.timestep_density)
+        share = compute_density_for_timestep_sampling(
+            'logit_normal', count, generator=rng, **self.timestep_density)
         return (share * total).long().clamp_max(total - 1)
 
     def _check_channels(self) -> None:

@@ -8,13 +8,12 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from diffusers.training_utils import compute_loss_weighting_for_sd3
+from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 from torch import Tensor, nn
 
 from mmsynth.guidance.base import Guidance
 from mmsynth.models.encoders import LatentCodec
 from mmsynth.models.generators.base import BaseGenerator, prompt_of, stack_masks
-from mmsynth.models.generators.training_randomness import draw_shares
 from mmsynth.models.label_codecs import LabelCodec
 from mmsynth.models.networks.mmdit import MMDiT
 from mmsynth.models.precision import Precision
@@ -187,7 +186,8 @@ class TODSynth(BaseGenerator):
 
     def _draw_sigmas(self, count: int, device: torch.device, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Training sigmas (count, 1, 1, 1) from the scheduler's table, and their loss weights of the same shape."""
-        share = draw_shares(self.weighting_scheme, count, rng)
+        share = compute_density_for_timestep_sampling(
+            self.weighting_scheme, count, logit_mean=0.0, logit_std=1.0, mode_scale=1.29, generator=rng)
         table = self.scheduler.sigmas
         sigma = table[(share * len(table)).long().clamp(max=len(table) - 1)].to(device)[:, None, None, None]
         return sigma, compute_loss_weighting_for_sd3(self.weighting_scheme, sigma)

@@ -1,6 +1,4 @@
 """Where the randomness of a training step comes from: the same after a resume, another on every rank."""
-import math
-
 import torch
 from mmengine.dist import get_rank
 from mmengine.logging import MessageHub
@@ -32,18 +30,3 @@ class TrainingRandomness:
         self._last = iteration
         torch.manual_seed(derive_seed(self._seed, 'layers', iteration, get_rank()))
         return torch.Generator().manual_seed(derive_seed(self._seed, 'train', iteration, get_rank()))
-
-
-def draw_shares(weighting_scheme: str, count: int, rng: torch.Generator, *, logit_mean: float = 0.0,
-                logit_std: float = 1.0, mode_scale: float = 1.29) -> torch.Tensor:
-    """Draw shares of the noise schedule (count,), float32, [0, 1], by a density of SD3's paper (arXiv 2403.03206).
-
-    'logit_normal' and 'mode' are those of its section 3.1, any other scheme is uniform. The numbers are those of
-    diffusers' ``compute_density_for_timestep_sampling``, which takes no generator before 0.33.
-    """
-    if weighting_scheme == 'logit_normal':
-        return torch.normal(logit_mean, logit_std, (count, ), generator=rng).sigmoid()
-    share = torch.rand(count, generator=rng)
-    if weighting_scheme == 'mode':
-        return 1 - share - mode_scale * (torch.cos(math.pi * share / 2)**2 - 1 + share)
-    return share

@@ -69,8 +69,7 @@ class ControlledBlock(JointTransformerBlock):
                 mask: Tensor | None = None) -> tuple[Tensor | None, ...]:
         """As in :class:`ControlBlock` with a scheme: image, text, mask. Without: diffusers' text, image."""
         if control is None:
-            own = () if joint_attention_kwargs is None else (joint_attention_kwargs, )  # diffusers 0.31 has none
-            return super().forward(hidden_states, encoder_hidden_states, temb, *own)
+            return super().forward(hidden_states, encoder_hidden_states, temb, joint_attention_kwargs)
         return control(self, hidden_states, encoder_hidden_states, mask, temb)
 
 
