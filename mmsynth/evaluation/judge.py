@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from weakref import WeakValueDictionary
 
 import torch
@@ -121,8 +121,7 @@ class Judge:
                     classes = self.critic.predict_logits(pixels).argmax(1)
                 predictions += [Prediction(own.cpu(), None) for own in classes]
             else:
-                assert isinstance(self.critic, SegmentorCritic)  # the others have no features
-                classes, pooled = read_with_features(self.critic, pixels, own_masks)
+                classes, pooled = read_with_features(cast(SegmentorCritic, self.critic), pixels, own_masks)
                 predictions += [Prediction(own.cpu(), pooled.row(index)) for index, own in enumerate(classes)]
         if batch is not None:
             self._last = batch, predictions
