@@ -116,8 +116,9 @@ def find_torn_checkpoints() -> None:
         noted = find(path)
         if noted is None or '://' in noted or noted and os.path.exists(noted):
             return noted
-        numbers = {file: re.fullmatch(r'(?:iter|epoch)_(\d+)\.pth', file.name) for file in Path(path).glob('*.pth')}
-        saved = sorted((file for file in numbers if numbers[file]), key=lambda file: int(numbers[file][1]))
+        numbers = {file: int(match[1]) for file in Path(path).glob('*.pth')
+                   if (match := re.fullmatch(r'(?:iter|epoch)_(\d+)\.pth', file.name))}
+        saved = sorted(numbers, key=lambda file: numbers[file])
         if noted and not (saved and str(saved[-1]).startswith(noted)):
             return noted  # it is whole, and names a checkpoint that is gone
         last = str(saved[-1]) if saved else None

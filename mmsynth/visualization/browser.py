@@ -162,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
         record = view.find(key)
         column = cards.columns[number] if number < len(cards.columns) else None
         path = column and _file(record, column)
-        if not path or (view.root / path).is_symlink():  # a link may lead out of the pool
+        if not (column and path) or (view.root / path).is_symlink():  # a link may lead out of the pool
             raise KeyError('there is no such picture; load the page again')
         data, kind = encode_tile(cards.tile(record, column))
         return data, f'image/{kind}'

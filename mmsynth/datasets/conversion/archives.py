@@ -5,15 +5,15 @@ Every function here reads the list of an archive's files and returns its pairs a
 """
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from mmengine.logging import print_log
-from mmseg.datasets import LoveDADataset, PotsdamDataset, iSAIDDataset
+from mmseg.datasets import BaseSegDataset, LoveDADataset, PotsdamDataset, iSAIDDataset
 
-from mmsynth.datasets.conversion.class_table import ClassTable
+from mmsynth.datasets.conversion.class_table import ClassTable, Colour
 from mmsynth.datasets.conversion.convert import Pair, Recipe
 from mmsynth.datasets.conversion.files import SourceFile, list_files
 from mmsynth.datasets.conversion.raster import IMAGE_SUFFIXES, StretchRule
@@ -24,7 +24,7 @@ from mmsynth.datasets.gid import GIDDataset
 from mmsynth.datasets.records import first_few
 from mmsynth.utils.labels import IGNORE_INDEX
 
-Groups = dict[str, str | None]
+Groups = Mapping[str, str]  # the named groups of a pattern that are in the path → what they match
 Converted = tuple[list[Pair], Recipe]
 Found = list[tuple[Groups, SourceFile, SourceFile | None]]
 
@@ -32,7 +32,15 @@ BLACK = (0, 0, 0)
 # mmseg's division of Potsdam: the tiles with labels of the benchmark train, those published later validate
 POTSDAM_VAL = ('2_13', '2_14', '3_13', '3_14', '4_13', '4_14', '4_15', '5_13', '5_14', '5_15', '6_13', '6_14', '6_15',
                '7_13')
-GID_CLASSES = {
+
+
+def _classes_of(dataset: type[BaseSegDataset]) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
+    """Classes and palette of a data set."""
+    meta = dataset.METAINFO
+    return tuple(meta['classes']), tuple((red, green, blue) for red, green, blue in meta['palette'])
+
+
+GID_CLASSES: Mapping[int, Mapping[str, Colour]] = {
     5: {'built-up': (255, 0, 0), 'farmland': (0, 255, 0), 'forest': (0, 255, 255), 'meadow': (255, 255, 0),
         'water': (0, 0, 255)},
     15: {'industrial land': (200, 0, 0), 'urban residential': (250, 0, 150), 'rural residential': (200, 150, 150),
@@ -40,7 +48,7 @@ GID_CLASSES = {
          'dry cropland': (150, 200, 150), 'garden plot': (200, 0, 200), 'arbor woodland': (150, 0, 250),
          'shrub land': (150, 150, 250), 'natural grassland': (250, 200, 0), 'artificial grassland': (200, 200, 0),
          'river': (0, 0, 200), 'lake': (0, 150, 200), 'pond': (0, 200, 250)},
-    24: dict(zip(GIDDataset.METAINFO['classes'], map(tuple, GIDDataset.METAINFO['palette'])))}  # yapf: disable
+    24: dict(zip(*_classes_of(GIDDataset)))}  # yapf: disable
 # folder of the images → which bands are red, green and blue; the first that is there is taken
 GID_IMAGES = {'rgb': (r'[Ii]mage_RGB', None), '8bit': (r'Image_+8bit_NirRGB|image_NirRGB', (2, 3, 4)),
               '16bit': (r'Image_+16bit_BGRNir', (3, 2, 1))}  # yapf: disable
@@ -62,8 +70,7 @@ def loveda(source: str | Path) -> Converted:
         domain = f'{groups["part"]}/{groups["domain"]}'
         pairs.append(Pair(groups['name'], image, mask, groups['part'].lower(), f'{domain}/{groups["name"]}',
                           also=(f'{domain}/images_png', f'{domain}/masks_png')))
-    meta = LoveDADataset.METAINFO
-    table = ClassTable.of_ids(meta['classes'], meta['palette'], first=1, ignored=(0, IGNORE_INDEX))
+    table = ClassTable.of_ids(*_classes_of(LoveDADataset), first=1, ignored=(0, IGNORE_INDEX))
     return pairs, Recipe('LoveDA', table, layout='folders', zero_is_ignored=True, about=dict(
         licence='CC BY-NC-SA 4.0', homepage='github.com/Junjue-Wang/LoveDA'))
 
@@ -88,8 +95,7 @@ def potsdam(source: str | Path, labels: Literal['no-boundary', 'all'] | None = N
         pairs.append(Pair(tile, image, mask, 'val' if tile in POTSDAM_VAL else 'train', tile))
     # Two published label files hold other colours: 6_7 (252, 255, 0) for cars, 4_12 those of a lossy copy. With 127 a
     # channel counts as 0 or 255, whichever is nearer, and every file can be read.
-    meta = PotsdamDataset.METAINFO
-    table = ClassTable.of_palette(meta['classes'], meta['palette'], ignored=(BLACK, ), tolerance=127)
+    table = ClassTable.of_palette(*_classes_of(PotsdamDataset), ignored=(BLACK, ), tolerance=127)
     return pairs, Recipe('ISPRS Potsdam', table, layout='folders', tile_size=512, zero_is_ignored=True, about=dict(
         licence='see the page of the benchmark', homepage='isprs.org, 2D Semantic Labeling - Potsdam', labels=labels))
 
@@ -103,8 +109,7 @@ def isaid(source: str | Path) -> Converted:
         'train/images/ and val/images/ (of DOTA-v1.0), train/Semantic_masks/ and val/Semantic_masks/, unpacked or not',
         unlabelled=lambda groups: groups['part'] == 'test')
     pairs = [Pair(groups['name'], image, mask, groups['part'], groups['name']) for groups, image, mask in found]
-    meta = iSAIDDataset.METAINFO
-    table = ClassTable.of_palette(meta['classes'], meta['palette'])
+    table = ClassTable.of_palette(*_classes_of(iSAIDDataset))
     return pairs, Recipe('iSAID', table, layout='folders', tile_size=896, stride=512,
                          mask_suffix='_instance_color_RGB.png', about=dict(
                              licence='academic use only (DOTA and iSAID)', homepage='captain-whu.github.io/iSAID'))
@@ -120,9 +125,8 @@ def dubai(source: str | Path) -> Converted:
     for groups, image, mask in found:
         tile = f'tile{groups["tile"]}'
         pairs.append(Pair(f'{tile}_part_{groups["name"]}', image, mask, 'val' if tile == 'tile2' else 'train', tile))
-    meta = DubaiDataset.METAINFO
     # (155, 155, 155) is 'unlabeled'; black is not documented and covers up to a sixth of some images
-    table = ClassTable.of_palette(meta['classes'], meta['palette'], ignored=((155, 155, 155), BLACK))
+    table = ClassTable.of_palette(*_classes_of(DubaiDataset), ignored=((155, 155, 155), BLACK))
     return pairs, Recipe('MBRSC Dubai', table, about=dict(
         licence='CC0, by a copy of the set; read the page of the set', homepage='Humans in the Loop, on Kaggle'))
 
@@ -139,11 +143,11 @@ def fusu(source: str | Path, rule: SplitRule | None = None) -> Converted:
             the number before the underscore of a patch's name.
     """
     files = list_files(source)
-    meta = FUSUDataset.METAINFO
+    classes, palette = _classes_of(FUSUDataset)
     if any(re.search(r'(?:^|/)img_train/', file.key) for file in files):
         found = _match(files, 'FUSU', r'(?:^|/)img_(?P<part>train|val|test)/(?P<name>[^/]+)\.(?:jpg|png)$',
                        r'(?:^|/)label_(?P<part>train|val|test)/(?P<name>[^/]+)\.png$', 'img_train/ with label_train/')
-        table = ClassTable.of_ids(meta['classes'], meta['palette'])
+        table = ClassTable.of_ids(classes, palette)
         named = {groups['name']: groups['part'] for groups, _, _ in found}
         pairs = [Pair(groups['name'], image, mask, 'train' if groups['part'] == 'train' else 'val', groups['name'])
                  for groups, image, mask in found]
@@ -153,8 +157,8 @@ def fusu(source: str | Path, rule: SplitRule | None = None) -> Converted:
         found = _match(files, 'FUSU', part + r'im(?P<date>[12])/(?P<name>[^/]+)\.(?:png|tif|jpg)$',
                        part + r'(?:im(?=[12]_label/)|label)(?P<date>[12])(?:_label)?/(?P<name>[^/]+)\.(?:png|tif)$',
                        'im1/6_255.png with im1_label/6_255.png and so on, in train/, val/, test/ or without')
-        table = ClassTable.of_ids(meta['classes'], meta['palette'], first=1, ignored=(0, IGNORE_INDEX))
-        pairs = _divided('FUSU', [(f'{groups["name"]}_t{groups["date"]}', groups['part'], image, mask)
+        table = ClassTable.of_ids(classes, palette, first=1, ignored=(0, IGNORE_INDEX))
+        pairs = _divided('FUSU', [(f'{groups["name"]}_t{groups["date"]}', groups.get('part'), image, mask)
                                   for groups, image, mask in found], rule, r'^(\d+(?=_\d)|.+(?=_t[12]$))')
     return pairs, Recipe('FUSU', table, about=dict(
         licence='none stated; the images are from Google Earth', homepage='github.com/yuanshuai0914/FUSU'))
@@ -175,7 +179,7 @@ def gid(source: str | Path, num_classes: Literal[5, 15, 24] = 24, images: Litera
     files = list_files(source)
     kinds = [kind for kind, (folder, _) in GID_IMAGES.items()
              if any(re.search(f'(?:^|/)(?:{folder})/', file.key) for file in files)]
-    kind = images or next(iter(kinds), 'rgb')
+    kind: str = images or next(iter(kinds), 'rgb')
     folder, bands = GID_IMAGES[kind]
     index = rf'_{num_classes}label\.png$'
     by_index = any(re.search(index, file.key) for file in files)
@@ -185,13 +189,13 @@ def gid(source: str | Path, num_classes: Literal[5, 15, 24] = 24, images: Litera
         files, 'GID', rf'(?:^|/)(?:{folder}|img_dir{part})/(?P<name>[^/]+)\.tiff?$',
         rf'(?:^|/)(?:ann_dir{part}/)?(?P<name>[^/]+){index}' if by_index else colour,
         f'image_RGB/N.tif (or Image__8bit_NirRGB, Image_16bit_BGRNir) with Annotation__index/N_{num_classes}label.png '
-        f'or label_{num_classes}classes/N_label.tif', unlabelled=lambda groups: groups['part'] == 'test')
+        f'or label_{num_classes}classes/N_label.tif', unlabelled=lambda groups: groups.get('part') == 'test')
     classes = GID_CLASSES[num_classes]
     if by_index:
         table = ClassTable.of_ids(list(classes), list(classes.values()), first=1, ignored=(0, IGNORE_INDEX))
     else:
         table = ClassTable.of_palette(list(classes), list(classes.values()), ignored=(BLACK, ))
-    pairs = _divided('GID', [(groups['name'], groups['part'], image, mask) for groups, image, mask in found], rule,
+    pairs = _divided('GID', [(groups['name'], groups.get('part'), image, mask) for groups, image, mask in found], rule,
                      '^(.*)$')
     return pairs, Recipe(f'GID-{num_classes}', table, tile_size=512, bands=bands, stretch=stretch or StretchRule(),
                          references=True, about=dict(
@@ -241,11 +245,12 @@ def _match(files: Sequence[SourceFile], title: str, image_pattern: str, mask_pat
         for file in files:
             match = pattern.search(file.key)
             if match:
-                key = tuple(sorted((group, text) for group, text in match.groupdict().items() if text is not None))
+                groups = {group: text for group, text in match.groupdict().items() if text is not None}
+                key = tuple(sorted(groups.items()))
                 if key in found:
                     raise ValueError(f'{title}: {found[key][1]} and {file} are the same {kind}; give the folder of one '
                                      'of them as `source`.')
-                found[key] = match.groupdict(), file
+                found[key] = groups, file
         if not found:
             listed = first_few([file.key for file in files], count=3) or 'none'
             raise FileNotFoundError(f'{title}: `source` holds no {kind}s where they are looked for: {expected}. Files '
@@ -283,7 +288,7 @@ def _divided(title: str, rows: Sequence[tuple[str, str | None, SourceFile, Sourc
             if name in parts]
 
 
-def _refuse_rule(title: str, given: dict[str, str | None], rule: SplitRule | None) -> None:
+def _refuse_rule(title: str, given: Mapping[str, str], rule: SplitRule | None) -> None:
     if rule is not None:
         raise ValueError(f'{title}: the archive is divided already, into {" and ".join(sorted(set(given.values())))}; '
                          'leave `places`, `val`, `test`, shares and lists out.')

@@ -64,19 +64,18 @@ class ClassTable:
             raise ValueError(f'`colour_tolerance` must be in 0 … 127, got {self.tolerance}.')
 
     @classmethod
-    def of_ids(cls, classes: Sequence[str], palette: Sequence[Sequence[int]], first: int = 0,
+    def of_ids(cls, classes: Sequence[str], palette: Sequence[Colour], first: int = 0,
                ignored: Iterable[int] = (IGNORE_INDEX, )) -> 'ClassTable':
         """The table of files that hold ``first``, ``first + 1`` … in the order of the classes."""
         values = dict.fromkeys(ignored, IGNORE_INDEX) | {first + index: index for index in range(len(classes))}
-        return cls(tuple(classes), tuple(tuple(colour) for colour in palette), values=values)
+        return cls(tuple(classes), tuple(palette), values=values)
 
     @classmethod
-    def of_palette(cls, classes: Sequence[str], palette: Sequence[Sequence[int]], ignored: Iterable[Colour] = (),
+    def of_palette(cls, classes: Sequence[str], palette: Sequence[Colour], ignored: Iterable[Colour] = (),
                    tolerance: int = 0) -> 'ClassTable':
         """The table of files that hold the colours of the palette."""
-        palette = tuple(tuple(colour) for colour in palette)
         colours = dict.fromkeys(ignored, IGNORE_INDEX) | {colour: index for index, colour in enumerate(palette)}
-        return cls(tuple(classes), palette, colours=colours, tolerance=tolerance)
+        return cls(tuple(classes), tuple(palette), colours=colours, tolerance=tolerance)
 
     def encode(self, raw: NDArray[np.generic], source: str) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Class ids of a mask as it stands in its file.
@@ -133,6 +132,7 @@ class ClassTable:
             for value, index in self.values.items():
                 table[value] = index
             return table
+        assert self.colours is not None
         table = np.full((256, 256, 256), _UNKNOWN, np.uint8)
         for colour, index in self.colours.items():
             cube = table[tuple(slice(max(0, x - self.tolerance), x + self.tolerance + 1) for x in colour)]
@@ -181,7 +181,8 @@ def _from_json(content: Any, tolerance: int) -> ClassTable:
         palette = content.get('palette') or default_palette(len(classes))
         if len(palette) != len(classes):
             raise ValueError(f'"palette" has {len(palette)} colours for {len(classes)} classes.')
-        table = ClassTable.of_ids(classes, palette, ignored=(content.get('ignore_index', IGNORE_INDEX), ))
+        table = ClassTable.of_ids(classes, [tuple(colour) for colour in palette],
+                                  ignored=(content.get('ignore_index', IGNORE_INDEX), ))
         return replace(table, tolerance=tolerance)
     return _from_rows([(_parse_key(key), None, name) for key, name in content.items()], tolerance)
 
@@ -193,13 +194,15 @@ def _csv_rows(text: str) -> list[tuple[int | Colour, Colour | None, str]]:
     has_colour = {'red', 'green', 'blue'} <= columns.keys()
     if 'class' not in columns or not ('value' in columns or has_colour):
         raise ValueError(f'its columns are {", ".join(columns) or "none"}.')
-    rows = []
+    rows: list[tuple[int | Colour, Colour | None, str]] = []
     for number, line in enumerate(reader, start=2):
         try:
-            colour = tuple(int(line[columns[name]]) for name in ('red', 'green', 'blue')) if has_colour else None
+            colour = (int(line[columns['red']]), int(line[columns['green']]),
+                      int(line[columns['blue']])) if has_colour else None
             key = int(line[columns['value']]) if 'value' in columns else colour
         except (TypeError, ValueError) as error:
             raise ValueError(f'line {number} has no whole number where one must stand ({error}).') from error
+        assert key is not None  # one of the two is there
         rows.append((key, colour, line[columns['class']]))
     return rows
 
@@ -209,10 +212,12 @@ def _parse_key(key: str) -> int | Colour:
         return int(key)
     match = _HEX.fullmatch(key.strip())
     if match:
-        return tuple(int(part, 16) for part in match.groups())
+        red, green, blue = (int(part, 16) for part in match.groups())
+        return red, green, blue
     match = _TRIPLE.fullmatch(key.strip())
     if match:
-        return tuple(map(int, match.groups()))
+        red, green, blue = map(int, match.groups())
+        return red, green, blue
     raise ValueError(f'{key!r} is neither a value nor a colour.')
 
 
@@ -244,8 +249,9 @@ def _from_rows(rows: Sequence[tuple[int | Colour, Colour | None, str]], toleranc
     if len({isinstance(key, tuple) for key in known}) > 1:
         raise ValueError('names values and colours; the masks have one or the other.')
     palette = tuple(colour or other for colour, other in zip(shown, default_palette(len(classes))))
-    kind = 'colours' if isinstance(rows[0][0], tuple) else 'values'
-    return ClassTable(tuple(classes), palette, tolerance=tolerance, **{kind: known})
+    values = {key: index for key, index in known.items() if isinstance(key, int)}
+    colours = {key: index for key, index in known.items() if isinstance(key, tuple)}
+    return ClassTable(tuple(classes), palette, values or None, colours or None, tolerance)
 
 
 def default_palette(count: int) -> list[Colour]:

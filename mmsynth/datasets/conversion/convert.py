@@ -258,9 +258,11 @@ def _plan(pairs: Sequence[Pair], recipe: Recipe) -> list[_Job]:
                 bands = picture_bands(image, recipe.bands)
                 cut.append(windows(image.size, recipe.tile_size, recipe.stride))
                 dtypes.append(image.dtype)
-                wanted = bands is not None and recipe.stretch.needed(image.dtype, pair.image)
-                limit = StretchRule.NUM_PIXELS // (len(pairs) if recipe.stretch.over == 'set' else 1)
-                samples.append(_sample(image, bands, recipe.stretch, limit) if wanted else None)
+                sample = None
+                if bands is not None and recipe.stretch.needed(image.dtype, pair.image):
+                    limit = StretchRule.NUM_PIXELS // (len(pairs) if recipe.stretch.over == 'set' else 1)
+                    sample = _sample(image, bands, recipe.stretch, limit)
+                samples.append(sample)
         except ValueError as error:
             problems.append(str(error))
     _refuse(f'{recipe.title} cannot be converted', problems)
@@ -370,11 +372,13 @@ class _Writer:
         self._put('meta.json', json.dumps(meta, indent=1).encode())
 
     def _put(self, name: str, content: bytes) -> None:
+        assert self.folder is not None
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
 
     def _link(self, name: str, twin: str) -> None:
+        assert self.folder is not None
         (self.folder / twin).parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(self.folder / name, self.folder / twin)
