@@ -4,7 +4,7 @@ import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class SourceFile:
         """How GDAL names it."""
         return str(self.path) if self.member is None else f'/vsizip/{{{self.path.resolve()}}}/{self.member}'
 
-    def open(self) -> BinaryIO:
+    def open(self) -> IO[bytes]:
         """Open it for reading; seekable."""
         return self.path.open('rb') if self.member is None else _open_zip(self.path).open(self.member)
 
@@ -39,7 +39,7 @@ class SourceFile:
         with self.open() as file:
             return file.read()
 
-    def buffer(self) -> BinaryIO:
+    def buffer(self) -> IO[bytes]:
         """Open it for a decoder, which seeks: a member of a zip is read into memory first."""
         return self.path.open('rb') if self.member is None else io.BytesIO(self.read_bytes())
 

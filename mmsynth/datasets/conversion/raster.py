@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, BinaryIO, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ _DTYPES = {'1': np.uint8, 'L': np.uint8, 'P': np.uint8, 'LA': np.uint8, 'RGB': n
            'I': np.int32, 'F': np.float32}  # yapf: disable
 _BITS_PER_SAMPLE, _EXTRA_SAMPLES, _ORIENTATION = 258, 338, 274  # TIFF and EXIF tags
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 
 def open_raster(file: SourceFile) -> 'Raster':
@@ -96,8 +96,8 @@ class Raster:
         """Which pixels (...) of values (..., B) are not 'no data' in all bands."""
         if self.nodata is None:
             return np.ones(values.shape[:-1], bool)
-        empty = np.isnan(values) if math.isnan(self.nodata) else values == self.nodata
-        return ~empty.all(axis=-1)
+        empty: NDArray[np.bool_] = np.isnan(values) if math.isnan(self.nodata) else values == self.nodata
+        return np.logical_not(empty.all(axis=-1))
 
     def _step(self, limit: int) -> int:
         return max(1, math.ceil(math.sqrt(self.size[0] * self.size[1] / limit)))
@@ -106,7 +106,7 @@ class Raster:
 class _PillowRaster(Raster):
     """A file that Pillow reads without loss; it is decoded as a whole, at the first window."""
 
-    def __init__(self, file: SourceFile, image: Image.Image, buffer: BinaryIO) -> None:
+    def __init__(self, file: SourceFile, image: Image.Image, buffer: IO[bytes]) -> None:
         self.file = file
         self._image = image
         self._buffer = buffer
@@ -283,6 +283,7 @@ def read_picture(raster: Raster, window: Window, bands: tuple[int, ...] | None,
         picture (h, w, 3), uint8, [0, 255], RGB, black without data; valid (h, w): where there is data.
     """
     if bands is None:
+        assert raster.palette is not None  # or picture_bands had named bands
         index = raster.read(window)[..., 0]
         valid = raster.has_data(index[..., None])
         colours = np.zeros((256, 3), np.uint8)
