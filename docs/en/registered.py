@@ -39,7 +39,7 @@ def registries() -> dict[str, Registry]:
 
 
 def registered() -> dict[str, list[tuple[str, object]]]:
-    """Page → its classes by the name that a config gives them, in the order of the modules and of their lines.
+    """Page → its classes of mmsynth by the name that a config gives them, in the order of the modules and of their lines.
 
     Raises:
         ValueError: If a registered class belongs to no page.
@@ -47,6 +47,8 @@ def registered() -> dict[str, list[tuple[str, object]]]:
     pages: dict[str, list[tuple[str, object]]] = {page: [] for page in PAGES}
     for registry_name, registry in registries().items():
         for name, value in registry.module_dict.items():
+            if not value.__module__.startswith('mmsynth.'):
+                continue  # a user's own
             fitting = [(len(prefix), page) for page, parts in PAGES.items() for source, prefix in parts
                        if source == registry_name and f'{value.__module__}.'.startswith(f'{prefix}.')]
             if not fitting:

@@ -94,10 +94,10 @@ def test_one_generator_and_one_critic_need_no_names(tmp_path: Path) -> None:
     assert study.baseline == ('real', ) and study.plain == 'plain'
 
 
-@pytest.mark.parametrize('name', ['worth', 'worth_objectives'])
+@pytest.mark.parametrize('name', ['worth', 'worth_objectives', 'worth_generators'])
 def test_the_shipped_studies_read_and_their_files_exist(name: str) -> None:
     study = Study.read(ROOT / 'projects' / 'demo' / 'configs' / f'{name}.py', {'worth.shares': [0.5]})
-    assert {'real', 'twice', 'strong'} == set(study.baseline) and study.shares == [0.5]
+    assert {'real', 'strong'} <= set(study.baseline) and study.shares == [0.5]
     files = [plan.config for plan in (*study.generators.values(), *study.critics.values()) if plan.config]
     assert all(Path(file).is_file() for file in (*files, *study.segmentors.values(), *study.judges.values()))
     if name == 'worth':

@@ -1,4 +1,4 @@
-# The same generator, trained for longer (`--preset long`): the README's figures come from it.
+# The same generator, trained for longer (`--preset long`): the figures of docs/en/worth.md come from it.
 _base_ = './todsynth.py'
 max_iters = 3200
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters + 1)
