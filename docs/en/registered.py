@@ -39,7 +39,7 @@ def registries() -> dict[str, Registry]:
 
 
 def registered() -> dict[str, list[tuple[str, object]]]:
-    """Page → its classes of mmsynth by the name that a config gives them, in the order of the modules and of their lines.
+    """Page → its classes by the name that a config gives them, in the order of the modules and of their lines.
 
     Raises:
         ValueError: If a registered class belongs to no page.

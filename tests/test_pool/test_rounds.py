@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmsynth.pool.rounds import ROUNDS_FILE, Round, append_round, live_ids, published_ids, read_rounds, write_rounds
@@ -27,6 +27,7 @@ def test_a_line_is_as_agreed(tmp_path: Path) -> None:
         b'{"round": 0, "usable_from": 3, "ids": ["a", "b"], "retired": [], "dropped": 2}\n')
 
 
+@settings(deadline=None)
 @given(sizes=st.lists(st.integers(0, 4), max_size=8), keep=st.integers(1, 6))
 def test_what_is_written_is_read(sizes: list[int], keep: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     root, written, live = tmp_path_factory.mktemp('pool'), [], []
