@@ -94,8 +94,10 @@ def test_two_processes_test(small_run: SmallRun, tmp_path: Path) -> None:
 
 
 def test_two_processes_generate_one_pool(small_run: SmallRun, tmp_path: Path) -> None:
-    launch('dist_synthesize.sh', small_run.config_file, small_run.generator, 2, '--out-dir', tmp_path / 'pool',
-           '--guidance', 'none', folder=tmp_path)
+    output = launch(
+        'dist_synthesize.sh', small_run.config_file, small_run.generator, 2, '--out-dir', tmp_path / 'pool',
+        '--guidance', 'none', '--batch-size', '1', folder=tmp_path)
+    assert output.count('2 images generated') == 2  # by each
     assert len(Pool.open(tmp_path / 'pool')) == 4 and (tmp_path / 'pool' / 'report.html').is_file()
 
 
@@ -113,7 +115,7 @@ def test_slurm_trains(small_run: SmallRun, tmp_path: Path) -> None:
 def test_an_array_of_slurm_generates_one_pool(small_run: SmallRun, tmp_path: Path) -> None:
     put_on_path(tmp_path, 'sbatch', SBATCH)
     options = ['slurm_synthesize.sh', 'gpus', 'pool', small_run.config_file, small_run.generator, '--out-dir', 'a pool',
-               '--guidance', 'none']
+               '--guidance', 'none', '--batch-size', '1']  # shards take batches
     launch(*options, folder=tmp_path, SHARDS='2', SBATCH_ARGS='--array=0-0')  # one of the two alone
     assert not (tmp_path / 'a pool' / 'report.html').exists()
     launch(*options, folder=tmp_path, SHARDS='2', SBATCH_ARGS='--time=9')

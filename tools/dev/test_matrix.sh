@@ -25,7 +25,18 @@ install() {  # ENVIRONMENT PYTHON FILE_OF_PINS BASE: made once; FILE_OF_PINS is 
     [[ -e $1/.installed ]] && return
     "$2" -m venv --clear "$1" || return
     [[ -z $4 ]] || ls -d "$(realpath "$4")"/lib/python3*/site-packages > "$(echo "$1"/lib/python3*/site-packages)/base.pth"
-    "$1/bin/python" -m pip --disable-pip-version-check --quiet install -r "$3" && touch "$1/.installed"
+    "$1/bin/python" -m pip --disable-pip-version-check --quiet install --upgrade -r "$3" && touch "$1/.installed"
+}
+
+find_python() {  # VERSION: the interpreter, on PATH or pyenv's; a shim of pyenv may be there and not run
+    local python
+    for python in "python$1" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/python; do
+        if "$python" -c '' 2> /dev/null; then
+            echo "$python"
+            return
+        fi
+    done
+    return 1
 }
 
 run() {  # ROW PYTHON FILE_OF_PINS BASE
@@ -57,11 +68,11 @@ for row in "$@"; do
             printf '%s\n' "${wanted[@]}"; } > "$pins"
         run "$row" "${PYTHON:-python3}" "$pins" "${BASE:-}" ;;
     python-*)
-        if command -v "${row/-/}" > /dev/null; then
+        if python=$(find_python "${row#python-}"); then
             cp requirements/pins.txt "$pins"
-            run "$row" "${row/-/}" "$pins" ''
+            run "$row" "$python" "$pins" ''
         else
-            results+=("$row: not tested (the machine has no ${row/-/})")
+            results+=("$row: not tested (the machine has no ${row/-/ })")
         fi ;;
     openmmlab)
         # shellcheck disable=SC2086
