@@ -39,6 +39,8 @@ for start in range(0, len(indices), 3):
     batch = indices[start:start + 3]
     evaluator.process([samples[n] for n in batch], dict(inputs=[real[n] for n in batch]))
 print('RESULT', json.dumps(evaluator.evaluate(len(samples))))
+if world > 1:
+    dist.destroy_process_group()  # a process that ends with its threads running may abort
 """
 
 
