@@ -2,6 +2,7 @@
 
 The ranks are torchrun's or Slurm's; they meet in the file that ``MMSYNTH_TEST_STORE`` names.
 """
+import atexit
 import os
 
 import torch.distributed as dist
@@ -11,3 +12,4 @@ world = os.environ.get('WORLD_SIZE') or os.environ['SLURM_NTASKS']
 os.environ.setdefault('LOCAL_RANK', rank)
 dist.init_process_group('gloo', init_method=f'file://{os.environ["MMSYNTH_TEST_STORE"]}', rank=int(rank),
                         world_size=int(world))
+atexit.register(dist.destroy_process_group)  # a process that ends with gloo's threads running may abort

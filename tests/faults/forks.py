@@ -182,7 +182,7 @@ def _run_and_exit(action: Callable[[], object], folder: Path, scratch: Path, at:
         gc.freeze()
         import cv2
         cv2.setNumThreads(0)  # its threads did not come along
-        os.environ['HF_DEACTIVATE_ASYNC_LOAD'] = '1'  # torch's thread pool did not either, which two threads would make anew
+        os.environ['HF_DEACTIVATE_ASYNC_LOAD'] = '1'  # nor did torch's, which two threads would make anew
         _watch(str(folder), writes, at, fault)
         try:
             action()
