@@ -28,20 +28,21 @@ from numpy.typing import NDArray
 
 from mmsynth.datasets.conversion.class_table import ClassTable
 from mmsynth.datasets.conversion.files import SourceFile
+from mmsynth.datasets.conversion.fit import check_fit
 from mmsynth.datasets.conversion.raster import Raster, Stretch, StretchRule, open_raster, picture_bands, read_picture
 from mmsynth.datasets.conversion.split import check_places
+from mmsynth.datasets.conversion.staging import staging
 from mmsynth.datasets.conversion.summary import PartSummary, Summary
 from mmsynth.datasets.conversion.tiling import Window, windows
 from mmsynth.datasets.records import first_few
 from mmsynth.utils import derive_seed, progress_bar
-from mmsynth.utils.files import TEMPORARY_PREFIX, FolderLock, encode_png
+from mmsynth.utils.files import encode_png
 from mmsynth.utils.labels import IGNORE_INDEX
 
 Layout = Literal['manifest', 'folders']
 Uint8 = NDArray[np.uint8]
 
 _SHOWN = 8
-_MAX_SHIFT = 0.1  # pixels between an image and its mask, by where their files say they lie
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def convert(pairs: Sequence[Pair], recipe: Recipe, out: str | Path, *, dry_run: 
     jobs = _plan(pairs, recipe)
     summary = Summary(f'{recipe.title}{" (dry run: nothing is written)" if dry_run else ""}', recipe.table.classes)
     problems = []
-    with nullcontext() if dry_run else _staging(out) as folder:
+    with nullcontext() if dry_run else staging(out) as folder:
         writer = _Writer(folder, recipe)
         total = sum(len(job.windows) for job in jobs)
         with progress_bar(total=total, unit='tile', title='checking' if dry_run else 'converting') as bar:
@@ -254,7 +255,7 @@ def _plan(pairs: Sequence[Pair], recipe: Recipe) -> list[_Job]:
         try:
             with open_raster(pair.image) as image, _open_mask(pair) as mask:
                 if mask is not None:
-                    _check_fit(image, mask)
+                    check_fit(image, mask)
                 bands = picture_bands(image, recipe.bands)
                 cut.append(windows(image.size, recipe.tile_size, recipe.stride))
                 dtypes.append(image.dtype)
@@ -283,29 +284,6 @@ def _stretches(samples: Sequence[NDArray | None], rule: StretchRule) -> list[Str
         return [None if sample is None else rule.of_samples([sample]) for sample in samples]
     common = rule.of_samples(found) if found else None
     return [None if sample is None else common for sample in samples]
-
-
-def _check_fit(image: Raster, mask: Raster) -> None:
-    if image.size != mask.size:
-        raise ValueError(f'{mask.file} is {mask.size[1]} x {mask.size[0]} pixels, its image {image.file} is '
-                         f'{image.size[1]} x {image.size[0]}; they must cover the same pixels')
-    if image.place is None or mask.place is None:
-        return
-    shift = _shift_in_pixels(image.place[0], mask.place[0], image.size)
-    if shift > _MAX_SHIFT:
-        raise ValueError(f'{mask.file} lies {shift:.3g} pixels away from its image {image.file}, by their '
-                         'geotransforms; bring them onto the same grid (gdalwarp)')
-    systems = {image.place[1], mask.place[1]} - {''}
-    if len(systems) > 1:
-        raise ValueError(f'{mask.file} and its image {image.file} have different coordinate systems; bring them onto '
-                         'the same grid (gdalwarp)')
-
-
-def _shift_in_pixels(first: tuple[float, ...], second: tuple[float, ...], size: tuple[int, int]) -> float:
-    """How far corners of an image (height, width) lie apart by two geotransforms (a, b, c, d, e, f)."""
-    one, other = (np.reshape(place, (2, 3)) for place in (first, second))
-    corners = np.array([[0, 0, 1], [size[1], 0, 1], [0, size[0], 1]]).T
-    return float(np.abs((one - other) @ corners).max() / np.sqrt(abs(np.linalg.det(one[:, :2]))))
 
 
 def _check_names(pairs: Sequence[Pair]) -> None:
@@ -398,33 +376,6 @@ def _with_references(lines: Sequence[tuple[str, dict[str, str]]]) -> Iterator[di
             chosen = derive_seed(0, 'reference', line['source']) % (len(lines) - (end - first))
             chosen += end - first if chosen >= first else 0
             yield dict(source=line['source'], ref_image=lines[chosen][1]['target'])
-
-
-@contextmanager
-def _staging(out: Path) -> Iterator[Path]:
-    """A new folder beside ``out``, which takes its name when the block ends without an error."""
-    folder = out.with_name(f'{TEMPORARY_PREFIX}{out.name}')
-    folder.mkdir(parents=True, exist_ok=True)
-    with FolderLock(folder) as lock:
-        _clear(folder)  # what a killed run left
-        try:
-            yield folder
-            if hasattr(os, 'sync'):
-                os.sync()  # before the name that says it is complete
-            if out.exists():
-                out.rmdir()  # empty, or an error now
-            (folder / lock.FILE).unlink()
-            folder.rename(out)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _clear(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != FolderLock.FILE:
-            path.unlink()
 
 
 def _zero_for_ignored(ids: Uint8) -> Uint8:

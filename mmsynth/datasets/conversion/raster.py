@@ -5,6 +5,7 @@ Legend: h w pixels of a window, B bands of the file, C = 3 bands of the picture.
 """
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -47,7 +48,7 @@ def has_rasterio() -> bool:
     return find_spec('rasterio') is not None
 
 
-class Raster:
+class Raster(ABC):
     """An open image or mask; a context manager.
 
     Attributes:
@@ -70,14 +71,15 @@ class Raster:
     place: tuple[tuple[float, ...], str] | None = None
     plain_alpha: bool = False
 
+    @abstractmethod
     def read(self, window: Window, bands: Sequence[int] | None = None) -> Array:
         """The values of a window (h, w, B), or of the bands named, counted from 1."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sample(self, bands: Sequence[int], limit: int) -> Array:
         """About ``limit`` of its pixels at most (n, bands), on a regular grid; those without data are left out."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """Close the file."""
 
