@@ -114,14 +114,14 @@ def find_torn_checkpoints() -> None:
 
     def find_latest_checkpoint(path: str) -> str | None:
         noted = find(path)
-        if noted is None or '://' in noted or noted and os.path.exists(noted):
+        if noted is None or '://' in noted:
             return noted
         numbers = {file: int(match[1]) for file in Path(path).glob('*.pth')
                    if (match := re.fullmatch(r'(?:iter|epoch)_(\d+)\.pth', file.name))}
-        saved = sorted(numbers, key=lambda file: numbers[file])
-        if noted and not (saved and str(saved[-1]).startswith(noted)):
-            return noted  # it is whole, and names a checkpoint that is gone
-        last = str(saved[-1]) if saved else None
+        last = str(max(numbers, key=lambda file: numbers[file])) if numbers else None
+        # Cut, it may name a folder on the way; whole, it may name a checkpoint that is gone, which the resume says
+        if noted and (last is None or noted == last or not last.startswith(noted)):
+            return noted
         print_log(f'{path}/last_checkpoint was cut off while it was written; resuming from {last or "the start"}.',
                   logger='current', level=logging.WARNING)
         return last

@@ -8,6 +8,7 @@ import logging
 import posixpath
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from os import PathLike
 
 from mmengine import fileio
 from mmengine.logging import print_log
@@ -206,6 +207,8 @@ class ManifestDataset(SeededItems, BaseSegDataset):
 
 
 def _check_source(ann_file: str, prefix: Mapping[str, str], data_root: str | None) -> None:
+    if not isinstance(data_root, (str, PathLike, type(None))):
+        raise TypeError(f'`data_root` must be a path, got {data_root!r}.')
     unknown = sorted(set(prefix) - set(_PREFIX_KEYS))
     if unknown:
         raise ValueError(f'`data_prefix` has the keys {" and ".join(_PREFIX_KEYS)}, got {", ".join(unknown)}.')

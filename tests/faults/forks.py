@@ -105,7 +105,7 @@ class Fork:
         os.close(self._process)
         output = (self._scratch / 'output').read_text(errors='replace')
         assert ready, f'it has not ended within {seconds} s\n{output[-6000:]}'
-        if not (self._scratch / 'found.json').is_file():
+        if status < 0:  # what it found may be cut, as its files are
             return Ended(status, output)
         found = json.loads((self._scratch / 'found.json').read_text())
         for name in found['modules']:  # so that the next fork finds them imported
