@@ -2,15 +2,20 @@
 import runpy
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
+from benchmarks import presets
 from benchmarks.corrected_step import CorrectedStep
 from benchmarks.generator import BFLOAT16, KINDS, PARTS, count_generator, count_table, tables, time_generator
+from benchmarks.presets import PRESETS, RELEASED, presets_table, time_presets
 from benchmarks.shapes import Shape, load_shape
 from benchmarks.timing import Spread, paired_ratio, time_in_turn
 from small_run import ROOT
+
+from mmsynth.guidance import CRFM
 
 pytestmark = pytest.mark.slow
 
@@ -114,6 +119,7 @@ class TestMistakes:
     @pytest.mark.parametrize('options, message', [
         (['--generator', 'todsynth', '--size', '64'], '`size` has no effect with `--generator`'),
         (['--generator', 'todsynth', 'config.py'], '`config` has no effect'),
+        (['--presets'], '`--presets` is for a generator'),
         (['--depth', '2', '--shape', 'mid'], '`--depth`, `--shape` is for a generator'),
         (['--generator', 'tisynth', '--shape', 'full', '--device', 'cpu'], '`--shape full` takes hours'),
     ])
@@ -127,6 +133,42 @@ def test_a_reduced_depth_keeps_the_share_of_dual_blocks() -> None:
     assert shape.at_depth(2).network['dual_attention_layers'] == (0, 1)
     assert shape.at_depth(6).network['dual_attention_layers'] == (0, 1, 2, 3)
     assert shape.at_depth(24).network == shape.network
+
+
+class TestPresets:
+
+    @pytest.mark.parametrize('generator', ['todsynth', 'tisynth'])
+    def test_each_makes_its_steps_and_guides_its_share(self, generator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Passes of the network and looks of the critic are those that the preset names."""
+        counted, passes, looks = {}, [], []
+        build, correct = presets.network_forward, CRFM.correct
+
+        def counting_forward(*args: object, **options: object) -> Callable:
+            forward = build(*args, **options)
+            return lambda *inputs: passes.append(1) or forward(*inputs)
+
+        monkeypatch.setattr(presets, 'network_forward', counting_forward)
+        monkeypatch.setattr(CRFM, 'correct', lambda self, *inputs: looks.append(1) or correct(self, *inputs))
+
+        def in_turn(steps: dict[str, Callable], *_: object) -> dict[str, list[float]]:
+            for name, step in steps.items():
+                step()
+                counted[name] = len(passes), len(looks)
+                passes.clear(), looks.clear()
+            return {name: [1.0] for name in steps}
+
+        monkeypatch.setattr(presets, 'time_in_turn', in_turn)
+        seconds = time_presets(tiny(generator), rounds=1)
+        assert seconds.keys() == PRESETS[generator].keys()
+        assert counted == {name: (preset.num_steps, preset.guided) for name, preset in PRESETS[generator].items()}
+
+    def test_the_table_compares_within_a_round(self) -> None:
+        """The second round is ten times slower, which changes no ratio."""
+        seconds = {name: [1.0, 10.0] for name in PRESETS['todsynth']}
+        seconds[RELEASED], seconds['DPM-Solver++, 8 steps'] = [4.0, 40.0], [0.75, 7.5]
+        rows = presets_table('todsynth', seconds).splitlines()
+        assert rows[2] == '| as released | 22 [13, 31] | 1 [1, 1] | 75.0% [75.0%, 75.0%] |'
+        assert '| fast preset | 5.5 [3.25, 7.75] | 4 [4, 4] | 25.0% [25.0%, 25.0%] |' in rows
 
 
 def test_the_tool_counts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

@@ -25,6 +25,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--depth', type=int, help='with --generator: only so many transformer blocks, or layers per '
                         'level of the U-Net; default: all')
     parser.add_argument('--count', action='store_true', help='with --generator: count parameters and operations only')
+    parser.add_argument('--presets', action='store_true', help='with --generator: only whole images, as released, with '
+                        'every step guided, and in the fast preset of docs/en/samplers.md')
     parser.add_argument('--size', type=int, help='side of the square images in pixels; default: 256')
     parser.add_argument('--batch-size', type=int, help='images corrected together; default: 1')
     parser.add_argument('--rounds', type=int, default=5,
@@ -49,7 +51,7 @@ def main() -> None:
 def _check_options(args: argparse.Namespace) -> None:
     """Refuse options that have no effect beside the others."""
     guidance = [f'`{name}`' for name in ('config', 'size', 'batch_size', 'cfg_options') if getattr(args, name)]
-    generator = [f'`--{name}`' for name in ('depth', 'count') if getattr(args, name)] + (
+    generator = [f'`--{name}`' for name in ('depth', 'count', 'presets') if getattr(args, name)] + (
         ['`--shape`'] if args.shape != 'demo' else [])
     if args.generator and guidance:
         sys.exit(f'{", ".join(guidance)} has no effect with `--generator`, whose `--shape` says all; leave it out.')
@@ -70,6 +72,7 @@ def _guidance_table(args: argparse.Namespace, device: str, where: str) -> str:
 
 def _generator_tables(args: argparse.Namespace, device: str, where: str) -> str:
     from benchmarks.generator import count_generator, count_table, tables, time_generator
+    from benchmarks.presets import presets_table, time_presets
     from benchmarks.shapes import load_shape
     shape = load_shape(args.generator, args.shape)
     if args.depth is not None:
@@ -80,6 +83,9 @@ def _generator_tables(args: argparse.Namespace, device: str, where: str) -> str:
     what = f'{args.generator}, {args.shape} shape, {shape.size} x {shape.size} pixels, batch of 1'
     if args.depth is not None:
         what += f', depth {args.depth}'
+    if args.presets:
+        return f'{what}, {args.rounds} rounds, {where}\n\n' + presets_table(
+            shape.generator, time_presets(shape, rounds=args.rounds, device=device))
     counts = count_table(count_generator(shape))
     if args.count:
         return f'{what}\n\n{counts}'

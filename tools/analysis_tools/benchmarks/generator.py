@@ -60,8 +60,8 @@ def time_generator(shape: Shape, *, rounds: int = 5, device: str = 'cpu') -> dic
     if rounds < 1:
         raise ValueError(f'`rounds` must be at least 1, got {rounds}.')
     with isolated_random_state(0):
-        network = _build(shape, 'mmsynth').to(device)
-        corrected = CorrectedStep(_forward(network, shape, device, hints_in_step=False), shape, device)
+        network = build_network(shape, 'mmsynth').to(device)
+        corrected = CorrectedStep(network_forward(network, shape, device, hints_in_step=False), shape, device)
         steps = _network_steps(shape, device) | {_WHOLE: corrected}
     with progress_bar(total=(rounds + 1) * len(steps), unit='step', title='benchmark') as bar:
         seconds = time_in_turn(steps, rounds, device, bar.update)
@@ -73,9 +73,9 @@ def count_generator(shape: Shape) -> dict[str, Counts]:
     counts = {}
     for kind in KINDS:
         with torch.device('meta'):
-            network = _build(shape, kind).to('meta')  # what came from numpy is there too
-        forward = _forward(network, shape, 'meta', hints_in_step=False)
-        step = _forward(network, shape, 'meta', hints_in_step=True)
+            network = build_network(shape, kind).to('meta')  # what came from numpy is there too
+        forward = network_forward(network, shape, 'meta', hints_in_step=False)
+        step = network_forward(network, shape, 'meta', hints_in_step=True)
         counts[kind] = Counts(sum(weight.numel() for weight in network.parameters()),
                               _operations(torch.no_grad()(forward)), _operations(partial(_backward, step)))
     return counts
@@ -130,11 +130,11 @@ def count_table(counts: Mapping[str, Counts]) -> str:
     return '\n'.join(rows)
 
 
-def _build(shape: Shape, kind: str) -> nn.Module:
+def build_network(shape: Shape, kind: str) -> nn.Module:
     return shape.stock() if kind == 'diffusers' else shape.own(legacy=kind.endswith('legacy'))
 
 
-def _forward(network: nn.Module, shape: Shape, device: str, *, hints_in_step: bool) -> Callable[..., Tensor]:
+def network_forward(network: nn.Module, shape: Shape, device: str, *, hints_in_step: bool) -> Callable[..., Tensor]:
     """A pass of a network on fixed conditions: ``forward(latents, timestep)``, both optional.
 
     Args:
@@ -174,16 +174,16 @@ def _network_steps(shape: Shape, device: str) -> dict[str, Callable[[], object]]
     noise = torch.randn(1, *shape.latent_shape, device=device)
     steps = {}
     for kind in KINDS:
-        network = _build(shape, kind).to(device)
-        forward = _forward(network, shape, device, hints_in_step=False)
+        network = build_network(shape, kind).to(device)
+        forward = network_forward(network, shape, device, hints_in_step=False)
         steps[f'network, {kind}'] = torch.no_grad()(forward)
         steps[f'training step, {kind}'] = _training_step(network, shape, device)
         if not kind.endswith('legacy'):
             steps[f'image, {kind}'] = _image(forward, codec, sampler, noise, shape.num_steps)
-    network = _build(shape, 'mmsynth').to(device)
+    network = build_network(shape, 'mmsynth').to(device)
     held = copy.deepcopy(network).to(torch.bfloat16)
     with _autocast(device):
-        forward = _in_bfloat16(_forward(held, shape, device, hints_in_step=False), device)
+        forward = _in_bfloat16(network_forward(held, shape, device, hints_in_step=False), device)
     steps[f'network, {BFLOAT16}'] = torch.no_grad()(forward)
     steps[f'image, {BFLOAT16}'] = _image(forward, codec, sampler, noise, shape.num_steps)
     steps[f'training step, {BFLOAT16}'] = _training_step(network, shape, device, bfloat16=True)
@@ -203,7 +203,7 @@ def _in_bfloat16(forward: Callable[..., Tensor], device: str) -> Callable[..., T
 
 
 def _training_step(network: nn.Module, shape: Shape, device: str, *, bfloat16: bool = False) -> Callable[[], None]:
-    forward = _forward(network, shape, device, hints_in_step=True)
+    forward = network_forward(network, shape, device, hints_in_step=True)
     forward = _in_bfloat16(forward, device) if bfloat16 else forward
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6)
     target = torch.randn(1, *shape.latent_shape, device=device)

@@ -27,11 +27,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
-from benchmarks.parts import Parts, build_parts
+from benchmarks.parts import Parts, build_parts, tiny_decoder
 from benchmarks.timing import time_in_turn
 from mmengine.config import Config
 
-from mmsynth.guidance import CRFM, LatentCritic, ReducedDecoder, TinyDecoder
+from mmsynth.guidance import CRFM, LatentCritic, ReducedDecoder
 from mmsynth.models.encoders import LatentCodec, VAECodec
 from mmsynth.sampling import SamplingStep
 from mmsynth.utils import isolated_random_state, progress_bar
@@ -88,14 +88,7 @@ def _checkpointed(parts: Parts) -> tuple[LatentCodec, CRFM]:
 
 
 def _tiny(parts: Parts) -> tuple[LatentCodec, CRFM]:
-    """TAESD's layout at the codec's channels and factor, as TAESD3 for Stable Diffusion 3."""
-    stages = parts.codec.factor.bit_length()
-    if 2**(stages - 1) != parts.codec.factor:
-        raise ValueError(f'{parts.codec.factor} pixels per cell is no power of 2')
-    blocks = (*[3] * (stages - 1), 1)
-    config = dict(latent_channels=parts.codec.channels, num_decoder_blocks=blocks, num_encoder_blocks=blocks[::-1],
-                  encoder_block_out_channels=(64, ) * stages, decoder_block_out_channels=(64, ) * stages)
-    return parts.codec, CRFM(parts.critic, decoder=TinyDecoder(config=config))
+    return parts.codec, CRFM(parts.critic, decoder=tiny_decoder(parts.codec))
 
 
 def _reduced(factor: int) -> Way:

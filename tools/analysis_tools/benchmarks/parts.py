@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
-from mmsynth.guidance import Critic, SegmentorCritic
+from mmsynth.guidance import Critic, SegmentorCritic, TinyDecoder
 from mmsynth.models.encoders import AutoencoderCodec, LatentCodec, VAECodec
 from mmsynth.registry import MODELS
 from mmsynth.synthesis.build import build_generator
@@ -83,6 +83,21 @@ def build_parts(cfg: Config | None, checkpoint: str | None, size: int) -> Parts:
         critic = _build_critic(cfg)
         codec = _build_codec(cfg) if checkpoint is None else build_generator(cfg, checkpoint).latent_codec
     return Parts(codec, critic, codec.latent_shape(size, size))
+
+
+def tiny_decoder(codec: LatentCodec) -> TinyDecoder:
+    """A decoder in TAESD's layout at the codec's channels and factor, as TAESD3 for Stable Diffusion 3.
+
+    Raises:
+        ValueError: If the factor is no power of 2.
+    """
+    stages = codec.factor.bit_length()
+    if 2**(stages - 1) != codec.factor:
+        raise ValueError(f'{codec.factor} pixels per cell is no power of 2')
+    blocks = (*[3] * (stages - 1), 1)
+    return TinyDecoder(config=dict(
+        latent_channels=codec.channels, num_decoder_blocks=blocks, num_encoder_blocks=blocks[::-1],
+        encoder_block_out_channels=(64, ) * stages, decoder_block_out_channels=(64, ) * stages))
 
 
 def _build_codec(cfg: Config) -> LatentCodec:
