@@ -102,6 +102,9 @@ def train_latent_critic(cfg: Config,
     """
     _check_options(cfg, out, dict(iters=iters, batch_size=batch_size, lr=lr), mask_weight)
     generator = build_generator(cfg, checkpoint, device)
+    if not isinstance(generator, BaseGenerator):
+        raise ValueError(f'{cfg.filename}: `model` is {type(generator).__name__}, which has no latents for a critic to '
+                         'judge; use a diffusion model.')
     segmentor = _build_segmentor(cfg).to(device)
     teacher = Teacher(segmentor, generator)
     generator.check_guidance(teacher)

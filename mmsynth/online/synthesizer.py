@@ -165,19 +165,23 @@ class RoundFilter:
 
     def __init__(self, options: Mapping[str, Any], real: Mapping[str, Any] | None, *, seed: int, batch_size: int = 4,
                  device: torch.device | str = 'cpu') -> None:
-        if real is None and 'class_losses' not in options:
-            raise ValueError('`filter` measures class losses on real images and there is no real data set; give '
-                             '`filter.class_losses`.')
         self._rule = dict(unseen_classes='keep') | {key: options[key] for key in RULE_OPTIONS if key in options}
         self._num_images = options.get('num_images', 32)
         self._seed, self._batch_size, self._device = seed, batch_size, device
-        frozen, fixed = options.get('segmentor'), options.get('class_losses')
+        self._fixed: ClassLosses | None = None
+        self._leaves: list[Any] = []
+        if options.get('class_losses') is not None:
+            self._fixed = ClassLosses.read(options['class_losses'])
+        elif real is not None:
+            self._leaves = leaf_datasets(build_dataset(real))
+        else:
+            raise ValueError('`filter` measures class losses on real images and there is no real data set; give '
+                             '`filter.class_losses`.')
+        frozen = options.get('segmentor')
         self._frozen: Critic | None = None if frozen is None else MODELS.build(frozen).to(device)
         if self._frozen is not None and self._frozen.input_type != 'images':
             raise ValueError(f'`filter.segmentor` must predict on images, got {type(self._frozen).__name__}, which '
                              f'takes {self._frozen.input_type}; use a mmsynth.SegmentorCritic.')
-        self._fixed = None if fixed is None else ClassLosses.read(fixed)
-        self._leaves = leaf_datasets(build_dataset(real)) if self._fixed is None else []
 
     def build(self, round: int, segmentor: nn.Module | None) -> ClassLossFilter:
         """Build the filter of a round, by the segmentor as it is now.

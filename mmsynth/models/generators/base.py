@@ -120,11 +120,14 @@ class BaseGenerator(BaseModel):
             mode: 'loss' or 'predict'.
 
         Raises:
-            ValueError: For another mode.
+            ValueError: For another mode, or a loss without images.
         """
         if mode == 'loss':
             return self.loss(inputs, data_samples)
         if mode == 'predict':
+            if inputs is None:
+                raise ValueError('training needs images, and the batch has none: load them in the pipeline of the data '
+                                 "set, with dict(type='LoadImageFromFile').")
             return self.predict(inputs, data_samples)
         raise ValueError(f"`mode` must be 'loss' or 'predict', got {mode!r}.")
 
