@@ -298,7 +298,7 @@ def _gradient(guidance: Guidance, latents: Tensor, masks: Tensor, decode: Decode
 
 def _miou(areas: Sequence[tuple[Tensor, ...]]) -> float:
     """Mean intersection over union of the classes that occur; areas as mmseg's IoUMetric gives them."""
-    intersection, union = (sum(batch[index] for batch in areas) for index in (0, 1))
+    intersection, union = (torch.stack([batch[index] for batch in areas]).sum(0) for index in (0, 1))
     return float((intersection / union)[union > 0].mean())
 
 
