@@ -102,6 +102,9 @@ def train_latent_critic(cfg: Config,
     """
     _check_options(cfg, out, dict(iters=iters, batch_size=batch_size, lr=lr), mask_weight)
     generator = build_generator(cfg, checkpoint, device)
+    if not isinstance(generator, BaseGenerator):
+        raise ValueError(f'{cfg.filename}: `model` is {type(generator).__name__}, which has no latents for a critic to '
+                         'judge; use a diffusion model.')
     segmentor = _build_segmentor(cfg).to(device)
     teacher = Teacher(segmentor, generator)
     generator.check_guidance(teacher)
@@ -295,7 +298,7 @@ def _gradient(guidance: Guidance, latents: Tensor, masks: Tensor, decode: Decode
 
 def _miou(areas: Sequence[tuple[Tensor, ...]]) -> float:
     """Mean intersection over union of the classes that occur; areas as mmseg's IoUMetric gives them."""
-    intersection, union = (sum(batch[index] for batch in areas) for index in (0, 1))
+    intersection, union = (torch.stack([batch[index] for batch in areas]).sum(0) for index in (0, 1))
     return float((intersection / union)[union > 0].mean())
 
 

@@ -25,20 +25,21 @@ def leave_out_backbone(model: nn.Module) -> None:
     pretrained = pretrained_names(model)
     frozen = {name: tensor for name, tensor in whole.items() if not tensor.requires_grad}
     names = frozen.keys() & (pretrained | set(_copies(whole, pretrained)))
-    model._backbone = {name: _probe(frozen[name]) for name in sorted(names)}
+    _note(model, {name: _probe(frozen[name]) for name in sorted(names)})
     model.register_state_dict_post_hook(_save_without_backbone)
     model.register_load_state_dict_pre_hook(_load_without_backbone)
 
 
 def keep_in_checkpoints(model: nn.Module, names: Iterable[str]) -> None:
     """Have tensors that are left out stored and asked for again, for example when they have been changed."""
-    model._backbone = {name: model._backbone[name] for name in model._backbone.keys() - set(names)}
+    left_out = _noted(model)
+    _note(model, {name: left_out[name] for name in left_out.keys() - set(names)})
 
 
 def backbone_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The tensors that a checkpoint of the model may lack, by their names in a full one."""
     whole = whole_state_dict(model)
-    return {name: whole[name] for name in getattr(model, '_backbone', {})}
+    return {name: whole[name] for name in _noted(model)}
 
 
 def pretrained_names(module: nn.Module) -> set[str]:
@@ -62,7 +63,7 @@ class BackboneNotes:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._left_out = dict(model._backbone)
+        self._left_out = dict(_noted(model))
         self._built = {name: _probe(tensor) for name, tensor in whole_state_dict(model).items()}
 
     def leave_out(self, state_dict: dict[str, Tensor]) -> None:
@@ -80,6 +81,15 @@ class BackboneNotes:
         if fingerprint is not None:
             _check_backbone(absent, fingerprint)
         return absent.keys() & self._left_out.keys()
+
+
+def _noted(model: nn.Module) -> dict[str, int]:
+    """The names of the tensors that a model leaves out, and their probes; noted on it, so that its copies have them."""
+    return getattr(model, '_backbone', {})
+
+
+def _note(model: nn.Module, probes: dict[str, int]) -> None:
+    setattr(model, '_backbone', probes)  # noqa: B010  (to torch's types an attribute is a tensor or module)
 
 
 def _source(module: nn.Module) -> str:
@@ -124,7 +134,7 @@ def _save_without_backbone(model: nn.Module, state_dict: dict[str, Tensor], pref
     """State-dict hook: drop what still is the backbone's, and note what it was."""
     del local_metadata
     if FSDP_PREFIX not in prefix:
-        _leave_out(model._backbone, state_dict, prefix)
+        _leave_out(_noted(model), state_dict, prefix)
 
 
 def _leave_out(backbone: Mapping[str, int], state_dict: dict[str, Tensor], prefix: str) -> None:
@@ -145,7 +155,7 @@ def _load_without_backbone(model: nn.Module, state_dict: dict[str, Tensor], pref
     absent = {name: tensor for name, tensor in whole.items() if prefix + name not in state_dict}
     if fingerprint is not None:
         _check_backbone({name: _probe(tensor) for name, tensor in absent.items()}, fingerprint)
-    for name in model._backbone.keys() & absent.keys():
+    for name in _noted(model).keys() & absent.keys():
         state_dict[prefix + name] = absent[name]
 
 

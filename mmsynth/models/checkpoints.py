@@ -15,6 +15,7 @@ Names of latent diffusion, which TISynth's release has: :mod:`mmsynth.models.ldm
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from mmengine.logging import print_log
 from torch import Tensor, nn
@@ -198,8 +199,13 @@ def load_generator(generator: nn.Module, path: str | Path) -> LoadReport:
 
 def load_generator_state(generator: nn.Module, state: Mapping[str, Tensor], *, source: str) -> LoadReport:
     """As :func:`load_generator`, from tensors that have been read."""
+    network: Any = getattr(generator, 'network', None)
     if is_released_todsynth(state):
-        return load_released_todsynth(generator.network, state, source=source)
+        if not isinstance(network, MMDiT):
+            raise ValueError(f'checkpoint {source} is a TODSynth release, whose network is an MMDiT; the config has a '
+                             f"{type(generator if network is None else network).__name__}. Use a config with "
+                             "model.type='mmsynth.TODSynth'.")
+        return load_released_todsynth(network, state, source=source)
     if is_ldm(state):
         return load_ldm(generator, state, source=source)
     if is_mmagic(state):
@@ -211,7 +217,7 @@ def load_generator_state(generator: nn.Module, state: Mapping[str, Tensor], *, s
         if lacking:
             raise ValueError(f'checkpoint {source} holds the control tensors of a network only; {", ".join(lacking)} '
                              'of the generator would stay as they are. Load a checkpoint of the whole generator.')
-        return _load_control(generator.network, state, source=source)
+        return _load_control(network, state, source=source)
     return load_state_dict(
         generator, state, source=source, backbone=backbone_tensors(generator), ignored=(FINGERPRINT, ))
 
@@ -226,7 +232,7 @@ def _is_control(state: Mapping[str, Tensor]) -> bool:
     return all(key.startswith(('mask_embed.', 'mask_blocks.')) for key in state)
 
 
-def _load_control(network: MMDiT, state: Mapping[str, Tensor], *, source: str) -> LoadReport:
+def _load_control(network: nn.Module, state: Mapping[str, Tensor], *, source: str) -> LoadReport:
     own = network.state_dict()
     trunk = {name: own[name] for name in pretrained_names(network)}
     return load_state_dict(network, state, source=source, backbone=trunk)

@@ -35,6 +35,7 @@ from mmsynth.models.encoders import CLIPTextEncoder, VAECodec
 from mmsynth.models.generators import BaseGenerator, TISynth, TODSynth
 from mmsynth.models.generators.controlnet import StableDiffusionControlNet
 from mmsynth.models.ldm_checkpoints import is_ldm
+from mmsynth.models.networks import MMDiT, UNetControlNet
 from mmsynth.registry import MODELS
 from mmsynth.utils import LoadReport, read_checkpoint
 from mmsynth.utils.files import TEMPORARY_PREFIX
@@ -96,8 +97,8 @@ def convert_checkpoint(cfg: Config,
     generator, report, merged = read_generator(cfg, checkpoint, to, merge_lora=merge_lora)
     with whole_or_nothing(out) as draft:
         if to == 'mmsynth':
-            count, left_out = _save_tensors(generator.state_dict(), draft), []
-            written = [f'{out}: {count} tensors']
+            written = [f'{out}: {_save_tensors(generator.state_dict(), draft)} tensors']
+            left_out: list[str] = []
         else:
             write = _write_pipeline if isinstance(generator, StableDiffusionControlNet) else _write_diffusers
             written, left_out = write(generator, draft, out)
@@ -138,8 +139,8 @@ def _build(cfg: Config, to: str) -> BaseGenerator:
     if not isinstance(generator, (TODSynth, TISynth, StableDiffusionControlNet)):
         raise ValueError(f'{cfg.filename}: `model` is {type(generator).__name__}; only a TODSynth, a TISynth or a '
                          'ControlNet can be converted.')
-    if to == 'diffusers' and isinstance(generator, TISynth):
-        raise ValueError(f"`to`: the layout 'diffusers' has no place for the all-in attentions of a "
+    if to == 'diffusers' and not isinstance(generator.network, (MMDiT, UNetControlNet)):
+        raise ValueError(f"`to`: the layout 'diffusers' has no place for the {type(generator.network).__name__} of a "
                          f"{type(generator).__name__}; use 'mmsynth'.")
     return generator.eval()
 
@@ -178,6 +179,7 @@ def _lacking(generator: BaseGenerator, state: dict[str, Tensor], report: LoadRep
 def _write_diffusers(generator: TODSynth, folder: Path, out: Path) -> tuple[list[str], list[str]]:
     """Write the parts into a folder that will be called ``out``; what was written, and what has no place there."""
     network = generator.network
+    assert isinstance(network, MMDiT)
     network.trunk.save_pretrained(folder / 'transformer')
     (folder / 'control').mkdir()
     count = _save_tensors(control_tensors(network), folder / 'control' / 'model.safetensors')

@@ -100,7 +100,7 @@ def _image_size(image: Tensor, index: int, samples: Sequence[SynthDataSample] | 
     if image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(f'{_name(samples, index)}: images must be (3, H, W), got {tuple(image.shape)}; load them with '
                          "`color_type='color'`.")
-    return tuple(image.shape[-2:])
+    return image.shape[1], image.shape[2]
 
 
 def _name(samples: Sequence[SynthDataSample] | None, index: int) -> str:

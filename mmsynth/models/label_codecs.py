@@ -106,6 +106,7 @@ class PaletteCodec(LabelCodec):
 
     is_image = True
     channels = 3
+    colours: Tensor
 
     def __init__(self, palette: Sequence[Sequence[int]], ignore_index: int = IGNORE_INDEX) -> None:
         super().__init__(len(palette), ignore_index)

@@ -7,7 +7,7 @@ files the tensors have the names that the network has without LoRA, and ``….to
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,13 +15,6 @@ from mmsynth.models.backbone import FSDP_PREFIX
 
 ATTENTION_PROJECTIONS = ('to_q', 'to_k', 'to_v', 'to_out.0', 'add_q_proj', 'add_k_proj', 'add_v_proj', 'to_add_out')
 _PEFT_PARTS = re.compile(r'\.base_layer(?=\.)|(?<=\.lora_[AB])\.default(?=\.)')
-
-
-class BranchedNetwork(Protocol):
-    """A network that tells which parameters belong to a branch."""
-
-    def branch_parameters(self, branch: str) -> dict[str, nn.Parameter]:
-        """The named parameters of one branch."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +53,11 @@ class LoRASettings:
                              f'attention projections ({", ".join(ATTENTION_PROJECTIONS)}).')
 
 
-def add_lora(network: nn.Module, branches: Sequence[str], settings: LoRASettings) -> list[str]:
+def add_lora(network: Any, branches: Sequence[str], settings: LoRASettings) -> list[str]:
     """Adapt the linear layers of some branches, in place; which parameters train is left to the caller.
 
     Args:
-        network: A :class:`BranchedNetwork`.
+        network: A module whose ``branch_parameters(branch)`` gives the named parameters of a branch.
         branches: The branches to adapt.
         settings: Rank, scale, and which layers.
 
@@ -111,7 +104,7 @@ def plain_name(name: str) -> str:
     return _PEFT_PARTS.sub('', name)
 
 
-def _select_layers(network: nn.Module, branches: Sequence[str], targets: Sequence[str] | None) -> list[str]:
+def _select_layers(network: Any, branches: Sequence[str], targets: Sequence[str] | None) -> list[str]:
     layers = {branch: _linear_layers(network, branch) for branch in branches}
     wanted = ATTENTION_PROJECTIONS if targets is None else targets
     chosen = {branch: [name for name in names if any(_ends_with(name, target) for target in wanted)]
@@ -129,7 +122,7 @@ def _select_layers(network: nn.Module, branches: Sequence[str], targets: Sequenc
     return every
 
 
-def _linear_layers(network: nn.Module, branch: str) -> list[str]:
+def _linear_layers(network: Any, branch: str) -> list[str]:
     own = network.branch_parameters(branch).keys()
     return [name for name, module in network.named_modules()
             if isinstance(module, nn.Linear) and f'{name}.weight' in own]
@@ -141,7 +134,7 @@ def _ends_with(name: str, target: str) -> bool:
 
 def _ends(names: Sequence[str]) -> str:
     """The distinct last parts of dotted names, with the part before a number: 'to_out.0'."""
-    ends = {re.search(r'([^.]+(?:\.\d+)*)$', name).group() for name in names}
+    ends = {end for name in names for end in re.findall(r'[^.]+(?:\.\d+)*$', name)}
     return ', '.join(sorted(ends)) or 'none'
 
 

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 
 Precision = Literal['float32', 'bfloat16', 'float16']
-DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
+DTYPES: dict[Precision, torch.dtype] = {
+    'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
 
 def check_precision(name: str | None) -> None:
@@ -18,7 +19,7 @@ def check_precision(name: str | None) -> None:
                          f'{name!r}.')
 
 
-def dtype_on(name: str | None, device: torch.device) -> torch.dtype:
+def dtype_on(name: Precision | None, device: torch.device) -> torch.dtype:
     """The dtype of a name; for None bfloat16 on a GPU that computes in it, elsewhere float32."""
     if name is not None:
         return DTYPES[name]

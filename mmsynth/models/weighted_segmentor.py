@@ -43,8 +43,9 @@ class PixelWeights(BasePixelSampler):
         return own * self.weights
 
 
-class PixelWeightMixin:
-    """Makes a segmentor of mmseg weight its losses; stands before it among the bases.
+@MODELS.register_module()
+class WeightedEncoderDecoder(EncoderDecoder):
+    """mmseg's ``EncoderDecoder`` with weights per pixel.
 
     The loss of a pixel is multiplied by its weight, and the mean is taken over as many pixels as without weights: what
     is trusted less moves the network less. A pixel of weight 0 contributes nothing; an ignored one neither, whatever
@@ -79,13 +80,8 @@ class PixelWeightMixin:
 
 
 @MODELS.register_module()
-class WeightedEncoderDecoder(PixelWeightMixin, EncoderDecoder):
-    """mmseg's ``EncoderDecoder`` with weights per pixel, see :class:`PixelWeightMixin`."""
-
-
-@MODELS.register_module()
-class WeightedCascadeEncoderDecoder(PixelWeightMixin, CascadeEncoderDecoder):
-    """mmseg's ``CascadeEncoderDecoder`` with weights per pixel, see :class:`PixelWeightMixin`."""
+class WeightedCascadeEncoderDecoder(WeightedEncoderDecoder, CascadeEncoderDecoder):
+    """mmseg's ``CascadeEncoderDecoder`` with weights per pixel, see :class:`WeightedEncoderDecoder`."""
 
 
 def stack_weights(data_samples: Sequence[SegDataSample]) -> Tensor | None:

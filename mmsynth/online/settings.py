@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from mmengine.config import ConfigDict
 from torch import nn
-from torch.utils.data import Dataset
 
 from mmsynth.filtering import ClassLossFilter
 from mmsynth.guidance import SegmentorCritic
@@ -61,9 +60,8 @@ class RoundSettings:
         if not Path(self.checkpoint).exists():
             raise FileNotFoundError(f'`generator.checkpoint` {self.checkpoint} does not exist; train the generator '
                                     'first (tools/train.py).')
-        self.guidance, self.critic, self.filter = (
-            ConfigDict(option).to_dict() if isinstance(option, Mapping) else option
-            for option in (guidance, critic, filter))
+        self.guidance, self.filter = _as_dict(guidance), _as_dict(filter)
+        self.critic = critic if isinstance(critic, str) else _as_dict(critic)
         self.seed = seed
         masks = masks or (self.cfg.get('synthesis') or {}).get('dataset')
         if masks is None:
@@ -128,7 +126,7 @@ class RoundMasks:
     def metainfo(self) -> dict[str, Any]:
         return self._dataset.metainfo
 
-    def dataset(self, segmentor: nn.Module | None) -> Dataset:
+    def dataset(self, segmentor: nn.Module | None) -> Any:
         """The data set of a round, by the segmentor as it is now."""
         if not self.live:
             return self._dataset
@@ -165,6 +163,10 @@ def filter_problems(options: Mapping[str, Any]) -> list[str]:
     if options.get('num_images', 1) < 1:
         wrong.append(f'`filter.num_images` must be at least 1, got {options["num_images"]}')
     return wrong
+
+
+def _as_dict(option: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if option is None else ConfigDict(option).to_dict()
 
 
 def _check_options(generator: Mapping[str, Any], guidance: Mapping[str, Any] | None,

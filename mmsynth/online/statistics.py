@@ -82,8 +82,9 @@ def round_line(round: Round, statistics: Statistics, live: int, seconds: float) 
 
 def preview(samples: Sequence['Sample'], palette: Sequence[Sequence[int]]) -> np.ndarray:
     """Draw a grid of samples (H, W, 3), uint8, RGB: mask, image, and the filter's label where there is one."""
-    columns = dict(mask=[colorize(sample.mask, palette) for sample in samples],
-                   synthetic=[sample.image for sample in samples])
+    columns: dict[str, list[np.ndarray | None]] = dict(
+        mask=[colorize(sample.mask, palette) for sample in samples],
+        synthetic=[sample.image for sample in samples])
     if any(sample.filtered is not None for sample in samples):
         columns['trusted'] = [None if sample.filtered is None else colorize(sample.filtered, palette)
                               for sample in samples]

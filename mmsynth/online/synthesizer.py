@@ -90,13 +90,17 @@ class RoundSynthesizer:
         Samples that fail, have values that are not finite, or are dropped by the filter are left out; the statistics
         count them, see :mod:`mmsynth.online.statistics`. The global random state is left alone.
         """
-        segmentor = self._on_device(request.segmentor) if self.settings.needs_segmentor else None
+        segmentor = None
+        if self.settings.needs_segmentor:
+            assert request.segmentor is not None
+            segmentor = self._on_device(request.segmentor)
         with isolated_random_state(derive_seed(self.settings.seed, 'round', request.round)):
             dataset = self.settings.masks.dataset(segmentor)
             requests = self.settings.masks.requests(request.round, len(dataset))[self._share[0]::self._share[1]]
             guide = self._guide(segmentor)
             pixel_filter = None if self._filter is None else self._filter.build(request.round, segmentor)
-            statistics, failures = Counter(requested=len(requests)), Counter()
+            statistics: dict[str, float] = dict(requested=len(requests), not_finite=0)
+            failures: Counter[str] = Counter()
             if self._share[0] == 0:
                 requests = progress_bar(requests, unit='img', title=f'synthesis round {request.round}')
             loaded = _load_samples(dataset, requests, failures)
@@ -106,7 +110,8 @@ class RoundSynthesizer:
         return SynthesisResult(request.round, samples, dict(statistics, failed=dict(failures)))
 
     def _generate(self, batch: Sequence[tuple[Request, SynthDataSample]], guide: Guidance | None,
-                  pixel_filter: ClassLossFilter | None, statistics: Counter, failures: Counter) -> list[Sample]:
+                  pixel_filter: ClassLossFilter | None, statistics: dict[str, float],
+                  failures: Counter[str]) -> list[Sample]:
         """Generate a batch and return the good samples. If it fails, each is tried alone."""
         try:
             generated = generate_batch(self.generator, batch, guide=guide, entry=self.settings.pool['generator'])
@@ -165,19 +170,23 @@ class RoundFilter:
 
     def __init__(self, options: Mapping[str, Any], real: Mapping[str, Any] | None, *, seed: int, batch_size: int = 4,
                  device: torch.device | str = 'cpu') -> None:
-        if real is None and 'class_losses' not in options:
-            raise ValueError('`filter` measures class losses on real images and there is no real data set; give '
-                             '`filter.class_losses`.')
         self._rule = dict(unseen_classes='keep') | {key: options[key] for key in RULE_OPTIONS if key in options}
         self._num_images = options.get('num_images', 32)
         self._seed, self._batch_size, self._device = seed, batch_size, device
-        frozen, fixed = options.get('segmentor'), options.get('class_losses')
+        self._fixed: ClassLosses | None = None
+        self._leaves: list[Any] = []
+        if options.get('class_losses') is not None:
+            self._fixed = ClassLosses.read(options['class_losses'])
+        elif real is not None:
+            self._leaves = leaf_datasets(build_dataset(real))
+        else:
+            raise ValueError('`filter` measures class losses on real images and there is no real data set; give '
+                             '`filter.class_losses`.')
+        frozen = options.get('segmentor')
         self._frozen: Critic | None = None if frozen is None else MODELS.build(frozen).to(device)
         if self._frozen is not None and self._frozen.input_type != 'images':
             raise ValueError(f'`filter.segmentor` must predict on images, got {type(self._frozen).__name__}, which '
                              f'takes {self._frozen.input_type}; use a mmsynth.SegmentorCritic.')
-        self._fixed = None if fixed is None else ClassLosses.read(fixed)
-        self._leaves = leaf_datasets(build_dataset(real)) if self._fixed is None else []
 
     def build(self, round: int, segmentor: nn.Module | None) -> ClassLossFilter:
         """Build the filter of a round, by the segmentor as it is now.
@@ -187,7 +196,8 @@ class RoundFilter:
         """
         critic, device = self._frozen, self._device
         if critic is None:
-            critic, device = SegmentorCritic(segmentor=segmentor), next(segmentor.parameters()).device
+            critic = SegmentorCritic(segmentor=segmentor)
+            device = critic.device
         losses = self._measure(round, critic, device) if self._fixed is None else self._fixed
         if self._frozen is None:  # fixed losses are the measure, whichever segmentor they came from
             losses = ClassLosses(losses.class_names, losses.mean_loss, losses.pixels)
@@ -262,7 +272,7 @@ def build_synthesizer(settings: Mapping[str, Any], *, segmentor: Mapping[str, An
 
 
 def _load_samples(dataset: Any, requests: Iterable[Request],
-                  failures: Counter) -> Iterator[tuple[Request, SynthDataSample]]:
+                  failures: Counter[str]) -> Iterator[tuple[Request, SynthDataSample]]:
     """Load the masks of requests, each under its own random state: what is loaded beside it does not matter."""
     for request in requests:
         try:
@@ -274,7 +284,7 @@ def _load_samples(dataset: Any, requests: Iterable[Request],
             yield request, sample
 
 
-def _count_failure(error: Exception, failures: Counter) -> None:
+def _count_failure(error: Exception, failures: Counter[str]) -> None:
     """Count the error of a mask, and log the traceback of a round's first."""
     if not failures:
         print_log(f'a mask of a synthesis round failed:\n{traceback.format_exc()}', 'current', logging.WARNING)

@@ -122,12 +122,12 @@ class WorkerProcess:
         Raises:
             RuntimeError: If it is not :attr:`idle`.
         """
-        if not self.idle:
+        process = self._process
+        if process is None or not self.idle:
             raise RuntimeError('the worker process takes one request at a time; ask `idle` first.')
-        name = None if request.segmentor is None else WEIGHTS_FILE
         try:
-            if name is not None:
-                stage_weights(request.segmentor, self._process.folder / name)
+            if request.segmentor is not None:
+                stage_weights(request.segmentor, process.folder / WEIGHTS_FILE)
         except OSError as error:
             reason = f"the segmentor's weights could not be handed over: {error}"
             self._results.append(SynthesisResult(request.round, error=reason))
@@ -135,12 +135,12 @@ class WorkerProcess:
         self._pending = request.round, time.monotonic()
         if self._ready:
             self._due = time.monotonic() + self._timeout
-        self._process.send(dict(round=request.round, weights=name))
+        process.send(dict(round=request.round, weights=None if request.segmentor is None else WEIGHTS_FILE))
 
     def collect(self) -> list[SynthesisResult]:
         """Return the results since the last call. It also supervises the process, so call it at every iteration."""
         if self._process is not None:
-            self._supervise()
+            self._supervise(self._process)
         elif self.ended is None and time.monotonic() >= self._due:
             self._spawn()
         results, self._results = self._results, []
@@ -165,11 +165,11 @@ class WorkerProcess:
             return
         print_log(f'worker process {self._process.pid} starts; it writes to {self._process.log}', logger='current')
 
-    def _supervise(self) -> None:
+    def _supervise(self, process: '_Process') -> None:
         """Handle the messages of the process, and find out whether it died or hangs."""
-        process, alive = self._process, self._process.alive  # asked first: what it sent before its end is not lost
+        alive = process.alive  # asked first: what it sent before its end is not lost
         for message in process.messages():
-            self._handle(**message)
+            self._handle(process, **message)
             if self._process is None:
                 return
         doing = ' while it was starting' if not self._ready else ''
@@ -181,19 +181,20 @@ class WorkerProcess:
             limit = '`timeout`' if self._ready else '`start_timeout`'
             self._fail(f'was killed because it took longer than {limit}{doing}; its output is in {process.log}')
 
-    def _handle(self, kind: str, **message: Any) -> None:
+    def _handle(self, process: '_Process', kind: str, **message: Any) -> None:
         if kind == 'ready':
             self._ready = self._ever_ready = True
             self._due = math.inf if self._pending is None else time.monotonic() + self._timeout
         elif kind == 'broken' and not self._ever_ready:
-            self._give_up(f'the worker process cannot start: {message["error"]} (more in {self._process.log})')
+            self._give_up(f'the worker process cannot start: {message["error"]} (more in {process.log})')
         elif kind == 'broken':
             self._fail(f'could not start: {message["error"]}')
         elif kind == 'failed':
-            self._lose_round(f'{message["error"]} (more in {self._process.log})')
+            self._lose_round(f'{message["error"]} (more in {process.log})')
         else:
-            folder = self._process.folder / message['folder']
+            folder = process.folder / message['folder']
             try:
+                assert self._pending is not None
                 samples, seconds = read_samples(folder), time.monotonic() - self._pending[1]
                 self._results.append(SynthesisResult(message['round'], samples, message['statistics'], seconds=seconds))
                 self._failures, self._pending, self._due = 0, None, math.inf
@@ -207,6 +208,7 @@ class WorkerProcess:
         if self._pending is not None:
             number, since = self._pending
             self._results.append(SynthesisResult(number, error=reason, seconds=time.monotonic() - since))
+            assert self._process is not None
             discard(self._process.folder / WEIGHTS_FILE)
         self._pending, self._due = None, math.inf
 
@@ -255,7 +257,7 @@ class _Process:
         theirs.close()
 
     @property
-    def pid(self) -> int:
+    def pid(self) -> int | None:
         return self._process.pid
 
     @property
@@ -282,6 +284,7 @@ class _Process:
     def describe_end(self) -> str:
         """Describe how a process that is not alive ended."""
         code = self._process.exitcode
+        assert code is not None
         if code in (-signal.SIGKILL, _KILLED):
             return 'was killed (SIGKILL), as a system does that runs out of memory'
         return f'was ended by {signal.Signals(-code).name}' if code < 0 else f'ended with exit code {code}'

@@ -25,6 +25,7 @@ File names are below the process's own folder::
 Nothing in it outlives a run: a message names a file only when the file is complete, and what a killed run left is
 cleared by the next one. It belongs to the one writer of a pool.
 """
+import io
 import json
 import os
 import shutil
@@ -134,6 +135,7 @@ def _redirect_output(log: Path) -> None:
     for descriptor in (1, 2):
         os.dup2(file, descriptor)
     os.close(file)
+    assert isinstance(sys.stdout, io.TextIOWrapper)
     sys.stdout.reconfigure(line_buffering=True)
 
 
@@ -143,6 +145,7 @@ def _exit_with(parent: int) -> None:
     The end of the pipe alone does not tell: data loading workers forked by the training hold it open for some seconds.
     """
     training = parent_process()
+    assert training is not None
     while training.is_alive() and (os.name != 'posix' or os.getppid() == parent):
         training.join(_WATCH_SECONDS)
     os._exit(1)

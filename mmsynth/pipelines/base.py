@@ -39,6 +39,7 @@ OUTPUT_TYPES = ('pil', 'np', 'pt', 'latent')
 _HUB_FILES = ['model_index.json', '*/*.json', '*/*.safetensors', '*/*.txt', '*/*.model']
 _HUB_OPTIONS = ('cache_dir', 'force_download', 'local_files_only', 'revision', 'token')
 _RUNS_CODE = ('custom_pipeline', 'custom_revision', 'trust_remote_code')
+_PICTURES = (np.ndarray, Image.Image, Tensor)  # the classes of a Picture
 OnStepEnd = Callable[['SynthPipeline', int, Tensor, dict[str, Tensor]], Mapping[str, Tensor] | None]
 
 
@@ -219,7 +220,7 @@ class SynthPipeline(DiffusionPipeline):
         generator._modules = dict(generator._modules)  # its own: what follows is for one call
         network = getattr(self, self.network_name)
         generator.network, generator.latent_codec = network, self._latent_codec()
-        generator.text_encoder, generator.sampler = self._text_encoder(), self.scheduler
+        generator.sampler = self.scheduler
         generator.execution_device = self._execution_device
         generator.label_codec.to(generator.execution_device)
         generator.dtype = next((name for name, dtype in DTYPES.items() if dtype == network.dtype), None)
@@ -233,9 +234,11 @@ class SynthPipeline(DiffusionPipeline):
                 check_condition_guidance(part, value, getattr(generator, f'{part}_dropout'))
         check_run(generator.num_steps, generator.guidance_scale)
         self._check_scheduler(self.scheduler)
-        if generator.text_encoder is None:
+        text_encoder = self._text_encoder()
+        if text_encoder is None:
             raise ValueError('the pipeline has no `text_encoder`, which reads prompts; give it one: '
                              'pipe.register_modules(text_encoder=…, tokenizer=…).')
+        generator.text_encoder = text_encoder
         return generator
 
     # ---- the call
@@ -313,9 +316,7 @@ class SynthPipeline(DiffusionPipeline):
         if prompts is None and not self.classes:
             raise ValueError('`prompt` is needed: the pipeline does not know the names of its classes, of which it '
                              "would make one; give it, or the names: pipe.classes = ('road', …).")
-        references = reference
-        if reference is not None and not isinstance(reference, (list, tuple)):
-            references = [reference] * len(masks)
+        references = [reference] * len(masks) if isinstance(reference, _PICTURES) else reference
         data = SynthDataPreprocessor()(dict(data_samples=make_samples(masks, prompts, references, self.classes)))
         return data['data_samples']
 
@@ -326,6 +327,7 @@ class SynthPipeline(DiffusionPipeline):
             if critic is not None:
                 raise ValueError(f'`critic` has no effect: `guidance` is a {type(guidance).__name__} with a critic of '
                                  'its own. Leave one of them out, or give the settings of the guidance as a dict.')
+            guide = guidance
         elif critic is None:
             if guidance is not None:
                 raise ValueError(f'`guidance` {dict(guidance)} are settings of a guidance, which needs a `critic`.')
@@ -334,11 +336,11 @@ class SynthPipeline(DiffusionPipeline):
             raise ValueError(f'`critic` must be what mmsynth.apis.init_critic returns, got {type(critic).__name__}; '
                              'wrap it: init_critic(model, num_classes=…).')
         else:
-            guidance = MODELS.build(dict(type='mmsynth.CRFM', critic=critic) | dict(guidance or {}))
-        if guidance.critic.device.type != device.type:
-            raise ValueError(f'`critic` is on {guidance.critic.device}, the pipeline computes on {device}; move it: '
+            guide = MODELS.build(dict(type='mmsynth.CRFM', critic=critic) | dict(guidance or {}))
+        if guide.critic.device.type != device.type:
+            raise ValueError(f'`critic` is on {guide.critic.device}, the pipeline computes on {device}; move it: '
                              f"critic.to('{device}').")
-        return guidance
+        return guide
 
 
 def draw_seeds(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[int]:
@@ -350,7 +352,8 @@ def draw_seeds(generator: torch.Generator | Sequence[torch.Generator] | None, co
     Raises:
         ValueError: If a list has another length than ``count``.
     """
-    generators = list(generator) if isinstance(generator, (list, tuple)) else [generator] * count
+    generators: list[torch.Generator | None] = (
+        [generator] * count if generator is None or isinstance(generator, torch.Generator) else list(generator))
     if len(generators) != count:
         raise ValueError(f'`generator` must be one, or a list of one per mask, got {len(generators)} for {count} '
                          'masks.')
@@ -368,7 +371,7 @@ def _draw_seed(generator: torch.Generator | None) -> int:
 
 
 def _as_list(mask: Picture | Sequence[Picture]) -> list[Picture]:
-    masks = list(mask) if isinstance(mask, (list, tuple)) else [mask]
+    masks = [mask] if isinstance(mask, _PICTURES) else list(mask)
     if not masks:
         raise ValueError('`mask` must hold at least one mask, got none.')
     return masks

@@ -15,7 +15,7 @@ from accelerate import init_empty_weights  # peft brings it
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from torch import nn
+from torch import Tensor, nn
 
 from mmsynth.models.encoders import (
     AutoencoderCodec,
@@ -199,6 +199,9 @@ class PromptTable(TextEncoder, Float32Component):
     Raises:
         ValueError: If a prompt is listed twice.
     """
+
+    prompt_embeds: Tensor
+    pooled_prompt_embeds: Tensor
 
     @register_to_config
     def __init__(self, prompts: Sequence[str], tokens: int, embed_dims: int, pooled_dims: int) -> None:

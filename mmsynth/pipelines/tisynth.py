@@ -78,7 +78,8 @@ class TISynthPipeline(SynthPipeline):
     def _build_generator(self, label_codec: Mapping[str, Any], settings: Mapping[str, Any]) -> TISynth:
         config = self.scheduler.config
         schedule = {key: config[key] for key in STABLE_DIFFUSION_SCHEDULE if key in config}
-        return TISynth(self.unet, self._latent_codec(), build_label_codec(label_codec), self._text_encoder(),
+        return TISynth(self.unet, self._latent_codec(), build_label_codec(label_codec),
+                       self._text_encoder() or TextEncoder(),
                        scheduler=schedule, trainable=dict.fromkeys(TISynth.branches, 'frozen'), **settings).eval()
 
     def _check_scheduler(self, scheduler: SchedulerMixin) -> None:

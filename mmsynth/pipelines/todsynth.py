@@ -92,7 +92,8 @@ class TODSynthPipeline(SynthPipeline):
         return dict(text_encoder=as_component(encoder, 'text_encoder')), {}
 
     def _build_generator(self, label_codec: Mapping[str, Any], settings: Mapping[str, Any]) -> TODSynth:
-        return TODSynth(self.transformer, self._latent_codec(), build_label_codec(label_codec), self._text_encoder(),
+        return TODSynth(self.transformer, self._latent_codec(), build_label_codec(label_codec),
+                        self._text_encoder() or TextEncoder(),
                         trainable=dict.fromkeys(TODSynth.branches, 'frozen'), **settings).eval()
 
     def _check_scheduler(self, scheduler: SchedulerMixin) -> None:

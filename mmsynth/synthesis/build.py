@@ -72,7 +72,7 @@ def build_generator(cfg: Config, checkpoint: str | Path | None, device: torch.de
     return generator.to(device).eval()
 
 
-def critic_hashes(critic: dict[str, Any]) -> str | list | None:
+def critic_hashes(critic: Mapping[str, Any]) -> str | list | None:
     """Hash of a critic's weights file; of an ensemble, one per critic in its order; None for weights without a file."""
     if 'critics' in critic:
         return [critic_hashes(member) for member in critic['critics']]

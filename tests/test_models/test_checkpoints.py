@@ -124,6 +124,13 @@ class TestGenerator:
             name = key.removeprefix('network.')
             assert torch.equal(value, expected[name] if key.startswith('network.') else before[key]), key
 
+    def test_a_release_for_another_network_is_refused(self, tmp_path: Path) -> None:
+        save_file(released(), tmp_path / 'model.safetensors')
+        ours = torch.nn.Module()
+        ours.network = torch.nn.Linear(1, 1)
+        with pytest.raises(ValueError, match='the config has a Linear.*TODSynth'):
+            load_generator(ours, tmp_path)
+
     @pytest.mark.parametrize('legacy', [False, True])
     def test_a_checkpoint_of_mmengine_restores_all(self, legacy: bool, tmp_path: Path) -> None:
         saved = generator(legacy)

@@ -15,6 +15,7 @@ from torch import Tensor
 from mmsynth.apis import generate, init_generator, synthesize
 from mmsynth.guidance import CRFM, SegmentorCritic
 from mmsynth.models import BaseGenerator
+from mmsynth.models.convert import convert_checkpoint
 from mmsynth.registry import MODELS
 
 PALETTE = [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
@@ -131,6 +132,12 @@ def test_a_pool_without_a_checkpoint(folders: dict, kind: str, tmp_path: Path) -
     assert len(pool) == 2 and pool.records[0].generator['weights_sha256'] is None
     image, = generate(init_generator(cfg), [pool.load_mask(pool.records[0])])
     assert image.shape == (SIDE[kind], SIDE[kind], 3)
+
+
+def test_the_diffusers_layout_has_no_place_for_the_networks_of_sd3(folders: dict, tmp_path: Path) -> None:
+    cfg = Config(dict(model=settings(folders, 'sd3')))
+    with pytest.raises(ValueError, match='`to`: .* SD3ControlNet of a TODSynth'):
+        convert_checkpoint(cfg, tmp_path / 'a.pth', tmp_path / 'out', to='diffusers')
 
 
 def test_another_kind_is_refused(folders: dict) -> None:

@@ -149,3 +149,7 @@ class TestErrors:
     def test_an_unknown_mode(self) -> None:
         with pytest.raises(ValueError, match="`mode`.* got 'tensor'"):
             todsynth()(images(), samples(), mode='tensor')
+
+    def test_training_without_images(self) -> None:
+        with pytest.raises(ValueError, match='needs images'):
+            todsynth()(None, samples(), mode='loss')

@@ -204,8 +204,9 @@ def test_what_is_missing_is_named(small_run: SmallRun) -> None:
     del cfg['synthesis']
     with pytest.raises(ValueError, match='`masks` is not given'):
         settings(small_run, generator=dict(config=cfg, checkpoint=str(small_run.generator)))
-    with pytest.raises(ValueError, match='there is no real data set'):
-        RoundSynthesizer(settings(small_run, filter=FILTER))
+    for options in (FILTER, dict(class_losses=None)):
+        with pytest.raises(ValueError, match='there is no real data set'):
+            RoundSynthesizer(settings(small_run, filter=options))
 
 
 def test_the_pools_settings_tell_runs_apart(small_run: SmallRun) -> None:

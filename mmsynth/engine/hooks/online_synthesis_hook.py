@@ -106,9 +106,10 @@ class OnlineSynthesisHook(Hook):
         self.max_samples, self.batch_size, self.device = max_samples, batch_size, device
         self.max_failures, self.process, self.num_preview, self.seed_iterations = (
             max_failures, process, num_preview, seed_iterations)
-        self._options = dict(generator=generator, masks=masks, guidance=guidance, critic=critic, filter=filter,
-                             num_per_round=num_per_round, seed=seed)
-        self._settings: RoundSettings | None = None
+        self._options: dict[str, Any] = dict(
+            generator=generator, masks=masks, guidance=guidance, critic=critic, filter=filter,
+            num_per_round=num_per_round, seed=seed)
+        self._settings: RoundSettings  # from `before_train` on
         self._backend: InProcess | WorkerProcess | None = None  # in a worker process: on rank 0
         self._growing: GrowingPool | None = None  # on rank 0
         self._rounds: list[Round] = []
@@ -170,7 +171,7 @@ class OnlineSynthesisHook(Hook):
         settings = self._settings
         device = self.device or str(next(unwrap(runner.model).parameters()).device)
         real = None if settings.filter is None else real_data(runner.cfg.train_dataloader.dataset)
-        options = dict(real=real, batch_size=self.batch_size, device=device)
+        options: dict[str, Any] = dict(real=real, batch_size=self.batch_size, device=device)
         if self.process is None:
             synthesizer = RoundSynthesizer(settings, share=get_dist_info(), **options)
             synthesizer.check(live_segmentor(runner, settings.critic) if settings.needs_segmentor else None)
@@ -183,19 +184,20 @@ class OnlineSynthesisHook(Hook):
     def _open_pool(self, runner: Runner) -> list[Round]:
         """Open the pool and take it to a checkpoint's state, or empty it for a new run; on rank 0."""
         settings = self._settings
-        self._growing = GrowingPool(self.pool, settings.pool, settings.classes, settings.palette, self.max_samples)
+        growing = GrowingPool(self.pool, settings.pool, settings.classes, settings.palette, self.max_samples)
+        self._growing = growing
         if self._resumed == {}:
             runner.logger.warning('the checkpoint was saved without OnlineSynthesisHook; synthesis starts anew.')
-        removed = self._growing.rewind((self._resumed or {}).get('published', 0))
+        removed = growing.rewind((self._resumed or {}).get('published', 0))
         if removed:
             runner.logger.info(f'pool {self.pool}: {removed} samples removed that an earlier run made later than '
                                f'iteration {runner.iter}, where this one starts')
-        missing = self._growing.missing(runner.iter)
+        missing = growing.missing(runner.iter)
         if missing:
             runner.logger.warning(
                 f'pool {self.pool}: {len(missing)} samples that training draws are gone (the first is {missing[0]!r}), '
                 'deleted, or retired before a later checkpoint than the resumed one; others come in their place.')
-        return self._growing.rounds
+        return growing.rounds
 
     def close(self) -> None:
         """End the worker process and free the pool. Safe to call twice."""
@@ -231,13 +233,12 @@ class OnlineSynthesisHook(Hook):
         if self._backend is not None:
             results = self._backend.collect()
             if self._backend.idle and self._is_due(runner, done):
-                self._request_round(runner, done)
+                self._request_round(runner, done, self._backend)
                 results += self._backend.collect()
         for result in results:
             usable_from = done + batches_ahead(runner, together=self.process is None)
             if self.process is None:  # all ranks have a share
-                result = gather_results(result)
-                round, failure = call_on_first_rank(self._publish, runner, result, usable_from)
+                round, failure = call_on_first_rank(self._publish, runner, gather_results(result), usable_from)
             else:
                 round, failure = self._publish(runner, result, usable_from)
             self._count(round, failure)
@@ -253,7 +254,7 @@ class OnlineSynthesisHook(Hook):
             return waited >= self.interval or len(live_ids(self._rounds)) < self.min_live
         return waited >= self.interval
 
-    def _request_round(self, runner: Runner, done: int) -> None:
+    def _request_round(self, runner: Runner, done: int, backend: InProcess | WorkerProcess) -> None:
         number, self._next_round, self._last_request = self._next_round, self._next_round + 1, done
         if self._replaced:
             runner.logger.warning(f'pool {self.pool}: {self._replaced} samples were drawn since the last round whose '
@@ -261,10 +262,11 @@ class OnlineSynthesisHook(Hook):
         self._replaced = 0
         segmentor = live_segmentor(runner, self._settings.critic) if self._settings.needs_segmentor else None
         with broadcast_buffers(segmentor if self.process is None else None):
-            self._backend.submit(SynthesisRequest(number, segmentor))
+            backend.submit(SynthesisRequest(number, segmentor))
 
     def _publish(self, runner: Runner, result: SynthesisResult, usable_from: int) -> tuple[Round | None, str | None]:
         """Store a round and show it, on rank 0; return it, or None and why it failed."""
+        assert self._growing is not None
         for message, count in result.statistics.get('failed', {}).items():
             runner.logger.warning(f'synthesis round {result.round}: {count} masks failed: {message}')
         failure = result.failure

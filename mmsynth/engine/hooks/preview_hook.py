@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from mmsynth.engine.hooks.training_samples import draw_training_batch, unwrap
+from mmsynth.guidance import Critic
 from mmsynth.registry import HOOKS, MODELS
 from mmsynth.utils import derive_seed, isolated_random_state
 from mmsynth.visualization import colorize, draw_grid, save_png
@@ -42,14 +43,14 @@ class PreviewHook(Hook):
         self.interval = interval
         self.num_samples = num_samples
         self._critic_config = critic
-        self._critic = None
+        self._critic: Critic | None = None
 
     def before_train(self, runner: Runner) -> None:
         """Build the critic, so that one that does not fit stops the run at once; only the first rank needs it."""
         if self._critic_config is not None and is_main_process():
             model = unwrap(runner.model)
-            self._critic = MODELS.build(self._critic_config).to(model.device)
-            self._critic.check_num_classes(model.num_classes)
+            self._critic = critic = MODELS.build(self._critic_config).to(model.device)
+            critic.check_num_classes(model.num_classes)
 
     def after_train_iter(self,
                          runner: Runner,

@@ -8,8 +8,8 @@ from torch import nn
 from mmsynth.utils import isolated_random_state
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside a distributed wrapper."""
+def unwrap(model: nn.Module) -> Any:
+    """The model inside a distributed wrapper; of which class, the config says."""
     return model.module if is_model_wrapper(model) else model
 
 

@@ -67,12 +67,13 @@ class FSDPStrategy(HostFSDPStrategy):
             auto_scale_lr=auto_scale_lr)
 
     def _wrap_model(self, model: nn.Module) -> MMFullyShardedDataParallel:
-        units = getattr(getattr(model, 'network', None), 'sharded_units', None)
-        if units is None:
-            name = type(getattr(model, 'network', model)).__name__
+        network = getattr(model, 'network', None)
+        units = getattr(network, 'sharded_units', None)
+        if network is None or units is None:
+            name = type(model if network is None else network).__name__
             raise ValueError(f"`strategy`: {name} cannot be sharded, it names no `sharded_units`; take mmengine's "
                              "dict(type='DDPStrategy').")
-        dtypes = {str(parameter.dtype).removeprefix('torch.') for parameter in model.network.parameters()}
+        dtypes = {str(parameter.dtype).removeprefix('torch.') for parameter in network.parameters()}
         if len(dtypes) > 1:
             raise ValueError(f'`model.dtype`: FSDP shards weights of one dtype, this network has {sorted(dtypes)}, as '
                              'frozen weights are held in the dtype that is named. Leave `model.dtype` out; the '
@@ -104,6 +105,7 @@ class FSDPStrategy(HostFSDPStrategy):
         """As the host's; its norm of gradients is that over all processes."""
         built = super().build_optim_wrapper(optim_wrapper, model)
         if built.clip_grad_kwargs and built.clip_func is nn.utils.clip_grad_norm_:
+            assert isinstance(model, FullyShardedDataParallel)
             built._clip_grad = partial(_clip_grad_norm, built, model)
         return built
 

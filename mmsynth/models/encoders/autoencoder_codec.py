@@ -39,6 +39,9 @@ class AutoencoderCodec(LatentCodec):
     """
 
     needs_fit = True
+    mean: Tensor
+    scale: Tensor
+    fitted: Tensor
 
     def __init__(self, factor: int = 4, channels: int = 16, noise: float = 0.5, iterations: int = 1000) -> None:
         super().__init__()

@@ -46,7 +46,10 @@ class CLIPTextEncoder(TextEncoder):
         if dtype not in DTYPES:
             raise ValueError(f'`dtype` must be one of {", ".join(DTYPES)}, got {dtype!r}.')
         check_source(pretrained, built)
-        self.text_encoder, self.tokenizer = built or _load(pretrained, DTYPES[dtype])
+        if built is None:
+            assert pretrained is not None
+            built = _load(pretrained, DTYPES[dtype])
+        self.text_encoder, self.tokenizer = built
         self.dtype = self.text_encoder.dtype
         self.requires_grad_(False).eval()
         self._identity = ''

@@ -90,9 +90,10 @@ class VAECodec(LatentCodec):
                              f'pretrained={pretrained!r}, config={config!r}, vae={type(vae).__name__}.')
         if vae is not None:
             self.vae = vae
-        elif pretrained is None:
+        elif config is not None:
             self.vae = AutoencoderKL(**config)
         else:
+            assert pretrained is not None
             if Path(pretrained).is_dir() and not (Path(pretrained) / (subfolder or '')).is_dir():
                 raise ValueError(f'`pretrained`: the folder {pretrained} has no `{subfolder}` in it; it must be in the '
                                  'diffusers layout.')
@@ -131,6 +132,7 @@ class VAECodec(LatentCodec):
         return LatentCache(folder, f'vae-{fingerprint((), parts)[:16]}')
 
     def _cached_moments(self, images: Tensor, *, required: bool) -> Tensor | None:
+        assert self.cache_dir is not None
         if self._cache is None:
             self._cache = self.open_cache(self.cache_dir)
         keys = image_keys(images)
@@ -188,6 +190,10 @@ class PatchPCACodec(LatentCodec):
     """
 
     needs_fit = True
+    mean: Tensor
+    components: Tensor
+    scale: Tensor
+    fitted: Tensor
 
     def __init__(self, patch_size: int = 4, channels: int = 16, whitening: float = 1.0) -> None:
         super().__init__()

@@ -85,6 +85,8 @@ class CachedTextEncoder(TextEncoder):
         ValueError: If ``max_in_memory`` is below 1.
     """
 
+    _anchor: Tensor
+
     def __init__(self, cache_dir: str, identity: str | None = None, max_in_memory: int = 64) -> None:
         super().__init__()
         if max_in_memory < 1:

@@ -188,7 +188,10 @@ class SD3TextEncoder(TextEncoder):
             raise ValueError(f'`dtype` must be one of {", ".join(DTYPES)}, got {dtype!r}.')
         self.max_sequence_length = max_sequence_length
         check_source(pretrained, built)
-        self._pipeline = built or _load_sd3_text(pretrained, DTYPES[dtype])
+        if built is None:
+            assert pretrained is not None
+            built = _load_sd3_text(pretrained, DTYPES[dtype])
+        self._pipeline = built
         self.dtype = self._pipeline.text_encoder.dtype
         self.text_encoder = self._pipeline.text_encoder  # the pipeline is no module: these make `.to()` reach it
         self.text_encoder_2 = self._pipeline.text_encoder_2

@@ -3,7 +3,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from diffusers import SchedulerMixin
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmsynth.guidance.base import Guidance
 from mmsynth.models.backbone import keep_in_checkpoints, leave_out_backbone
-from mmsynth.models.encoders import LatentCodec, TextEmbeds
+from mmsynth.models.encoders import LatentCodec, TextEmbeds, TextEncoder
 from mmsynth.models.generators.training_randomness import TrainingRandomness
 from mmsynth.models.label_codecs import LabelCodec
 from mmsynth.models.lora import LoRASettings, add_lora, merge_lora
@@ -26,6 +26,7 @@ from mmsynth.utils import derive_seed, seeded_noise
 from mmsynth.utils.labels import IGNORE_INDEX
 
 TRAINABLE_STATES = ('full', 'lora', 'frozen')
+Part = TypeVar('Part')
 
 
 class BaseGenerator(BaseModel):
@@ -68,12 +69,13 @@ class BaseGenerator(BaseModel):
     """
 
     branches: ClassVar[Mapping[str, str]]
+    network: Any  # of which class, subclasses say
     execution_device: torch.device | None = None
 
     def __init__(self, network: nn.Module | dict, latent_codec: LatentCodec | dict, label_codec: LabelCodec | dict,
-                 text_encoder: nn.Module | dict, *, trainable: Mapping[str, str] | None, lora: Mapping[str, Any] | None,
-                 prompt_dropout: float, mask_dropout: float, num_steps: int, guidance_scale: float,
-                 guidance_interval: Sequence[float], mask_guidance_scale: float,
+                 text_encoder: TextEncoder | dict, *, trainable: Mapping[str, str] | None,
+                 lora: Mapping[str, Any] | None, prompt_dropout: float, mask_dropout: float, num_steps: int,
+                 guidance_scale: float, guidance_interval: Sequence[float], mask_guidance_scale: float,
                  mask_guidance_interval: Sequence[float], dtype: Precision | None, compile: bool | Mapping[str, Any],
                  data_preprocessor: dict | None) -> None:
         check_precision(dtype)
@@ -87,8 +89,8 @@ class BaseGenerator(BaseModel):
         self._trainable = states
         self.latent_codec: LatentCodec = build(latent_codec)
         self.label_codec: LabelCodec = build(label_codec)
-        self.network: nn.Module = build(network)
-        self.text_encoder: nn.Module = build(text_encoder)
+        self.network = build(network)
+        self.text_encoder: TextEncoder = build(text_encoder)
         self.prompt_dropout = prompt_dropout
         self.mask_dropout = mask_dropout
         self.num_steps = num_steps
@@ -120,9 +122,12 @@ class BaseGenerator(BaseModel):
             mode: 'loss' or 'predict'.
 
         Raises:
-            ValueError: For another mode.
+            ValueError: For another mode, or a loss without images.
         """
         if mode == 'loss':
+            if inputs is None:
+                raise ValueError('training needs images, and the batch has none: load them in the pipeline of the data '
+                                 "set, with dict(type='LoadImageFromFile').")
             return self.loss(inputs, data_samples)
         if mode == 'predict':
             return self.predict(inputs, data_samples)
@@ -340,7 +345,7 @@ def check_condition_guidance(part: str, scale: float, dropout: float) -> None:
                   f'`{part}_dropout`, 0.15 for instance.', 'current', logging.WARNING)
 
 
-def build(module: object) -> object:
+def build(module: Part | dict) -> Part:
     """Build a module from its config; a module stays as it is."""
     return MODELS.build(module) if isinstance(module, dict) else module
 

@@ -12,7 +12,7 @@ from diffusers import ControlNetModel, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from mmsynth.guidance.base import Guidance
-from mmsynth.models.encoders import CLIPTextEncoder, SD3TextEncoder, VAECodec
+from mmsynth.models.encoders import CLIPTextEncoder, SD3TextEncoder, TextEncoder, VAECodec
 from mmsynth.models.generators.base import BaseGenerator, prompt_of, stack_masks
 from mmsynth.models.generators.todsynth import TODSynth
 from mmsynth.models.label_codecs import PaletteCodec
@@ -30,7 +30,7 @@ def diffusers_controlnet(pretrained: str,
                          controlnet: str,
                          palette: Sequence[Sequence[int]],
                          conditioning_scale: float = 1.0,
-                         text_encoder: Mapping[str, Any] | None = None,
+                         text_encoder: dict[str, Any] | None = None,
                          sampler: Mapping[str, Any] | None = None,
                          trainable: Mapping[str, str] | None = None,
                          prompt_dropout: float = 0.0,
@@ -57,18 +57,19 @@ def diffusers_controlnet(pretrained: str,
         ValueError: If the ControlNet is of another kind, or an option is out of range.
     """
     kind = ControlNetModel.load_config(controlnet).get('_class_name')
-    codecs = dict(latent_codec=VAECodec(pretrained), label_codec=PaletteCodec(palette))
-    options = dict(sampler=sampler, prompt_dropout=prompt_dropout, num_steps=num_steps, guidance_scale=guidance_scale,
-                   mask_guidance_scale=mask_guidance_scale, dtype=dtype, compile=compile)
+    options: dict[str, Any] = dict(
+        latent_codec=VAECodec(pretrained), label_codec=PaletteCodec(palette), sampler=sampler,
+        prompt_dropout=prompt_dropout, num_steps=num_steps, guidance_scale=guidance_scale,
+        mask_guidance_scale=mask_guidance_scale, dtype=dtype, compile=compile)
     if kind == 'ControlNetModel':
         network = UNetControlNet(UNet2DConditionModel.from_pretrained(pretrained, subfolder='unet'),
                                  ControlNetModel.from_pretrained(controlnet), conditioning_scale)
         scheduler = DDPMScheduler.load_config(pretrained, subfolder='scheduler')
-        return StableDiffusionControlNet(network, **codecs, text_encoder=text_encoder or CLIPTextEncoder(pretrained),
+        return StableDiffusionControlNet(network, text_encoder=text_encoder or CLIPTextEncoder(pretrained),
                                          scheduler=scheduler, trainable=trainable, **options)
     if kind == 'SD3ControlNetModel':
         scheduler = DDPMScheduler.load_config(pretrained, subfolder='scheduler')
-        return TODSynth(SD3ControlNet(pretrained, controlnet, conditioning_scale), **codecs,
+        return TODSynth(SD3ControlNet(pretrained, controlnet, conditioning_scale),
                         text_encoder=text_encoder or SD3TextEncoder(pretrained),
                         scheduler=dict(shift=scheduler.get('shift', 3.0)),
                         trainable=trainable or dict(image='frozen', mask='full', text='frozen'), **options)
@@ -99,9 +100,10 @@ class StableDiffusionControlNet(BaseGenerator):
     """
 
     branches: ClassVar[Mapping[str, str]] = dict(unet='frozen', control='full')
+    network: UNetControlNet
 
     def __init__(self, network: UNetControlNet, latent_codec: VAECodec, label_codec: PaletteCodec,
-                 text_encoder: CLIPTextEncoder | Mapping[str, Any], *, scheduler: Mapping[str, Any],
+                 text_encoder: TextEncoder | dict[str, Any], *, scheduler: Mapping[str, Any],
                  sampler: Mapping[str, Any] | None, trainable: Mapping[str, str] | None, prompt_dropout: float,
                  num_steps: int, guidance_scale: float, mask_guidance_scale: float, dtype: Precision | None,
                  compile: bool | Mapping[str, Any]) -> None:

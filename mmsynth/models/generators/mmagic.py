@@ -15,7 +15,7 @@ from mmengine.config import Config
 from torch import nn
 
 from mmsynth.models.encoders import CLIPTextEncoder, VAECodec
-from mmsynth.models.generators.base import BaseGenerator, build
+from mmsynth.models.generators.base import BaseGenerator
 from mmsynth.models.generators.controlnet import StableDiffusionControlNet
 from mmsynth.models.generators.mmagic_translation import MMagicTranslation
 from mmsynth.models.label_codecs import PaletteCodec
@@ -38,7 +38,7 @@ def mmagic_generator(config: str | Path | Mapping[str, Any],
                      checkpoint: str | Path | None = None,
                      channel_order: Literal['rgb', 'bgr'] | None = None,
                      conditioning_scale: float | None = None,
-                     text_encoder: Mapping[str, Any] | None = None,
+                     text_encoder: dict[str, Any] | None = None,
                      sampler: Mapping[str, Any] | None = None,
                      trainable: Mapping[str, str] | None = None,
                      prompt_dropout: float | None = None,
@@ -68,11 +68,13 @@ def mmagic_generator(config: str | Path | Mapping[str, Any],
         FileNotFoundError: If there is no such file.
         ImportError: If a translation model is asked for and mmagic does not import.
     """
-    given = dict(conditioning_scale=conditioning_scale, text_encoder=text_encoder, sampler=sampler, trainable=trainable,
-                 prompt_dropout=prompt_dropout, num_steps=num_steps, guidance_scale=guidance_scale,
-                 mask_guidance_scale=mask_guidance_scale, dtype=dtype, compile=compile)
-    given = {name: value for name, value in given.items() if value is not None}
+    options: dict[str, Any] = dict(
+        conditioning_scale=conditioning_scale, text_encoder=text_encoder, sampler=sampler, trainable=trainable,
+        prompt_dropout=prompt_dropout, num_steps=num_steps, guidance_scale=guidance_scale,
+        mask_guidance_scale=mask_guidance_scale, dtype=dtype, compile=compile)
+    given = {name: value for name, value in options.items() if value is not None}
     model = _read_model(config)
+    generator: StableDiffusionControlNet | MMagicTranslation
     if model['type'] == 'ControlStableDiffusion':
         if channel_order is not None:
             raise ValueError('`channel_order` has no effect on a ControlNet, whose VAE knows RGB; leave it out.')
@@ -89,7 +91,7 @@ def mmagic_generator(config: str | Path | Mapping[str, Any],
     if checkpoint is not None:
         from mmsynth.models.checkpoints import load_generator  # here: it knows generators' networks
         load_generator(generator, checkpoint)
-        if isinstance(generator, BaseGenerator):
+        if isinstance(generator, StableDiffusionControlNet):
             generator.network.is_pretrained = True
     return generator
 
@@ -109,7 +111,7 @@ def for_mmagic(generator: Mapping[str, Any]) -> nn.Module:
     """
     from mmsynth.models.mmagic_host import import_mmagic, predict_for_mmagic
     import_mmagic()
-    model = build(generator)
+    model = MODELS.build(generator)
     model.register_forward_hook(predict_for_mmagic, with_kwargs=True)
     return model
 
@@ -187,7 +189,7 @@ def _sampler_of(model: Mapping[str, Any]) -> dict[str, Any]:
     return dict(type=kind.__name__) | {key: value for key, value in scheduler.config.items() if key in known}
 
 
-def _kind_of(model: Mapping[str, Any], name: str, base: type) -> type:
+def _kind_of(model: Mapping[str, Any], name: str, base: type) -> Any:
     """The class of diffusers that a part of mmagic's config names."""
     named = (model.get(name) or {}).get('type')
     kind = getattr(diffusers, str(named).removeprefix('mmagic.'), None)

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_density_for_timestep_sampling
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmsynth.guidance.base import Guidance
-from mmsynth.models.encoders import LatentCodec
+from mmsynth.models.encoders import LatentCodec, TextEncoder
 from mmsynth.models.generators.base import (
     BaseGenerator,
     check_condition_guidance,
@@ -23,6 +23,7 @@ from mmsynth.models.generators.base import (
     stack_masks,
 )
 from mmsynth.models.label_codecs import IdCodec, LabelCodec
+from mmsynth.models.networks.controlled_unet import ControlledUNet
 from mmsynth.models.precision import Precision
 from mmsynth.registry import MODELS
 from mmsynth.sampling import (
@@ -108,12 +109,13 @@ class TISynth(BaseGenerator):
     """
 
     branches: ClassVar[Mapping[str, str]] = dict(unet='frozen', attention='full', mask='full', reference='full')
+    network: ControlledUNet
 
     def __init__(self,
-                 network: nn.Module | dict,
+                 network: ControlledUNet | dict,
                  latent_codec: LatentCodec | dict,
                  label_codec: LabelCodec | dict,
-                 text_encoder: nn.Module | dict,
+                 text_encoder: TextEncoder | dict,
                  scheduler: Mapping[str, Any] | None = None,
                  prediction_type: str = 'epsilon',
                  timestep_density: Mapping[str, float] | None = None,

@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmsynth.guidance.base import Guidance
-from mmsynth.models.encoders import LatentCodec
+from mmsynth.models.encoders import LatentCodec, TextEncoder
 from mmsynth.models.generators.base import BaseGenerator, prompt_of, stack_masks
 from mmsynth.models.label_codecs import LabelCodec
+from mmsynth.models.networks.diffusers_controlnet import SD3ControlNet
 from mmsynth.models.networks.mmdit import MMDiT
 from mmsynth.models.precision import Precision
 from mmsynth.registry import MODELS
@@ -76,12 +77,13 @@ class TODSynth(BaseGenerator):
     """
 
     branches: ClassVar[Mapping[str, str]] = dict(image='full', mask='full', text='frozen')
+    network: MMDiT | SD3ControlNet
 
     def __init__(self,
-                 network: MMDiT | dict,
+                 network: MMDiT | SD3ControlNet | dict,
                  latent_codec: LatentCodec | dict,
                  label_codec: LabelCodec | dict,
-                 text_encoder: nn.Module | dict,
+                 text_encoder: TextEncoder | dict,
                  scheduler: dict | None = None,
                  sampler: Mapping[str, Any] | None = None,
                  trainable: Mapping[str, str] | None = None,

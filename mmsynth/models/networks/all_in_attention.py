@@ -8,7 +8,7 @@ Before each of its own transformer blocks, with r and m the outputs of the refer
 Legend: B batch, N tokens of the U-Net, M tokens of a branch output, D width, Cb channels of a branch output,
 h w cells of the U-Net's level, T text tokens.
 """
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from diffusers import Transformer2DModel
@@ -42,17 +42,19 @@ class AllInAttention(nn.Module):
                 nn.init.zeros_(attention.to_out[0].weight)
                 nn.init.zeros_(attention.to_out[0].bias)
 
-    def forward(self, tokens: Tensor, reference: Tensor, mask: Tensor, size: tuple[int, int]) -> Tensor:
+    def forward(self, tokens: Tensor, reference: Tensor, mask: Tensor, size: Sequence[int]) -> Tensor:
         """Let tokens (B, N, D) look at a reference's and then at a mask's tokens, both (B, M, Cb), of a map (h, w)."""
         tokens = tokens + self.reference_attn(self.reference_norm(tokens), encoder_hidden_states=reference)
         scores = None if self.mask_locality is None else self._locality(size).repeat(len(tokens), 1, 1)
         return tokens + self.mask_attn(self.mask_norm(tokens), encoder_hidden_states=mask, attention_mask=scores)
 
-    def _locality(self, size: tuple[int, int]) -> Tensor:
+    def _locality(self, size: Sequence[int]) -> Tensor:
         """What is added to each head's scores (heads, h * w, h * w)."""
-        axes = [torch.arange(length, device=self.mask_locality.device) for length in size]
-        places = torch.cartesian_prod(*axes).to(self.mask_locality.dtype)
-        return -self.mask_locality[:, None, None] * (places[:, None] - places).square().sum(-1)
+        strength = self.mask_locality
+        assert strength is not None
+        axes = [torch.arange(length, device=strength.device) for length in size]
+        places = torch.cartesian_prod(*axes).to(strength.dtype)
+        return -strength[:, None, None] * (places[:, None] - places).square().sum(-1)
 
 
 def run_transformer(transformer: Transformer2DModel, fusions: Iterable[AllInAttention], features: Tensor, text: Tensor,
@@ -85,7 +87,7 @@ def to_tokens(features: Tensor) -> Tensor:
     return features.flatten(2).transpose(1, 2)
 
 
-def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+def to_map(tokens: Tensor, size: Sequence[int]) -> Tensor:
     """(B, h * w, C) → (B, C, h, w)."""
     return tokens.transpose(1, 2).unflatten(2, size)
 

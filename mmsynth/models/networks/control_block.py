@@ -124,7 +124,7 @@ def finish_image(block: JointTransformerBlock,
         control: What a scheme beside the joint attention adds to the image tokens (B, N, D).
     """
     image = image + normed.modulation.gate_msa[:, None] * attended
-    if normed.dual is not None:
+    if normed.dual is not None and normed.dual_gate is not None:
         image = image + normed.dual_gate[:, None] * block.attn2(hidden_states=normed.dual)
     if control is not None:
         image = image + control

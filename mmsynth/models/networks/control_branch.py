@@ -9,6 +9,7 @@ import math
 from collections.abc import Collection
 
 from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 from torch import Tensor, nn
 
 FACTORS = (1, 2, 4, 8)
@@ -78,10 +79,11 @@ def _keep_variance(hint_encoder: nn.Module) -> None:
     for layer in hint_encoder.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.normal_(layer.weight, std=_SILU_GAIN / math.sqrt(layer.weight[0].numel()))
+            assert layer.bias is not None
             nn.init.zeros_(layer.bias)
 
 
-def _set_factor(hint_encoder: nn.Module, factor: int) -> None:
+def _set_factor(hint_encoder: ControlNetConditioningEmbedding, factor: int) -> None:
     """Keep the first log2(factor) strides of ControlNet's hint encoder, 3-16-16-32(s2)-32-96(s2)-96-256(s2)-D(zero)."""
     if factor not in FACTORS:
         raise ValueError(f'a hint encoder has a factor of {", ".join(map(str, FACTORS))}, got {factor!r}.')

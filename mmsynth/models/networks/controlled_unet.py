@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from diffusers import Transformer2DModel, UNet2DConditionModel
+from diffusers.models.unets.unet_2d_blocks import CrossAttnUpBlock2D, UpBlock2D
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -215,7 +216,7 @@ class ControlledUNet(nn.Module):
                              f'{size[0]}x{size[1]}; a reference must have the size of its image.')
 
 
-def transformers_of(block: nn.Module) -> list[Transformer2DModel | None]:
+def transformers_of(block: UpBlock2D | CrossAttnUpBlock2D) -> list[Transformer2DModel | None]:
     """A spatial transformer, or none, for each residual layer of a decoder level."""
     return list(getattr(block, 'attentions', [None] * len(block.resnets)))
 
@@ -245,9 +246,10 @@ def _build_unet(pretrained: str | None, settings: dict | None) -> UNet2DConditio
         raise ValueError('`pretrained` and `unet`: exactly one must be given, got '
                          f'pretrained={pretrained!r}, unet={settings!r}. Name a diffusers folder or hub id in '
                          '`pretrained`, or give the settings of a new UNet2DConditionModel in `unet`.')
-    if pretrained is None:
+    if settings is not None:
         _check_kind(settings, '`unet`')
         return UNet2DConditionModel(**settings)
+    assert pretrained is not None
     if Path(pretrained).is_dir() and not (Path(pretrained) / 'unet').is_dir():
         raise ValueError(f'`pretrained`: the folder {pretrained} has no `unet` in it; it must be in the diffusers '
                          'layout (unet/, vae/, scheduler/, text_encoder/, tokenizer/).')

@@ -73,5 +73,4 @@ class MaskAdapter(ControlBlock):
 
         # post-attention
         image = finish_image(block, image, image_in, image_out, control=seen)
-        text = finish_text(block, text, text_out, text_mod)
-        return image, text, None if self.pre_only else mask
+        return image, finish_text(block, text, text_out, text_mod), None if self.pre_only else mask

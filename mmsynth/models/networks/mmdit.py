@@ -5,9 +5,10 @@ runs under a control scheme: unified triple attention, or one of the two that th
 
 Legend: B batch, C latent channels, Cm mask channels, h w latent cells, D width.
 """
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from diffusers import SD3Transformer2DModel
@@ -21,7 +22,8 @@ from mmsynth.models.networks.siamese_attention import SiameseAttention
 from mmsynth.models.networks.triple_attention import TripleAttention
 from mmsynth.registry import MODELS
 
-CONTROLS: dict[str, type[ControlBlock]] = dict(triple=TripleAttention, siamese=SiameseAttention, adapter=MaskAdapter)
+CONTROLS: dict[str, Callable[..., ControlBlock]] = dict(
+    triple=TripleAttention, siamese=SiameseAttention, adapter=MaskAdapter)
 _TEXT_PARTS = ('context_embedder', 'time_text_embed', 'norm1_context', 'ff_context', 'add_q_proj', 'add_k_proj',
                'add_v_proj', 'norm_added_q', 'norm_added_k', 'to_add_out')
 
@@ -75,7 +77,7 @@ class MMDiT(nn.Module):
             in_channels=self.mask_channels,
             embed_dim=self.trunk.inner_dim,
             pos_embed_max_size=config.pos_embed_max_size)
-        self.mask_blocks = _build_blocks(self.trunk, control, legacy)
+        self.mask_blocks: Any = _build_blocks(self.trunk, control, legacy)
         if not legacy:
             self._copy_image_stream()
 
@@ -194,6 +196,7 @@ def _build_trunk(pretrained: str | None, trunk: dict | None) -> SD3Transformer2D
             raise ValueError(f'`pretrained`: the folder {pretrained} has no `transformer` in it; it must be in the '
                              'diffusers layout (transformer/, vae/, scheduler/, text_encoder*/, tokenizer*/).')
         return SD3Transformer2DModel.from_pretrained(pretrained, subfolder='transformer')
+    assert trunk is not None
     model = SD3Transformer2DModel(**trunk)
     _zero_modulation(model)
     return model

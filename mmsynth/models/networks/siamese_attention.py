@@ -71,5 +71,4 @@ class SiameseAttention(MaskStream):
 
         # post-attention
         image = finish_image(block, image, image_in, image_out, control=gate * self.image_attn.to_out[0](seen))
-        text = finish_text(block, text, text_out, text_mod)
-        return image, text, self.finish_mask(mask, mask_out, mask_mod)
+        return image, finish_text(block, text, text_out, text_mod), self.finish_mask(mask, mask_out, mask_mod)

@@ -57,5 +57,5 @@ class TripleAttention(MaskStream):
 
         # post-attention
         image = finish_image(block, image, image_in, block.attn.to_out[0](image_out))
-        text = finish_text(block, text, text_out if text_mod is None else block.attn.to_add_out(text_out), text_mod)
-        return image, text, self.finish_mask(mask, mask_out, mask_mod)
+        text_out = text_out if text_mod is None else block.attn.to_add_out(text_out)
+        return image, finish_text(block, text, text_out, text_mod), self.finish_mask(mask, mask_out, mask_mod)
