@@ -9,9 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from mmengine.logging import print_log
 from mmseg.datasets import BaseSegDataset
-from numpy.typing import NDArray
 
-from mmsynth.pool import PoolRecord, Records, read_records
+from mmsynth.pool import PoolRecord, Records, read_list, read_records
 from mmsynth.pool.header import read_header
 from mmsynth.pool.index import DROPPED, FILTERED, WEIGHTED
 from mmsynth.registry import DATASETS
@@ -90,7 +89,7 @@ class PoolDataset(BaseSegDataset):
         records = read_records(self.data_root)
         flags = records.rows['flags']
         if self._listed is not None:
-            chosen = self._find(records, (Path(self.data_root) / self._listed).read_text(encoding='utf-8').split())
+            chosen = read_list(self.data_root, self._listed, records)
         elif self.labels == 'filtered':
             chosen = np.flatnonzero(~flags & DROPPED)
         else:
@@ -105,15 +104,6 @@ class PoolDataset(BaseSegDataset):
         if self.labels == 'filtered' and (flags & WEIGHTED).any() and not self._loads_weights:
             print_log(f'pool {self.data_root}: {UNUSED_WEIGHTS}', logger='current', level=logging.WARNING)
         return _Infos(records[chosen], self.data_root, self.labels)
-
-    def _find(self, records: Records, names: list[str]) -> NDArray[np.int64]:
-        """Numbers of the records whose files have these names."""
-        numbers = records.find_names(names)
-        unknown = np.flatnonzero(numbers < 0)
-        if len(unknown):
-            raise ValueError(f'`ann_file` {self._listed} names {names[unknown[0]]!r}, which the pool {self.data_root} '
-                             f'does not hold ({len(unknown)} such names); make the list again.')
-        return numbers
 
 
 class _Infos(Sequence[Any]):

@@ -13,6 +13,7 @@ import numpy as np
 from mmsynth.pool.header import HEADER_FILE, PoolHeader
 from mmsynth.pool.index import LineIndex, Signature, signature_of
 from mmsynth.pool.manifest import MANIFEST_FILE, PoolRecord
+from mmsynth.pool.records import Records, read_list, read_records
 from mmsynth.pool.rounds import ROUNDS_FILE, Round, read_rounds
 from mmsynth.utils.images import opened_image
 from mmsynth.utils.labels import check_labels, read_label
@@ -47,16 +48,32 @@ class PoolReader:
     at different moments may draw a sample twice or leave one out in that epoch (batches keep their size and share), and
     a resumed training takes all that is there as if it had been there from the start.
 
+    With ``ann_file`` it reads a finished pool once, as it is: a number is then a place in the list.
+
     Args:
         root: The pool's folder.
+        ann_file: A list of file names in the pool, such as ``selected.txt``, instead of all; a sample that stands there
+            twice has two numbers.
 
     Attributes:
         changes: What happened to the pool, as far as known.
+
+    Raises:
+        FileNotFoundError: If there is no such list.
+        ValueError: If it names nothing or what the pool does not hold, or the pool grows by rounds.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, ann_file: str | None = None) -> None:
         self.root = Path(root)
         self.changes: list[Change] = []
+        self._listed: Records | None = None
+        if ann_file is not None:
+            if (self.root / ROUNDS_FILE).is_file():
+                raise ValueError(f'`ann_file` {ann_file} is for a finished pool, and {root} grows by rounds while a '
+                                 'segmentor trains; leave it out.')
+            records = read_records(root)
+            self._listed = records[read_list(root, ann_file, records)]
+            self.changes = [Change(0, tuple(range(len(self._listed))))]
         self._ids: list[str] | None = None  # of the rounds, in their order
         self._index: LineIndex | None = None
         self._kept = np.zeros(0, bool)  # of the index when ``changes`` were last brought up to date
@@ -81,6 +98,8 @@ class PoolReader:
         Raises:
             ValueError: If the pool's lists are damaged.
         """
+        if self._listed is not None:
+            return False
         if self._is_new(ROUNDS_FILE):
             self._take_rounds(read_rounds(self.root))
             return True
@@ -108,6 +127,8 @@ class PoolReader:
         Raises:
             ValueError: If the pool's lists are damaged.
         """
+        if self._listed is not None:
+            return self._listed[number] if 0 <= number < len(self._listed) else None
         if self._ids is None and self._index is None or self._ids is not None and number >= len(self._ids):
             self.update()
         if self._ids is None:

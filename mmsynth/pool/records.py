@@ -253,6 +253,24 @@ def shard_folders(root: Path) -> list[Path]:
     return sorted(found, key=lambda path: [int(part) for part in path.name.split('-of-')])
 
 
+def read_list(root: str | Path, ann_file: str, records: Records) -> NDArray[np.int64]:
+    """Numbers of the records whose file stems a list in the pool names, such as ``selected.txt``; in its order.
+
+    Raises:
+        FileNotFoundError: If there is no such list.
+        ValueError: If it names nothing, or what the pool does not hold.
+    """
+    names = (Path(root) / ann_file).read_text(encoding='utf-8').split()
+    if not names:
+        raise ValueError(f'`ann_file` {ann_file}: pool {root} has no samples to train on, for the list is empty.')
+    numbers = records.find_names(names)
+    unknown = np.flatnonzero(numbers < 0)
+    if len(unknown):
+        raise ValueError(f'`ann_file` {ann_file} names {names[unknown[0]]!r}, which the pool {root} does not hold '
+                         f'({len(unknown)} such names); make the list again.')
+    return numbers
+
+
 def read_records(root: str | Path) -> Records:
     """The records of a pool that others may be writing, oldest first.
 
