@@ -1,9 +1,10 @@
-"""Files that are either there in full or not at all, and the lock of a folder that has one writer."""
+"""Files and folders that are there in full or not at all, and the lock of a folder that has one writer."""
 import hashlib
 import io
 import os
 import re
 import secrets
+import shutil
 import time
 import unicodedata
 import weakref
@@ -200,6 +201,43 @@ class FolderLock:
 
     def __exit__(self, *error: object) -> None:
         self.release()
+
+
+@contextmanager
+def atomic_path(out: Path, *, folder: bool) -> Iterator[Path]:
+    """Give a path to write a new folder or file to, which becomes ``out`` when the block ends without an error.
+
+    It is, or is in, the folder ``.tmp-NAME`` beside ``out``; what a killed run left there is cleared.
+
+    Args:
+        out: Where it goes; may be an empty folder.
+        folder: Whether it is a folder, which is there already; else a file.
+
+    Raises:
+        FileExistsError: If ``out`` has appeared meanwhile.
+        RuntimeError: If another process is writing it.
+    """
+    temporary = out.with_name(f'{TEMPORARY_PREFIX}{out.name}')
+    temporary.mkdir(parents=True, exist_ok=True)
+    with FolderLock(temporary) as lock:
+        for path in temporary.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != lock.FILE:
+                path.unlink()
+        try:
+            draft = temporary if folder else temporary / out.name
+            yield draft
+            if hasattr(os, 'sync'):
+                os.sync()  # before the name that says it is complete
+            if out.is_dir() and not any(out.iterdir()):
+                out.rmdir()
+            elif out.exists():
+                raise FileExistsError(f'`out`: {out} has appeared meanwhile and is not overwritten.')
+            (temporary / lock.FILE).unlink()
+            draft.rename(out)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 _held: 'weakref.WeakSet[FolderLock]' = weakref.WeakSet()

@@ -31,12 +31,11 @@ from mmsynth.datasets.conversion.files import SourceFile
 from mmsynth.datasets.conversion.fit import check_fit
 from mmsynth.datasets.conversion.raster import Raster, Stretch, StretchRule, open_raster, picture_bands, read_picture
 from mmsynth.datasets.conversion.split import check_places
-from mmsynth.datasets.conversion.staging import staging
 from mmsynth.datasets.conversion.summary import PartSummary, Summary
 from mmsynth.datasets.conversion.tiling import Window, windows
 from mmsynth.datasets.records import first_few
 from mmsynth.utils import derive_seed, progress_bar
-from mmsynth.utils.files import encode_png
+from mmsynth.utils.files import atomic_path, encode_png
 from mmsynth.utils.labels import IGNORE_INDEX
 
 Layout = Literal['manifest', 'folders']
@@ -135,7 +134,7 @@ def convert(pairs: Sequence[Pair], recipe: Recipe, out: str | Path, *, dry_run: 
     jobs = _plan(pairs, recipe)
     summary = Summary(f'{recipe.title}{" (dry run: nothing is written)" if dry_run else ""}', recipe.table.classes)
     problems = []
-    with nullcontext() if dry_run else staging(out) as folder:
+    with nullcontext() if dry_run else atomic_path(out, folder=True) as folder:
         writer = _Writer(folder, recipe)
         total = sum(len(job.windows) for job in jobs)
         with progress_bar(total=total, unit='tile', title='checking' if dry_run else 'converting') as bar:
