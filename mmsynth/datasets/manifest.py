@@ -13,10 +13,11 @@ from mmengine import fileio
 from mmengine.logging import print_log
 from mmseg.datasets import BaseSegDataset
 
-from mmsynth.datasets.records import Record, first_few, parse_manifest, read_meta_file, read_text
+from mmsynth.datasets.records import Record, parse_manifest, read_meta_file, read_text
 from mmsynth.datasets.seeded import SeededItems
 from mmsynth.registry import DATASETS
 from mmsynth.utils.labels import IGNORE_INDEX
+from mmsynth.utils.messages import first_few
 
 _MANIFEST_SUFFIXES = ('.jsonl', '.json')
 _PREFIX_KEYS = ('img_path', 'seg_map_path')

@@ -21,8 +21,8 @@ from mmsynth.datasets.conversion.split import SplitRule, divide, place_of
 from mmsynth.datasets.dubai import DubaiDataset
 from mmsynth.datasets.fusu import FUSUDataset
 from mmsynth.datasets.gid import GIDDataset
-from mmsynth.datasets.records import first_few
 from mmsynth.utils.labels import IGNORE_INDEX
+from mmsynth.utils.messages import first_few
 
 Groups = Mapping[str, str]  # the named groups of a pattern that are in the path → what they match
 Converted = tuple[list[Pair], Recipe]

@@ -33,10 +33,10 @@ from mmsynth.datasets.conversion.raster import Raster, Stretch, StretchRule, ope
 from mmsynth.datasets.conversion.split import check_places
 from mmsynth.datasets.conversion.summary import PartSummary, Summary
 from mmsynth.datasets.conversion.tiling import Window, windows
-from mmsynth.datasets.records import first_few
 from mmsynth.utils import derive_seed, progress_bar
 from mmsynth.utils.files import atomic_path, encode_png
 from mmsynth.utils.labels import IGNORE_INDEX
+from mmsynth.utils.messages import first_few
 
 Layout = Literal['manifest', 'folders']
 Uint8 = NDArray[np.uint8]
