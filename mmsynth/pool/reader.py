@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mmsynth.pool.header import HEADER_FILE, PoolHeader
-from mmsynth.pool.index import LineIndex, Signature, signature_of
+from mmsynth.pool.index import LineIndex, Signature, signature_at
 from mmsynth.pool.manifest import MANIFEST_FILE, PoolRecord
 from mmsynth.pool.records import Records, read_list, read_records
 from mmsynth.pool.rounds import ROUNDS_FILE, Round, read_rounds
@@ -185,7 +185,7 @@ class PoolReader:
 
     def _is_new(self, name: str) -> bool:
         """Whether a file is there and is not as it was when last asked."""
-        before, self._seen[name] = self._seen.get(name), _signature(self.root / name)
+        before, self._seen[name] = self._seen.get(name), signature_at(self.root / name)
         return self._seen[name] not in (None, before)
 
 
@@ -207,7 +207,7 @@ class FileCheck:
     def fault(self, record: PoolRecord) -> str | None:
         """Return what is wrong with a sample's files, or None."""
         image, *labels = (self._root / file for file in used_files(record))
-        state = hash(tuple(map(_signature, (image, *labels))))
+        state = hash(tuple(map(signature_at, (image, *labels))))
         if state in self._whole:
             return None
         try:
@@ -238,15 +238,3 @@ def used_files(record: PoolRecord) -> tuple[str, ...]:
     """
     found = record.filter or {}
     return tuple(filter(None, (record.image, found.get('label') or record.mask, found.get('weight'))))
-
-
-def _signature(path: Path) -> Signature | None:
-    """What changes with a file's content, or None without the file.
-
-    The file is opened for it: network file systems are bound to look at the server's file then.
-    """
-    try:
-        with open(path, 'rb') as file:
-            return signature_of(file)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
