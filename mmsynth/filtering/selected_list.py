@@ -97,12 +97,7 @@ class SelectedList:
             names = path.read_text(encoding='utf-8').split()
         except FileNotFoundError:
             return ((self._records.rows['flags'] & DROPPED) == 0).astype(np.int64)
-        numbers = self._records.find_names(names)
-        unknown = np.flatnonzero(numbers < 0)
-        if len(unknown):
-            raise ValueError(f'{path} names {names[unknown[0]]!r}, which the pool does not hold ({len(unknown)} such '
-                             'names). Make the list again, or delete it.')
-        return np.bincount(numbers, minlength=len(self._records))
+        return np.bincount(self._records.find_names(names, str(path)), minlength=len(self._records))
 
 
 def _read_names(records: Records) -> NDArray[np.bytes_]:

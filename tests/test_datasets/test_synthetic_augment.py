@@ -211,7 +211,7 @@ def test_a_list_chooses_and_repeats(tmp_path):
 
 @pytest.mark.parametrize('content, error, message', [
     (None, FileNotFoundError, 'selected.txt'), ('', ValueError, '`ann_file` selected.txt.*no samples'),
-    ('nobody', ValueError, "`ann_file` selected.txt names 'nobody'")])
+    ('nobody', ValueError, "`ann_file` .*selected.txt names 'nobody'")])
 def test_a_list_that_names_no_samples(tmp_path, content, error, message):
     pool = write_mixed(tmp_path, synthetic=1) / 'pool'
     if content is not None:
