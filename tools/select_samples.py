@@ -40,7 +40,8 @@ def main() -> None:
     find_package()
     from rich.console import Console
 
-    from mmsynth.apis.select_samples import select_samples, selection_table
+    from mmsynth.apis import select_samples
+    from mmsynth.filtering.summary import selection_table
     from mmsynth.pool import Pool
     selection = select_samples(args.pool, weak_classes=args.weak_classes, worst=args.worst, scores=args.scores,
                                min_valid=args.min_valid, max_repeats=args.max_repeats)
