@@ -8,6 +8,7 @@ import logging
 import posixpath
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from mmengine import fileio
 from mmengine.logging import print_log
@@ -130,7 +131,7 @@ class ManifestDataset(SeededItems, BaseSegDataset):
             raise FileNotFoundError(f'`ann_file` {self.ann_file} has no records; write one JSON object per line, such '
                                     'as {"source": "masks/a.png", "target": "images/a.jpg"}.')
         if self.masks_only:
-            return [record.without_image() for record in records]
+            return [replace(record, image=None) for record in records]
         bare = [record.where for record in records if record.image is None]
         if 0 < len(bare) < len(records):
             raise ValueError(f"{self.ann_file}: {first_few(bare)} without 'target' (image), though other lines have "

@@ -10,7 +10,7 @@ import numpy as np
 from mmengine.logging import print_log
 from mmseg.datasets import BaseSegDataset
 
-from mmsynth.pool import PoolRecord, Records, read_list, read_records
+from mmsynth.pool import Records, read_list, read_records
 from mmsynth.pool.header import read_header
 from mmsynth.pool.index import DROPPED, FILTERED, WEIGHTED
 from mmsynth.registry import DATASETS
@@ -118,9 +118,7 @@ class _Infos(Sequence[Any]):
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return _Infos(self._records[index], self._root, self._labels)
-        return self._info(self._records[as_index(index)])
-
-    def _info(self, record: PoolRecord) -> dict[str, Any]:
+        record = self._records[as_index(index)]
         label = (record.filter or {}).get('label') if self._labels == 'filtered' else None
         return dict(img_path=os.path.join(self._root, record.image),
                     seg_map_path=os.path.join(self._root, label or record.mask), sample_id=record.id,

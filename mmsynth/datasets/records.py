@@ -3,7 +3,7 @@ import json
 import ntpath
 import posixpath
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mmengine import fileio
 
@@ -41,9 +41,6 @@ class Record:
 
     def role(self, path: str) -> str:
         return 'mask' if path == self.mask else 'image' if path == self.image else 'reference'
-
-    def without_image(self) -> 'Record':
-        return replace(self, image=None)
 
 
 def parse_manifest(path: str, root: str, backend_args: dict | None = None) -> list[Record]:

@@ -77,14 +77,14 @@ def atomic_write_all(files: Mapping[Path, bytes]) -> None:
         OSError: If one cannot be written; the files are as before then, unless the renaming fails, which may leave some
             of them new.
     """
-    temporary = {path: path.parent / f'{TEMPORARY_PREFIX}{secrets.token_hex(8)}' for path in map(Path, files)}
+    temporary = {path: path.parent / f'{TEMPORARY_PREFIX}{secrets.token_hex(8)}' for path in files}
     try:
         for path, data in files.items():
             with _named(path):
-                temporary[Path(path)].write_bytes(data)
+                temporary[path].write_bytes(data)
         for path, part in temporary.items():  # after all were written: the first sync takes most of the others along
-            with _named(path):
-                _sync_file(part)
+            with _named(path), open(part, 'rb+') as file:
+                os.fsync(file.fileno())
         for path, part in temporary.items():
             os.replace(part, path)
     except BaseException:
@@ -129,11 +129,6 @@ def _named(path: str | Path) -> Iterator[None]:
         if error.errno is not None and error.filename is None:
             error.filename = str(path)
         raise
-
-
-def _sync_file(path: Path) -> None:
-    with open(path, 'rb+') as file:
-        os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:
