@@ -6,7 +6,6 @@ from tool_options import add_config_options, find_package
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__ + " It reads mmengine's .pth, .safetensors, mmagic's of a ControlNet, or a release's file "
         "(TISynth: LDM's .ckpt) or folder, and overwrites nothing.",
@@ -31,7 +30,6 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the config and hand over."""
     args = parse_args(arguments)
     find_package()
     from mmsynth.synthesis.build import load_config

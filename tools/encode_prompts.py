@@ -6,7 +6,6 @@ from tool_options import add_config_options, add_shard_option, find_package, sha
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
     parser = argparse.ArgumentParser(
         description='Encode every distinct prompt of a config\'s datasets once, into the folder that training and '
         'synthesis read (model.text_encoder.cache_dir). Prompts that are there already are skipped, so a killed run '
@@ -27,7 +26,6 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the config and hand over."""
     args = parse_args(arguments)
     find_package()
     from mmsynth.synthesis.build import load_config
