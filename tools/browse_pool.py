@@ -1,9 +1,7 @@
 """Look through a pool in the browser, and keep or drop samples by hand."""
 import argparse
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from tool_options import find_package
 
 
 def parse_args() -> argparse.Namespace:
@@ -21,8 +19,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:  # a checkout that is not installed
-        sys.path.insert(0, str(ROOT))
+    find_package()
     from mmsynth.apis import browse_pool
     browse_pool(args.pool, port=args.port, open_page=not args.no_open)
 

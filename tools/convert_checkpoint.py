@@ -1,16 +1,11 @@
 """Write a generator's checkpoint in another layout."""
 import argparse
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from mmengine.config import DictAction
-
-ROOT = Path(__file__).resolve().parents[1]
+from tool_options import add_config_options, find_package
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__ + " It reads mmengine's .pth, .safetensors, mmagic's of a ControlNet, or a release's file "
         "(TISynth: LDM's .ckpt) or folder, and overwrites nothing.",
@@ -30,16 +25,13 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help='mmsynth: one file with the names of this package (default); diffusers, of a TODSynth: a folder with '
         'transformer/, control/ (what the network adds for masks), scheduler/ and, where there is one, vae/, of a '
         "ControlNet diffusers' own pipeline; pipeline: a folder that mmsynth.pipelines loads whole")
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='settings that replace the config\'s')
+    add_config_options(parser)
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the config and hand over."""
     args = parse_args(arguments)
-    if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:  # a checkout that is not installed
-        sys.path.insert(0, str(ROOT))
+    find_package()
     from mmsynth.synthesis.build import load_config
     cfg = load_config(args.config, args.cfg_options)
     if args.to == 'pipeline':

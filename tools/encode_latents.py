@@ -1,11 +1,7 @@
 """Fill the latent cache of a training config: ``python tools/encode_latents.py CONFIG [options]``."""
 import argparse
-import sys
-from pathlib import Path
 
-from mmengine.config import DictAction
-
-ROOT = Path(__file__).resolve().parents[1]
+from tool_options import add_config_options, find_package
 
 
 def parse_args() -> argparse.Namespace:
@@ -20,15 +16,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--batch-size', type=int, default=4, help='images encoded together (default: 4)')
     parser.add_argument('--num-workers', type=int, default=0, help='processes that load images (default: 0)')
     parser.add_argument('--device', default='cpu', help='where the codec runs: cpu, cuda, cuda:1, ... (default: cpu)')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='settings that replace the config\'s')
+    add_config_options(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:  # a checkout that is not installed
-        sys.path.insert(0, str(ROOT))
+    find_package()
     from mmsynth.synthesis.build import load_config
     from mmsynth.synthesis.encode_latents import encode_latents
     print(

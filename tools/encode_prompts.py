@@ -1,16 +1,11 @@
 """Fill the prompt cache of a config: ``python tools/encode_prompts.py CONFIG [options]``."""
 import argparse
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from mmengine.config import DictAction
-
-ROOT = Path(__file__).resolve().parents[1]
+from tool_options import add_config_options, add_shard_option, find_package, shard_of
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
     parser = argparse.ArgumentParser(
         description='Encode every distinct prompt of a config\'s datasets once, into the folder that training and '
         'synthesis read (model.text_encoder.cache_dir). Prompts that are there already are skipped, so a killed run '
@@ -24,30 +19,24 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='PATH_OR_HUB_ID',
         help='where the text encoders are, in the diffusers layout (default: prompt_encoder.pretrained)')
     parser.add_argument('--batch-size', type=int, default=8, help='prompts encoded together (default: 8)')
-    parser.add_argument('--shard', metavar='I/N',
-                        help='this is process I of N, counted from 0, that fill one cache (default: rank and world '
-                        'size under torchrun)')
+    add_shard_option(parser, 'fill one cache')
     parser.add_argument('--device', default='cpu', help='where the encoders run: cpu, cuda, cuda:1, ... (default: cpu)')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='settings that replace the config\'s')
+    add_config_options(parser)
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the config and hand over."""
     args = parse_args(arguments)
-    if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
+    find_package()
     from mmsynth.synthesis.build import load_config
     from mmsynth.synthesis.encode_prompts import encode_prompts
-    from mmsynth.utils.shards import Shard
     print(
         encode_prompts(
             load_config(args.config, args.cfg_options),
             cache_dir=args.cache_dir,
             pretrained=args.pretrained,
             batch_size=args.batch_size,
-            shard=Shard.parse(args.shard) if args.shard else Shard.of_environment(),
+            shard=shard_of(args),
             device=args.device))
 
 

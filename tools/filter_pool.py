@@ -1,11 +1,7 @@
 """Filter a pool: which pixels and which samples a segmentor trusts."""
 import argparse
-import sys
-from pathlib import Path
 
-from mmengine.config import DictAction
-
-ROOT = Path(__file__).resolve().parents[1]
+from tool_options import add_config_options, add_device_option, add_shard_option, find_package, shard_of
 
 
 def parse_args() -> argparse.Namespace:
@@ -23,26 +19,21 @@ def parse_args() -> argparse.Namespace:
                         help='replace results of other filters, and of labels that were changed since')
     parser.add_argument('--batch-size', type=int, default=8,
                         help='images read together; does not change the result; default: 8')
-    parser.add_argument('--shard', metavar='I/N',
-                        help='this is process I of N, counted from 0, that filter one pool; the last to finish writes '
-                        'kept.txt; default: rank and world size under torchrun')
-    parser.add_argument('--device', help='cpu, cuda, cuda:1 …; default: cuda where there is one (under torchrun that '
-                        'of the local rank)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='override settings of the config, e.g. synthesis.filter.margin=1.5')
+    add_shard_option(parser, 'filter one pool; the last to finish writes kept.txt')
+    add_device_option(parser)
+    add_config_options(parser, 'synthesis.filter.margin=1.5')
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:  # a checkout that is not installed
-        sys.path.insert(0, str(ROOT))
+    find_package()
     from rich.console import Console
 
     from mmsynth.apis.filter_pool import build_filter, filter_pool, generator_of
     from mmsynth.filtering.summary import class_table, sample_table
     from mmsynth.synthesis.build import load_config
-    from mmsynth.utils.shards import Shard, default_device
+    from mmsynth.utils.shards import default_device
     cfg = load_config(args.config, args.cfg_options)
     report = filter_pool(
         args.pool,
@@ -50,7 +41,7 @@ def main() -> None:
         generator=generator_of(cfg),
         overwrite=args.overwrite,
         batch_size=args.batch_size,
-        shard=Shard.parse(args.shard) if args.shard else Shard.of_environment())
+        shard=shard_of(args))
     if report.kept is not None:
         for table in (class_table(report.pool), sample_table(report.pool)):
             Console().print(table)

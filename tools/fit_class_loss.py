@@ -1,11 +1,8 @@
 """Measure a segmentor's class-wise mean losses on real data, for the pixel filter."""
 import argparse
-import sys
 from pathlib import Path
 
-from mmengine.config import DictAction
-
-ROOT = Path(__file__).resolve().parents[1]
+from tool_options import add_config_options, add_device_option, find_package
 
 
 def parse_args() -> argparse.Namespace:
@@ -21,28 +18,26 @@ def parse_args() -> argparse.Namespace:
                         'train')
     parser.add_argument('--batch-size', type=int, default=8,
                         help='images read together; does not change the result; default: 8')
-    parser.add_argument('--device', help='cpu, cuda, cuda:1 …; default: cuda where there is one')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='override settings of the config')
+    add_device_option(parser)
+    add_config_options(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:  # a checkout that is not installed
-        sys.path.insert(0, str(ROOT))
-    import torch
+    find_package()
     from rich.console import Console
 
     from mmsynth.apis.fit_class_loss import fit_class_loss
     from mmsynth.filtering.summary import losses_table
     from mmsynth.synthesis.build import load_config
+    from mmsynth.utils.shards import default_device
     losses = fit_class_loss(
         load_config(args.config, args.cfg_options),
         args.checkpoint,
         split=args.split,
         batch_size=args.batch_size,
-        device=args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        device=args.device or default_device())
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     losses.write(args.out)
     Console().print(losses_table(losses))

@@ -1,9 +1,8 @@
 """Select the samples of a filtered pool to train on: by weak classes, valid pixels and hardness."""
 import argparse
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from tool_options import find_package
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,11 +37,11 @@ Example: python tools/select_samples.py work_dirs/pool --worst 3 --scores work_d
 
 def main() -> None:
     args = parse_args()
-    if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:  # a checkout that is not installed
-        sys.path.insert(0, str(ROOT))
+    find_package()
     from rich.console import Console
 
-    from mmsynth.apis.select_samples import select_samples, selection_table
+    from mmsynth.apis import select_samples
+    from mmsynth.filtering.summary import selection_table
     from mmsynth.pool import Pool
     selection = select_samples(args.pool, weak_classes=args.weak_classes, worst=args.worst, scores=args.scores,
                                min_valid=args.min_valid, max_repeats=args.max_repeats)

@@ -1,11 +1,8 @@
 """Generate images for masks and store them as a pool that any mmseg config can train from."""
 import argparse
 import sys
-from pathlib import Path
 
-from mmengine.config import DictAction
-
-ROOT = Path(__file__).resolve().parents[1]
+from tool_options import add_config_options, add_device_option, add_shard_option, find_package, shard_of
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,27 +29,22 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--filter', action='store_true',
                         help='also filter each sample by `synthesis.filter` of the config, as tools/filter_pool.py '
                         'would afterwards')
-    parser.add_argument('--shard', metavar='I/N',
-                        help='this is process I of N, counted from 0, that generate one pool; the last to finish '
-                        'merges their lists; default: rank and world size under torchrun')
+    add_shard_option(parser, 'generate one pool; the last to finish merges their lists')
     parser.add_argument('--files-per-folder', type=int, metavar='N',
                         help='images go to img_dir/000, 001 …, so many in each; default: 10000 where there are more '
                         'images, otherwise no such folders')
-    parser.add_argument('--device', help='cpu, cuda, cuda:1 …; default: cuda where there is one (under torchrun that '
-                        'of the local rank)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='override settings of the config, e.g. model.num_steps=50')
+    add_device_option(parser)
+    add_config_options(parser, 'model.num_steps=50')
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:  # a checkout that is not installed
-        sys.path.insert(0, str(ROOT))
+    find_package()
     from mmsynth.apis import synthesize
     from mmsynth.apis.synthesize import NotFiniteError
     from mmsynth.synthesis.build import load_config
-    from mmsynth.utils.shards import Shard, default_device
+    from mmsynth.utils.shards import default_device
     try:
         pool = synthesize(
             load_config(args.config, args.cfg_options),
@@ -65,7 +57,7 @@ def main() -> None:
             seed=args.seed,
             batch_size=args.batch_size,
             filter=args.filter,
-            shard=Shard.parse(args.shard) if args.shard else Shard.of_environment(),
+            shard=shard_of(args),
             files_per_folder=args.files_per_folder,
             device=args.device or default_device())
     except NotFiniteError as error:

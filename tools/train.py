@@ -4,15 +4,12 @@ Runs MMSegmentation's own ``tools/train.py``, found in the installed mmseg packa
 this adds: mmsynth is imported, also from a checkout that is not installed, and so checkpoints are read as data.
 """
 import runpy
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from tool_options import find_package
 
 
 def main() -> None:
-    if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
+    find_package()
     from mmsynth.host import host_script
     runpy.run_path(str(host_script('train.py')), run_name='__main__')  # as the program, to launchers and --help
 

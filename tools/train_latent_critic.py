@@ -1,11 +1,7 @@
 """Train a critic that reads latents, so that guidance needs no decode."""
 import argparse
-import sys
-from pathlib import Path
 
-from mmengine.config import DictAction
-
-ROOT = Path(__file__).resolve().parents[1]
+from tool_options import add_config_options, add_device_option, find_package
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,20 +27,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--mask-weight', type=float, default=0.5,
                         help='weight of the masks beside the segmentor\'s readings; default: 0.5')
     parser.add_argument('--seed', type=int, default=0, help='seed of everything; default: 0')
-    parser.add_argument('--device', help='cpu, cuda, cuda:1 …; default: cuda where there is one')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='override settings of the config')
+    add_device_option(parser)
+    add_config_options(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:  # a checkout that is not installed
-        sys.path.insert(0, str(ROOT))
-    import torch
-
+    find_package()
     from mmsynth.engine.train_latent_critic import train_latent_critic
     from mmsynth.synthesis.build import load_config
+    from mmsynth.utils.shards import default_device
     agreement = train_latent_critic(
         load_config(args.config, args.cfg_options),
         args.checkpoint,
@@ -55,7 +48,7 @@ def main() -> None:
         width=args.width,
         mask_weight=args.mask_weight,
         seed=args.seed,
-        device=args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        device=args.device or default_device())
     print(f'{agreement}\nwritten to {args.out}')
 
 

@@ -108,16 +108,16 @@ def evaluate_pool(root: str | Path,
         raise ValueError('`judge` is missing; give it, or `judge_config` and `judge_checkpoint`.')
     if inception is not None and not Path(inception).exists():
         raise FileNotFoundError(f'`inception` {inception} does not exist.')
-    own = Judge.build(settings, device)
-    role = check_judge(pool, own.weights_sha256, allow_critic=allow_critic)
+    reader = Judge.build(settings, device)
+    role = check_judge(pool, reader.weights_sha256, allow_critic=allow_critic)
     real_set = None if real is None else real.dataset()
-    values = _measure(pool, _metrics(own, real_set, real, inception, device), batch_size)
-    hashes = own.weights_sha256 or [None]
+    values = _measure(pool, _metrics(reader, real_set, real, inception, device), batch_size)
+    hashes = reader.weights_sha256 or [None]
     return dict(
         pool=str(root),
         images=len(pool),
         judge=dict(
-            config=type(own.critic).__name__ if judge_config is None else str(judge_config),
+            config=type(reader.critic).__name__ if judge_config is None else str(judge_config),
             checkpoint=None if judge_checkpoint is None else str(judge_checkpoint),
             weights_sha256=hashes[0] if len(hashes) == 1 else hashes, role=role),
         real=None if real is None or real_set is None else dict(
@@ -136,28 +136,29 @@ def print_evaluation(evaluation: dict[str, Any], classes: Sequence[str]) -> None
     judge = evaluation['judge']
     overall = Table('measure', 'value', title=f'{evaluation["pool"]}: {evaluation["images"]} images, judged by '
                     f'{judge["checkpoint"] or judge["config"]} ({judge["role"]})')
-    of_classes = {f'{key}.{own}' for key in _CLASS_COLUMNS for own in classes}
+    of_classes = {f'{key}.{name}' for key in _CLASS_COLUMNS for name in classes}
     for name, value in metrics.items():
         if name not in of_classes:
             overall.add_row(name, f'{value:.4g}')
     console.print(overall)
-    columns = {key: title for key, title in _CLASS_COLUMNS.items() if any(f'{key}.{own}' in metrics for own in classes)}
+    columns = {key: title for key, title in _CLASS_COLUMNS.items()
+               if any(f'{key}.{name}' in metrics for name in classes)}
     table = Table('class', *columns.values(), title='Classes')
-    for own in classes:
-        values = [metrics.get(f'{key}.{own}') for key in columns]
-        table.add_row(own, *('–' if value is None else f'{value:.4g}' for value in values))
+    for name in classes:
+        values = [metrics.get(f'{key}.{name}') for key in columns]
+        table.add_row(name, *('–' if value is None else f'{value:.4g}' for value in values))
     console.print(table)
 
 
 def _metrics(judge: Judge, real_set: dict[str, Any] | None, real: RealImages | None,
              inception: str | Path | None, device: str) -> list[BaseMetric]:
-    own: dict[str, Any] = dict(guidance={}, device=device)  # the pool's own guidance was looked at
-    metrics: list[BaseMetric] = [MaskConsistency(judge, **own), SiblingDiversity(judge, **own), ClassHistogram()]
+    common: dict[str, Any] = dict(guidance={}, device=device)  # the pool's own guidance was looked at
+    metrics: list[BaseMetric] = [MaskConsistency(judge, **common), SiblingDiversity(judge, **common), ClassHistogram()]
     if real is not None:
-        there = own | dict(real=real_set, num_real=real.count)
-        metrics.append(FrechetDistance(judge, **there))
+        common |= dict(real=real_set, num_real=real.count)
+        metrics.append(FrechetDistance(judge, **common))
         if inception is not None:
-            metrics.append(FrechetDistance(inception=str(inception), prefix='fid', **there))
+            metrics.append(FrechetDistance(inception=str(inception), prefix='fid', **common))
     return metrics
 
 

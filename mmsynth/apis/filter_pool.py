@@ -12,7 +12,6 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from numpy.typing import NDArray
 
-from mmsynth.datasets.records import first_few
 from mmsynth.evaluation.judge_role import CRITIC, check_judge
 from mmsynth.filtering import ClassLossFilter, FilteredSample, label_hash
 from mmsynth.pool import Pool, Records
@@ -24,6 +23,7 @@ from mmsynth.registry import MODELS
 from mmsynth.utils import progress_bar
 from mmsynth.utils.batches import batches_of_one_shape
 from mmsynth.utils.hashes import config_hash
+from mmsynth.utils.messages import first_few
 from mmsynth.utils.shards import Shard
 
 CHUNK = 64  # samples stored together: what a killed run loses at most

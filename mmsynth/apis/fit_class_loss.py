@@ -14,8 +14,6 @@ from mmsynth.utils.batches import batches_of_one_shape
 from mmsynth.utils.datasets import leaf_datasets
 from mmsynth.utils.hashes import config_hash, file_hash
 
-Pair = tuple[np.ndarray, np.ndarray]
-
 
 @torch.no_grad()
 def fit_class_loss(cfg: Config | str | Path, checkpoint: str | Path, *, split: str = 'train',

@@ -11,13 +11,14 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
 from mmsynth.apis.filter_pool import build_filter, check_results, filter_open_pool
+from mmsynth.datasets.mask_sources.base import sample_id
 from mmsynth.filtering import ClassLossFilter
 from mmsynth.guidance import Guidance
 from mmsynth.pool import Pool
 from mmsynth.pool.records import shard_folders
 from mmsynth.synthesis import Generator, Request, generate_batch, load_batches
-from mmsynth.synthesis.build import build_dataset, build_generator, load_config
-from mmsynth.synthesis.guidance import build_guidance, critic_hashes, guidance_settings
+from mmsynth.synthesis.build import build_dataset, build_generator, critic_hashes, load_config
+from mmsynth.synthesis.guidance import build_guidance, guidance_settings
 from mmsynth.utils import derive_seed, progress_bar
 from mmsynth.utils.hashes import config_and_files_hash, config_hash, file_hash
 from mmsynth.utils.shards import Shard
@@ -155,7 +156,7 @@ def list_requests(dataset: BaseDataset, seed: int, num_per_mask: int, limit: int
     _check_counts(num_per_mask=num_per_mask, limit=limit)
     count = len(dataset) if limit is None else min(limit, len(dataset))
     infos = (dataset.get_data_info(index) for index in range(count))
-    names = [info.get('sample_id') or Path(info['seg_map_path']).stem for info in infos]
+    names = [sample_id(info) for info in infos]
     requests = [
         Request(name if repeat == 0 else f'{name}~{repeat + 1}', index, derive_seed(seed, name, repeat), repeat,
                 repeat * count + index)

@@ -8,16 +8,18 @@ import logging
 import posixpath
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 
 from mmengine import fileio
 from mmengine.logging import print_log
 from mmseg.datasets import BaseSegDataset
 
-from mmsynth.datasets.records import Record, first_few, parse_manifest, read_meta_file, read_text
+from mmsynth.datasets.records import Record, parse_manifest, read_meta_file, read_text
 from mmsynth.datasets.seeded import SeededItems
 from mmsynth.registry import DATASETS
 from mmsynth.utils.labels import IGNORE_INDEX
+from mmsynth.utils.messages import first_few
 
 _MANIFEST_SUFFIXES = ('.jsonl', '.json')
 _PREFIX_KEYS = ('img_path', 'seg_map_path')
@@ -130,7 +132,7 @@ class ManifestDataset(SeededItems, BaseSegDataset):
             raise FileNotFoundError(f'`ann_file` {self.ann_file} has no records; write one JSON object per line, such '
                                     'as {"source": "masks/a.png", "target": "images/a.jpg"}.')
         if self.masks_only:
-            return [record.without_image() for record in records]
+            return [replace(record, image=None) for record in records]
         bare = [record.where for record in records if record.image is None]
         if 0 < len(bare) < len(records):
             raise ValueError(f"{self.ann_file}: {first_few(bare)} without 'target' (image), though other lines have "

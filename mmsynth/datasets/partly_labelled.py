@@ -5,6 +5,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
 from mmengine import fileio
@@ -16,9 +17,8 @@ from mmsynth.datasets.samplers.draws import Draw
 from mmsynth.datasets.seeded import SeededItems
 from mmsynth.registry import DATA_SAMPLERS, DATASETS, TRANSFORMS
 from mmsynth.utils import derive_seed
+from mmsynth.utils.images import IMAGE_SUFFIXES
 from mmsynth.utils.labels import IGNORE_INDEX
-
-IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp')
 
 
 @TRANSFORMS.register_module()
@@ -30,7 +30,7 @@ class NullMask(BaseTransform):
     """
 
     def transform(self, results: dict) -> dict:
-        results['gt_seg_map'] = torch.full(results['img'].shape[:2], IGNORE_INDEX, dtype=torch.uint8).numpy()
+        results['gt_seg_map'] = np.full(results['img'].shape[:2], IGNORE_INDEX, np.uint8)
         results['seg_fields'] = [*results.get('seg_fields', ()), 'gt_seg_map']
         results.setdefault('prompt', '')
         return results

@@ -9,9 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from mmengine.logging import print_log
 from mmseg.datasets import BaseSegDataset
-from numpy.typing import NDArray
 
-from mmsynth.pool import PoolRecord, Records, read_records
+from mmsynth.pool import Records, read_list, read_records
 from mmsynth.pool.header import read_header
 from mmsynth.pool.index import DROPPED, FILTERED, WEIGHTED
 from mmsynth.registry import DATASETS
@@ -90,7 +89,7 @@ class PoolDataset(BaseSegDataset):
         records = read_records(self.data_root)
         flags = records.rows['flags']
         if self._listed is not None:
-            chosen = self._find(records, (Path(self.data_root) / self._listed).read_text(encoding='utf-8').split())
+            chosen = read_list(self.data_root, self._listed, records)
         elif self.labels == 'filtered':
             chosen = np.flatnonzero(~flags & DROPPED)
         else:
@@ -106,15 +105,6 @@ class PoolDataset(BaseSegDataset):
             print_log(f'pool {self.data_root}: {UNUSED_WEIGHTS}', logger='current', level=logging.WARNING)
         return _Infos(records[chosen], self.data_root, self.labels)
 
-    def _find(self, records: Records, names: list[str]) -> NDArray[np.int64]:
-        """Numbers of the records whose files have these names."""
-        numbers = records.find_names(names)
-        unknown = np.flatnonzero(numbers < 0)
-        if len(unknown):
-            raise ValueError(f'`ann_file` {self._listed} names {names[unknown[0]]!r}, which the pool {self.data_root} '
-                             f'does not hold ({len(unknown)} such names); make the list again.')
-        return numbers
-
 
 class _Infos(Sequence[Any]):
     """What the pipeline starts from, of each of some records."""
@@ -128,9 +118,7 @@ class _Infos(Sequence[Any]):
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return _Infos(self._records[index], self._root, self._labels)
-        return self._info(self._records[as_index(index)])
-
-    def _info(self, record: PoolRecord) -> dict[str, Any]:
+        record = self._records[as_index(index)]
         label = (record.filter or {}).get('label') if self._labels == 'filtered' else None
         return dict(img_path=os.path.join(self._root, record.image),
                     seg_map_path=os.path.join(self._root, label or record.mask), sample_id=record.id,

@@ -2,10 +2,12 @@
 import json
 import ntpath
 import posixpath
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from mmengine import fileio
+
+from mmsynth.utils.messages import first_few
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,6 @@ class Record:
 
     def role(self, path: str) -> str:
         return 'mask' if path == self.mask else 'image' if path == self.image else 'reference'
-
-    def without_image(self) -> 'Record':
-        return replace(self, image=None)
 
 
 def parse_manifest(path: str, root: str, backend_args: dict | None = None) -> list[Record]:
@@ -104,13 +103,6 @@ def read_text(path: str, backend_args: dict | None = None) -> str:
         return fileio.get_text(path, encoding='utf-8-sig', backend_args=backend_args)
     except UnicodeDecodeError as error:
         raise ValueError(f'{path} is not UTF-8 text: {error}. Save it as UTF-8.') from error
-
-
-def first_few(items: Iterable[str], separator: str = ', ', count: int = 5) -> str:
-    """The first items, and how many more there are."""
-    items = list(items)
-    more = f'{separator}… ({len(items) - count} more)' if len(items) > count else ''
-    return separator.join(items[:count]) + more
 
 
 def _parse_line(line: str, root: str, where: str) -> Record:

@@ -49,6 +49,8 @@ class SyntheticAugmentDataset:
         pool: Folder of the pool; may still be missing or empty, its samples count when they are published. Labels are
             those of the filter where one ran; with ``mmsynth.LoadPixelWeights`` in the pipeline, its weights too (set
             ``required=False`` there in a pipeline that real samples share).
+        ann_file: A list of file names in the pool, such as ``selected.txt``, instead of all that the filter kept; one
+            that stands there twice is drawn twice. The pool must be finished, and is taken as it is now.
         synthetic_pipeline: Transforms of synthetic samples; by default those of the real set, with the options that
             say how its label files are coded (``reduce_zero_label`` …) set to what the pool's are.
         ratio: Probability of a synthetic sample, for samplers that know nothing of the pool; not with a
@@ -57,13 +59,16 @@ class SyntheticAugmentDataset:
 
     Raises:
         TypeError: If ``dataset`` is no config.
-        ValueError: If an option breaks its rule, or the pool's classes are not those of the data set.
+        FileNotFoundError: If there is no such ``ann_file``.
+        ValueError: If an option breaks its rule, the pool's classes are not those of the data set, or ``ann_file``
+            names nothing or what the pool does not hold.
     """
 
     def __init__(self,
                  dataset: Mapping[str, Any],
                  pool: str | Path,
                  *,
+                 ann_file: str | None = None,
                  synthetic_pipeline: Sequence[dict | Callable] | None = None,
                  ratio: float | None = None,
                  test_mode: bool = False) -> None:
@@ -77,10 +82,11 @@ class SyntheticAugmentDataset:
             raise ValueError('`test_mode` of SyntheticAugmentDataset and of what it wraps must be False: validation '
                              'and test see real data only. Give them the wrapped data set itself.')
         self.pool = Path(pool)
+        self.ann_file = ann_file
         self.ratio = ratio
         self._loads_weights = loads_weights(transforms)
         self.pipeline = Compose(copy.deepcopy(list(transforms)))
-        self._reader = PoolReader(pool)
+        self._reader = PoolReader(pool, ann_file)
         self._classes = _class_names(self.dataset.metainfo, dataset)
         self._files = FileCheck(self.pool, len(self._classes))
         self._is_checked = False

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mmsynth.filtering.selection import IMAGES_PER_MASK_FILE, SELECTED_FILE, mask_id, write_selected
 from mmsynth.pool import Pool, Records
-from mmsynth.pool.index import DROPPED, stem_of
+from mmsynth.pool.index import DROPPED, signature_at, stem_of
 from mmsynth.utils.progress import progress_bar
 
 _PROGRESS_FROM = 10_000  # records; fewer are read within a second
@@ -71,7 +71,7 @@ class SelectedList:
             self._names = _read_names(self._records)
         write_selected(self._root, (name.decode() for name in np.repeat(self._names, counts)))
         self._before |= {number: int(before[number]) for number in numbers if before[number]}
-        self._counts, self._state = counts, _state(self._root / SELECTED_FILE)
+        self._counts, self._state = counts, signature_at(self._root / SELECTED_FILE)
 
     def _mask_repeats(self, number: int) -> int:
         """How often the selection that wrote the list repeats kept samples of this one's mask."""
@@ -88,7 +88,7 @@ class SelectedList:
     def _refresh(self) -> None:
         """Read the file if it is another than before."""
         path = self._root / SELECTED_FILE
-        state = _state(path)
+        state = signature_at(path)
         if state != self._state:
             self._counts, self._state, self._before = self._read(path), state, {}
 
@@ -97,21 +97,7 @@ class SelectedList:
             names = path.read_text(encoding='utf-8').split()
         except FileNotFoundError:
             return ((self._records.rows['flags'] & DROPPED) == 0).astype(np.int64)
-        numbers = self._records.find_names(names)
-        unknown = np.flatnonzero(numbers < 0)
-        if len(unknown):
-            raise ValueError(f'{path} names {names[unknown[0]]!r}, which the pool does not hold ({len(unknown)} such '
-                             'names). Make the list again, or delete it.')
-        return np.bincount(numbers, minlength=len(self._records))
-
-
-def _state(path: Path) -> tuple[int, ...] | None:
-    """What changes with the file; None without one."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
+        return np.bincount(self._records.find_names(names, str(path)), minlength=len(self._records))
 
 
 def _read_names(records: Records) -> NDArray[np.bytes_]:

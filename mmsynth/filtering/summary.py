@@ -1,10 +1,12 @@
-"""What a filter did to a pool, as tables for the terminal."""
+"""What a filter and a selection did to a pool, as tables for the terminal."""
 from collections import Counter
 
 from rich.table import Table
 
 from mmsynth.filtering import ClassLosses
+from mmsynth.filtering.selection import Selection, entry_of
 from mmsynth.pool import Pool
+from mmsynth.pool.index import stem_of
 
 
 def losses_table(losses: ClassLosses) -> Table:
@@ -35,6 +37,23 @@ def sample_table(pool: Pool) -> Table:
     table = _table('samples', 'result', 'reason', 'samples')
     for (keep, kind), count in sorted(counts.items(), key=lambda item: (not item[0][0], -item[1])):
         table.add_row('kept' if keep else 'dropped', kind, str(count))
+    return table
+
+
+def selection_table(pool: Pool, selection: Selection) -> Table:
+    """Per class the share of the trusted pixels, in all samples and in those selected, as often as each is listed."""
+    counts = {name: [0.0, 0.0] for name in pool.classes}
+    for record in pool.records:
+        repeats = selection.repeats[stem_of(record)]
+        entry = entry_of(record)
+        for name, pixels in entry['pixels'].items():
+            trusted = pixels - entry['removed'].get(name, 0)
+            counts[name][0] += trusted
+            counts[name][1] += trusted * repeats
+    totals = [sum(column) or 1 for column in zip(*counts.values())]
+    table = _table('share of trusted pixels', 'class', 'all samples', 'selected')
+    for name, values in counts.items():
+        table.add_row(name, *(f'{100 * value / total:.2f} %' for value, total in zip(values, totals)))
     return table
 
 

@@ -11,9 +11,7 @@ Of a ControlNet of Stable Diffusion 1.5 it is that of diffusers' ``StableDiffusi
 ``controlnet/`` what ``mmsynth.DiffusersControlNet`` takes.
 """
 import json
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +36,7 @@ from mmsynth.models.ldm_checkpoints import is_ldm
 from mmsynth.models.networks import MMDiT, UNetControlNet
 from mmsynth.registry import MODELS
 from mmsynth.utils import LoadReport, read_checkpoint
-from mmsynth.utils.files import TEMPORARY_PREFIX
+from mmsynth.utils.files import atomic_path
 
 LAYOUTS = ('mmsynth', 'diffusers')
 _FILES = ('.safetensors', '.pth')
@@ -95,7 +93,7 @@ def convert_checkpoint(cfg: Config,
     out = Path(out)
     check_out(out, to, LAYOUTS)
     generator, report, merged = read_generator(cfg, checkpoint, to, merge_lora=merge_lora)
-    with whole_or_nothing(out) as draft:
+    with atomic_path(out, folder=to != 'mmsynth') as draft:
         if to == 'mmsynth':
             written = [f'{out}: {_save_tensors(generator.state_dict(), draft)} tensors']
             left_out: list[str] = []
@@ -229,27 +227,3 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> int:
     else:
         save_file(tensors, path, {'format': 'pt'})
     return len(tensors)
-
-
-@contextmanager
-def whole_or_nothing(out: Path) -> Iterator[Path]:
-    """A path beside ``out`` to write a file to, or a new folder; it becomes ``out`` when all is written."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f'{TEMPORARY_PREFIX}{out.name}')
-    _remove(draft)  # of a run that was killed
-    if out.suffix not in _FILES:
-        draft.mkdir()
-    try:
-        yield draft
-        if out.exists():  # since the check at the start
-            raise FileExistsError(f'`out`: {out} has appeared meanwhile and is not overwritten.')
-        draft.rename(out)
-    finally:
-        _remove(draft)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -5,9 +5,10 @@ from mmengine.config import Config
 
 from mmsynth.apis.inference import classes_of
 from mmsynth.models import TODSynth
-from mmsynth.models.convert import Conversion, check_out, read_generator, whole_or_nothing
+from mmsynth.models.convert import Conversion, check_out, read_generator
 from mmsynth.pipelines.tisynth import TISynthPipeline
 from mmsynth.pipelines.todsynth import TODSynthPipeline
+from mmsynth.utils.files import atomic_path
 
 
 def convert_to_pipeline(cfg: Config, checkpoint: str | Path, out: str | Path, *,
@@ -34,7 +35,7 @@ def convert_to_pipeline(cfg: Config, checkpoint: str | Path, out: str | Path, *,
         generator.dataset_meta = dict(classes=classes)
     kind = TODSynthPipeline if isinstance(generator, TODSynth) else TISynthPipeline
     pipeline = kind.from_generator(generator)
-    with whole_or_nothing(out) as draft:
+    with atomic_path(out, folder=True) as draft:
         pipeline.save_pretrained(draft)
     parts = {name: type(part).__name__ for name, part in pipeline.components.items() if part is not None}
     return Conversion(report, merged, [f'{out}: {kind.__name__}'] + [f'{out}/{name}: {part}'

@@ -20,10 +20,10 @@ the next one moves them to ``.orphans/``. The same goes for what a filter adds. 
 the folder with this package not installed.
 """
 from mmsynth.pool.manifest import FILTERED_FOLDER, WEIGHT_FOLDER, PoolRecord
-from mmsynth.pool.records import Records, read_records
+from mmsynth.pool.records import Records, read_list, read_records
 from mmsynth.pool.recovery import KEPT_FILE
 from mmsynth.pool.store import Pool
 from mmsynth.utils.files import file_name
 
 __all__ = ['FILTERED_FOLDER', 'KEPT_FILE', 'Pool', 'PoolRecord', 'Records', 'WEIGHT_FOLDER', 'file_name',
-           'read_records']
+           'read_list', 'read_records']

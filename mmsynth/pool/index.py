@@ -287,3 +287,15 @@ def signature_of(file: BinaryIO) -> Signature:
     """What changes with a file's content: its inode, size and time."""
     status = os.fstat(file.fileno())
     return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def signature_at(path: Path) -> Signature | None:
+    """The same of the file at a path, or None without one.
+
+    The file is opened for it: network file systems are bound to look at the server's file then.
+    """
+    try:
+        with open(path, 'rb') as file:
+            return signature_of(file)
+    except (FileNotFoundError, NotADirectoryError):
+        return None

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mmsynth.pool.header import HEADER_FILE, PoolHeader
-from mmsynth.pool.index import LineIndex, Signature, signature_of
+from mmsynth.pool.index import LineIndex, Signature, signature_at
 from mmsynth.pool.manifest import MANIFEST_FILE, PoolRecord
+from mmsynth.pool.records import Records, read_list, read_records
 from mmsynth.pool.rounds import ROUNDS_FILE, Round, read_rounds
 from mmsynth.utils.images import opened_image
 from mmsynth.utils.labels import check_labels, read_label
@@ -47,16 +48,32 @@ class PoolReader:
     at different moments may draw a sample twice or leave one out in that epoch (batches keep their size and share), and
     a resumed training takes all that is there as if it had been there from the start.
 
+    With ``ann_file`` it reads a finished pool once, as it is: a number is then a place in the list.
+
     Args:
         root: The pool's folder.
+        ann_file: A list of file names in the pool, such as ``selected.txt``, instead of all; a sample that stands there
+            twice has two numbers.
 
     Attributes:
         changes: What happened to the pool, as far as known.
+
+    Raises:
+        FileNotFoundError: If there is no such list.
+        ValueError: If it names nothing or what the pool does not hold, or the pool grows by rounds.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, ann_file: str | None = None) -> None:
         self.root = Path(root)
         self.changes: list[Change] = []
+        self._listed: Records | None = None
+        if ann_file is not None:
+            if (self.root / ROUNDS_FILE).is_file():
+                raise ValueError(f'`ann_file` {ann_file} is for a finished pool, and {root} grows by rounds while a '
+                                 'segmentor trains; leave it out.')
+            records = read_records(root)
+            self._listed = records[read_list(root, ann_file, records)]
+            self.changes = [Change(0, tuple(range(len(self._listed))))]
         self._ids: list[str] | None = None  # of the rounds, in their order
         self._index: LineIndex | None = None
         self._kept = np.zeros(0, bool)  # of the index when ``changes`` were last brought up to date
@@ -81,6 +98,8 @@ class PoolReader:
         Raises:
             ValueError: If the pool's lists are damaged.
         """
+        if self._listed is not None:
+            return False
         if self._is_new(ROUNDS_FILE):
             self._take_rounds(read_rounds(self.root))
             return True
@@ -108,6 +127,8 @@ class PoolReader:
         Raises:
             ValueError: If the pool's lists are damaged.
         """
+        if self._listed is not None:
+            return self._listed[number] if 0 <= number < len(self._listed) else None
         if self._ids is None and self._index is None or self._ids is not None and number >= len(self._ids):
             self.update()
         if self._ids is None:
@@ -164,7 +185,7 @@ class PoolReader:
 
     def _is_new(self, name: str) -> bool:
         """Whether a file is there and is not as it was when last asked."""
-        before, self._seen[name] = self._seen.get(name), _signature(self.root / name)
+        before, self._seen[name] = self._seen.get(name), signature_at(self.root / name)
         return self._seen[name] not in (None, before)
 
 
@@ -186,7 +207,7 @@ class FileCheck:
     def fault(self, record: PoolRecord) -> str | None:
         """Return what is wrong with a sample's files, or None."""
         image, *labels = (self._root / file for file in used_files(record))
-        state = hash(tuple(map(_signature, (image, *labels))))
+        state = hash(tuple(map(signature_at, (image, *labels))))
         if state in self._whole:
             return None
         try:
@@ -217,15 +238,3 @@ def used_files(record: PoolRecord) -> tuple[str, ...]:
     """
     found = record.filter or {}
     return tuple(filter(None, (record.image, found.get('label') or record.mask, found.get('weight'))))
-
-
-def _signature(path: Path) -> Signature | None:
-    """What changes with a file's content, or None without the file.
-
-    The file is opened for it: network file systems are bound to look at the server's file then.
-    """
-    try:
-        with open(path, 'rb') as file:
-            return signature_of(file)
-    except (FileNotFoundError, NotADirectoryError):
-        return None

@@ -92,18 +92,26 @@ class Records(Sequence[PoolRecord]):
     def __repr__(self) -> str:
         return f'<{len(self)} records of {self._files[0].path if self._files else "no pool"}>'
 
-    def find_names(self, names: Sequence[str]) -> NDArray[np.int64]:
-        """Numbers of the records whose files have these names, as a list such as ``selected.txt`` has them; else -1."""
-        hashes = np.array([hash64(name) for name in names], np.uint64)
-        if not len(self):
-            return np.full(len(hashes), -1, np.int64)
-        order = np.argsort(self.rows['name'])
-        place = np.searchsorted(self.rows['name'], hashes, sorter=order)
-        numbers = order[np.minimum(place, len(order) - 1)]
-        return np.where(self.rows['name'][numbers] == hashes, numbers, -1)
+    def find_names(self, names: Sequence[str], source: str) -> NDArray[np.int64]:
+        """Numbers of the records whose files have these names, as a list such as ``selected.txt`` has them.
 
-    def stand_in(self, path: Path) -> NDArray[np.bool_]:
-        """Which of them are read from a file (N)."""
+        Args:
+            names: Stems of files.
+            source: The list, for the message.
+
+        Raises:
+            ValueError: If there is no such record.
+        """
+        hashes = np.array([hash64(name) for name in names], np.uint64)
+        unknown = np.flatnonzero(~np.isin(hashes, self.rows['name']))
+        if len(unknown):
+            raise ValueError(f'{source} names {names[unknown[0]]!r}, which the pool does not hold ({len(unknown)} such '
+                             'names); make the list again, or delete it.')
+        order = np.argsort(self.rows['name'])
+        return order[np.searchsorted(self.rows['name'], hashes, sorter=order)]
+
+    def are_in(self, path: Path) -> NDArray[np.bool_]:
+        """Which of them are in a file (N)."""
         numbers = [number for number, file in enumerate(self._files) if file.path == path]
         return np.isin(self.rows['file'], numbers)
 
@@ -251,6 +259,19 @@ def shard_folders(root: Path) -> list[Path]:
     folder = root / SHARD_FOLDER
     found = [path for path in folder.iterdir() if _SHARD_NAME.fullmatch(path.name)] if folder.is_dir() else []
     return sorted(found, key=lambda path: [int(part) for part in path.name.split('-of-')])
+
+
+def read_list(root: str | Path, ann_file: str, records: Records) -> NDArray[np.int64]:
+    """Numbers of the records whose file stems a list in the pool names, such as ``selected.txt``; in its order.
+
+    Raises:
+        FileNotFoundError: If there is no such list.
+        ValueError: If it names nothing, or what the pool does not hold.
+    """
+    names = (Path(root) / ann_file).read_text(encoding='utf-8').split()
+    if not names:
+        raise ValueError(f'`ann_file` {ann_file}: pool {root} has no samples to train on, for the list is empty.')
+    return records.find_names(names, f'`ann_file` {Path(root) / ann_file}')
 
 
 def read_records(root: str | Path) -> Records:

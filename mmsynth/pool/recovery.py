@@ -180,7 +180,7 @@ def _drop_incomplete(root: Path, table: RecordTable, found: list[_Listing]) -> R
     in_manifest = np.arange(len(rows)) < table.num_in_manifest
     for path in (folder / MANIFEST_FILE for folder in shard_folders(root)):
         if path.is_file():
-            own = table.records().stand_in(path)
+            own = table.records().are_in(path)
             with atomic_file(path) as file:
                 records[whole & own].write_lines(file)
     write_manifest(root, records[whole & in_manifest])

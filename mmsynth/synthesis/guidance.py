@@ -6,9 +6,6 @@ from mmengine.config import Config
 
 from mmsynth.guidance import CRFM, BestOfN, Guidance
 from mmsynth.registry import MODELS
-from mmsynth.synthesis.build import critic_hashes
-
-__all__ = ['GUIDANCES', 'build_guidance', 'critic_hashes', 'guidance_settings']
 
 GUIDANCES = {'crfm': CRFM, 'best-of-n': BestOfN}
 

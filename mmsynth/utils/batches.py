@@ -1,6 +1,6 @@
 """Batches of items that have one shape."""
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from itertools import groupby
+from itertools import groupby, islice
 from typing import TypeVar
 
 Item = TypeVar('Item')
@@ -10,11 +10,5 @@ def batches_of_one_shape(items: Iterable[Item], shape: Callable[[Item], Hashable
                          batch_size: int) -> Iterator[list[Item]]:
     """Neighbouring items of one shape, in their order, at most ``batch_size`` together."""
     for _, alike in groupby(items, key=shape):
-        batch: list[Item] = []
-        for item in alike:
-            batch.append(item)
-            if len(batch) == batch_size:
-                yield batch
-                batch = []
-        if batch:
+        while batch := list(islice(alike, batch_size)):
             yield batch

@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mmsynth.utils.messages import first_few
+
 # what mmengine keeps beside the weights: log history, its methods, scheduler state, numpy values
 _STAND_IN_ROOTS = ('mmengine.', 'numpy.', 'builtins.getattr', 'builtins.bytes')
 
@@ -49,8 +51,7 @@ class LoadReport:
         for title, keys in (('missing in the file', self.missing), ('unexpected in the file', self.unexpected),
                             ('of another shape', self.mismatched)):
             if keys:
-                shown = ', '.join(keys[:5]) + (f', … ({len(keys) - 5} more)' if len(keys) > 5 else '')
-                lines.append(f'{len(keys)} {title}: {shown}')
+                lines.append(f'{len(keys)} {title}: {first_few(keys)}')
         return '; '.join(lines)
 
 

@@ -1,9 +1,10 @@
-"""Files that are either there in full or not at all, and the lock of a folder that has one writer."""
+"""Files and folders that are there in full or not at all, and the lock of a folder that has one writer."""
 import hashlib
 import io
 import os
 import re
 import secrets
+import shutil
 import time
 import unicodedata
 import weakref
@@ -76,14 +77,14 @@ def atomic_write_all(files: Mapping[Path, bytes]) -> None:
         OSError: If one cannot be written; the files are as before then, unless the renaming fails, which may leave some
             of them new.
     """
-    temporary = {path: path.parent / f'{TEMPORARY_PREFIX}{secrets.token_hex(8)}' for path in map(Path, files)}
+    temporary = {path: path.parent / f'{TEMPORARY_PREFIX}{secrets.token_hex(8)}' for path in files}
     try:
         for path, data in files.items():
             with _named(path):
-                temporary[Path(path)].write_bytes(data)
+                temporary[path].write_bytes(data)
         for path, part in temporary.items():  # after all were written: the first sync takes most of the others along
-            with _named(path):
-                _sync_file(part)
+            with _named(path), open(part, 'rb+') as file:
+                os.fsync(file.fileno())
         for path, part in temporary.items():
             os.replace(part, path)
     except BaseException:
@@ -128,11 +129,6 @@ def _named(path: str | Path) -> Iterator[None]:
         if error.errno is not None and error.filename is None:
             error.filename = str(path)
         raise
-
-
-def _sync_file(path: Path) -> None:
-    with open(path, 'rb+') as file:
-        os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:
@@ -200,6 +196,43 @@ class FolderLock:
 
     def __exit__(self, *error: object) -> None:
         self.release()
+
+
+@contextmanager
+def atomic_path(out: Path, *, folder: bool) -> Iterator[Path]:
+    """Give a path to write a new folder or file to, which becomes ``out`` when the block ends without an error.
+
+    It is, or is in, the folder ``.tmp-NAME`` beside ``out``; what a killed run left there is cleared.
+
+    Args:
+        out: Where it goes; may be an empty folder.
+        folder: Whether it is a folder, which is there already; else a file.
+
+    Raises:
+        FileExistsError: If ``out`` has appeared meanwhile.
+        RuntimeError: If another process is writing it.
+    """
+    temporary = out.with_name(f'{TEMPORARY_PREFIX}{out.name}')
+    temporary.mkdir(parents=True, exist_ok=True)
+    with FolderLock(temporary) as lock:
+        for path in temporary.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != lock.FILE:
+                path.unlink()
+        try:
+            draft = temporary if folder else temporary / out.name
+            yield draft
+            if hasattr(os, 'sync'):
+                os.sync()  # before the name that says it is complete
+            if out.is_dir() and not any(out.iterdir()):
+                out.rmdir()
+            elif out.exists():
+                raise FileExistsError(f'`out`: {out} has appeared meanwhile and is not overwritten.')
+            (temporary / lock.FILE).unlink()
+            draft.rename(out)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 _held: 'weakref.WeakSet[FolderLock]' = weakref.WeakSet()

@@ -11,6 +11,8 @@ from PIL import Image, UnidentifiedImageError
 
 FORMATS = ('PNG', 'TIFF', 'JPEG', 'BMP', 'GIF', 'JPEG2000', 'PPM', 'WEBP')  # Pillow has EPS decoded by Ghostscript
 
+IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp')  # of the images below a folder, all that are taken
+
 
 @contextmanager
 def opened_image(path: str | Path, what: str = 'image', *, content: bytes | None = None) -> Iterator[Image.Image]:

@@ -83,8 +83,7 @@ def count_classes(pool: Pool) -> list[int]:
     """
     counts = np.zeros(256, dtype=np.int64)
     records = pool.records
-    shown = len(records) >= _PROGRESS_FROM
-    for record in progress_bar(records, unit='mask', title='counting classes') if shown else records:
+    for record in progress_bar(records, unit='mask', title='counting classes', hidden=len(records) < _PROGRESS_FROM):
         counts += np.bincount(pool.load_mask(record).ravel(), minlength=256)
     return counts[:len(pool.classes)].tolist()
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mmsynth.filtering.selected_list import SelectedList
 from mmsynth.pool import Pool, PoolRecord
+from mmsynth.pool.index import signature_at
 from mmsynth.pool.manifest import JOURNAL_FILE, MANIFEST_FILE
 from mmsynth.pool.records import shard_folders
 from mmsynth.utils.files import FolderLock
@@ -241,9 +242,8 @@ class _Numbers:
 
 def _state(root: Path) -> tuple[Any, ...]:
     """What changes when a pool's lists do."""
-    paths = [folder / name for folder in (root, *shard_folders(root)) for name in (MANIFEST_FILE, JOURNAL_FILE)]
-    statuses = [path.stat() if path.is_file() else None for path in paths]
-    return tuple(status and (status.st_ino, status.st_size, status.st_mtime_ns) for status in statuses)
+    return tuple(signature_at(folder / name) for folder in (root, *shard_folders(root))
+                 for name in (MANIFEST_FILE, JOURNAL_FILE))
 
 
 def _number(values: Mapping[str, str], name: str, below: int = 2**31) -> int | None:

@@ -1,11 +1,14 @@
 """What the tests of faults share: the commands, what unbroken runs of them leave, and the table of faults survived."""
 import gc
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 if TYPE_CHECKING:
     from commands import Command
@@ -80,3 +83,22 @@ def unbroken(commands: dict[str, 'Command']) -> Callable[[str], tuple['Ended', d
         return done[name]
 
     return of
+
+
+@pytest.fixture
+def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what never ends the machine: a disk that is busy makes every fsync wait."""
+    monkeypatch.setattr(os, 'fsync', lambda descriptor: None)
+
+
+@pytest.fixture(scope='module')
+def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of three masks; its manifest is ``list.jsonl``."""
+    from mutations import dump
+    root = tmp_path_factory.mktemp('masks')
+    lines = []
+    for name in 'abc':
+        Image.fromarray(np.full((8, 8), ord(name) % 3, np.uint8)).save(root / f'{name}.png')
+        lines.append(dict(source=f'{name}.png', prompt=f'a picture of {name}'))
+    (root / 'list.jsonl').write_bytes(dump(lines))
+    return root

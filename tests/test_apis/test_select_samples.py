@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from small_run import ROOT
 
-from mmsynth.apis.select_samples import select_samples, selection_table
+from mmsynth.apis.select_samples import select_samples
 from mmsynth.filtering.identity import label_hash
+from mmsynth.filtering.summary import selection_table
 from mmsynth.pool import Pool, file_name
 
 CLASSES = ('field', 'road', 'water')

@@ -10,8 +10,8 @@ from small_run import CLASSES, GUIDED_STEPS, NAMES, SmallRun
 
 from mmsynth.apis.synthesize import _report_uncorrected, list_requests
 from mmsynth.pool import Pool
-from mmsynth.synthesis.build import build_dataset, build_generator
-from mmsynth.synthesis.guidance import critic_hashes, guidance_settings
+from mmsynth.synthesis.build import build_dataset, build_generator, critic_hashes
+from mmsynth.synthesis.guidance import guidance_settings
 from mmsynth.visualization import pool_report
 
 CANDIDATES = 3

@@ -8,7 +8,8 @@ from PIL import Image
 
 from mmsynth.datasets.conversion import StretchRule, raster
 from mmsynth.datasets.conversion.files import SourceFile, list_files
-from mmsynth.datasets.conversion.raster import Stretch, open_raster, picture_bands, read_picture
+from mmsynth.datasets.conversion.picture import Stretch, picture_bands, read_picture
+from mmsynth.datasets.conversion.raster import open_raster
 from mmsynth.datasets.conversion.tiling import Window
 
 RNG = np.random.default_rng(0)

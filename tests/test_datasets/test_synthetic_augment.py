@@ -7,7 +7,17 @@ import re
 import numpy as np
 import pytest
 import torch
-from mixed_data import PIPELINE, SIZE, mixed_config, mixed_dataset, publish, real_config, write_mixed, write_real
+from mixed_data import (
+    PIPELINE,
+    SIZE,
+    mixed_config,
+    mixed_dataset,
+    mixed_loader,
+    publish,
+    real_config,
+    write_mixed,
+    write_real,
+)
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from PIL import Image
@@ -17,6 +27,7 @@ from mmsynth.datasets import SyntheticAugmentDataset
 from mmsynth.datasets import synthetic_augment as module
 from mmsynth.datasets.samplers.draws import Draw
 from mmsynth.utils import isolated_random_state
+from mmsynth.utils.files import file_name
 
 REAL, SYNTHETIC = 10, 4
 PLAIN = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
@@ -178,6 +189,42 @@ def test_rounds_give_numbers(tmp_path):
     publish(tmp_path, (0, [3, 1], []), (4, [4, 0], [3]))
     dataset = plain(tmp_path)
     assert [dataset[REAL + k]['data_samples'].sample_id for k in range(4)] == ['s3', 's1', 's4', 's0']
+
+
+def test_a_list_chooses_and_repeats(tmp_path):
+    """As PoolDataset's ``ann_file``; with the batch sampler every line comes once per epoch of the synthetic ones."""
+    pool = write_mixed(tmp_path, synthetic=4) / 'pool'
+    (pool / 'selected.txt').write_text(''.join(f'{file_name(id)}\n' for id in ('s3', 's1', 's3')))
+    config = mixed_config(tmp_path, ann_file='selected.txt')
+    dataset = pickle.loads(pickle.dumps(DATASETS.build(config)))
+    assert [dataset.get_data_info(REAL + k)['sample_id'] for k in range(3)] == ['s3', 's1', 's3']
+    with pytest.raises(IndexError, match='no sample number 3'):
+        dataset.get_data_info(REAL + 3)
+    batches = iter(mixed_loader(tmp_path, batch_size=3, dataset=config, ratio=1.0))
+    for _ in range(3):
+        assert sorted(sample.sample_id for sample in next(batches)['data_samples']) == ['s1', 's3', 's3']
+    np.random.seed(0)
+    by_chance = plain(tmp_path, ratio=1.0, ann_file='selected.txt')
+    drawn = [by_chance[0]['data_samples'].sample_id for _ in range(60)]
+    assert {'s1', 's3'} == set(drawn) and 30 < drawn.count('s3') < 50
+
+
+@pytest.mark.parametrize('content, error, message', [
+    (None, FileNotFoundError, 'selected.txt'), ('', ValueError, '`ann_file` selected.txt.*no samples'),
+    ('nobody', ValueError, "`ann_file` .*selected.txt names 'nobody'")])
+def test_a_list_that_names_no_samples(tmp_path, content, error, message):
+    pool = write_mixed(tmp_path, synthetic=1) / 'pool'
+    if content is not None:
+        (pool / 'selected.txt').write_text(content)
+    with pytest.raises(error, match=message):
+        plain(tmp_path, ann_file='selected.txt')
+
+
+def test_a_list_of_a_pool_that_grows(tmp_path):
+    write_mixed(tmp_path, synthetic=1)
+    publish(tmp_path, (0, [0], []))
+    with pytest.raises(ValueError, match='`ann_file`.*grows by rounds'):
+        plain(tmp_path, ann_file='selected.txt')
 
 
 def test_it_can_be_pickled_with_what_it_knows(root):

@@ -43,7 +43,9 @@ def main() -> None:
         sys.path.insert(0, str(ROOT))
     _check_options(args)
     import torch
-    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+
+    from mmsynth.utils.shards import default_device
+    device = args.device or default_device()
     where = f'{device}, {torch.get_num_threads()} threads, torch {torch.__version__}'
     print(_generator_tables(args, device, where) if args.generator else _guidance_table(args, device, where))
 

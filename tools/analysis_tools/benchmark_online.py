@@ -34,8 +34,9 @@ def main() -> None:
     from benchmarks.online import LoadingSetting, benchmark_online, table
 
     from mmsynth.synthesis.build import load_config
+    from mmsynth.utils.shards import default_device
     cfg = load_config(args.config, args.cfg_options)
-    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    device = args.device or default_device()
     setting = LoadingSetting(cfg, args.pool, args.pool_size, args.num_workers, args.batch_size, device)
     times = benchmark_online(setting, pairs=args.pairs, iterations=args.iterations)
     loader = cfg.train_dataloader

@@ -69,17 +69,18 @@ def main() -> None:
     args = parse_args()
     if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:  # a checkout that is not installed
         sys.path.insert(0, str(ROOT))
-    import torch
     from ablation.plan import AblationOptions
     from ablation.report import report_ablation
     from ablation.run import run_ablation
+
+    from mmsynth.utils.shards import default_device
     options = AblationOptions(
         rules=args.rules,
         steps=args.steps,
         limit=args.limit,
         batch_size=args.batch_size,
         num_real=args.num_real,
-        device=args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        device=args.device or default_device())
     report_ablation(run_ablation(find_parts(args), args.out_dir, options), args.out_dir)
     print(f'{args.out_dir}: table.md, ablation.png, samples.png, results.jsonl')
 

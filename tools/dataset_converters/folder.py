@@ -15,7 +15,6 @@ from converter_options import (
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
     parser = make_parser(__doc__, out_dir=None, tile_size=None, epilog=(
         "Example: python tools/dataset_converters/folder.py my_area --out-dir data/mine --class-table classes.csv "
         "--bands 3 2 1 --tile-size 512 --places '^([^_]+)_' --val north"))
@@ -41,7 +40,6 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Convert."""
     args = parse_args(arguments)
     find_package()
     from mmsynth.datasets.conversion import read_class_table

@@ -6,7 +6,6 @@ from converter_options import add_split_options, find_package, make_parser, run,
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
     parser = make_parser(__doc__, out_dir='data/fusu', tile_size=None, epilog=(
         'Example: python tools/dataset_converters/fusu.py downloads/FUSU --val-share 0.2'))
     add_split_options(parser, val_share=0.2)
@@ -14,7 +13,6 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Convert."""
     args = parse_args(arguments)
     find_package()
     from mmsynth.datasets.conversion.archives import fusu

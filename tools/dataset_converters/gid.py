@@ -14,7 +14,6 @@ from converter_options import (
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
     parser = make_parser(__doc__, out_dir='data/gid', tile_size=512, epilog=(
         'Example: python tools/dataset_converters/gid.py downloads/Five-Billion-Pixels --classes 24'))
     parser.add_argument('--classes', type=int, choices=[5, 15, 24], default=24, help='default: 24')
@@ -26,7 +25,6 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Convert."""
     args = parse_args(arguments)
     find_package()
     from mmsynth.datasets.conversion.archives import gid

@@ -6,7 +6,6 @@ from converter_options import find_package, make_parser, run
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
     parser = make_parser(__doc__, out_dir='data/potsdam', tile_size=512, epilog=(
         'Example: python tools/dataset_converters/potsdam.py downloads/Potsdam'))
     parser.add_argument('--labels', choices=['no-boundary', 'all'],
@@ -15,7 +14,6 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Convert."""
     args = parse_args(arguments)
     find_package()
     from mmsynth.datasets.conversion.archives import potsdam

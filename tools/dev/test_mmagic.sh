@@ -10,28 +10,16 @@
 # Environment: ENV_DIR, the folder of the environment, made the first time (default .venv-mmagic); PYTHON, its
 # interpreter, which must be 3.11 (default python3).
 set -euo pipefail
-wheel=
-if [[ $# -gt 0 && $1 != -- ]]; then
-    wheel=$(realpath "$1")
-    shift
-fi
-if [[ ${1:-} == -- ]]; then shift; fi
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-env=${ENV_DIR:-.venv-mmagic}
+env=.venv-mmagic
+# shellcheck source=tools/dev/host_stack.sh
+source "$(dirname "${BASH_SOURCE[0]}")/host_stack.sh"
 
 if [[ ! -e $env/.installed ]]; then
-    "${PYTHON:-python3}" -m venv "$env"
-    pip() { "$env/bin/python" -m pip --disable-pip-version-check --quiet install "$@"; }
-    echo "installing into $env (first time only)"
+    create_environment
     grep -v '^mmcv' requirements/mmagic.txt > "$env/pins.txt"
     pip --no-deps -r "$env/pins.txt"
-    if [[ -n $wheel ]]; then
-        pip --no-deps "$wheel"
-    else
-        echo 'compiling mmcv: half an hour on two cores'
-        pip wheel ninja
-        MMCV_WITH_OPS=1 pip --no-deps --no-build-isolation "$(grep '^mmcv==' requirements/mmagic.txt)"
-    fi
+    [[ -n $wheel ]] || pip wheel ninja
+    install_mmcv "$(grep '^mmcv==' requirements/mmagic.txt)" --no-deps
     touch "$env/.installed"
 fi
 

@@ -13,29 +13,17 @@
 # Environment: ENV_DIR, the folder of the environment, made the first time (default .venv-openmmlab); PYTHON, its
 # interpreter (default python3; mmcv 2.1 wants 3.10 or 3.11).
 set -euo pipefail
-wheel=
-if [[ $# -gt 0 && $1 != -- ]]; then
-    wheel=$(realpath "$1")
-    shift
-fi
-if [[ ${1:-} == -- ]]; then shift; fi
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-env=${ENV_DIR:-.venv-openmmlab}
+env=.venv-openmmlab
+# shellcheck source=tools/dev/host_stack.sh
+source "$(dirname "${BASH_SOURCE[0]}")/host_stack.sh"
 
 if [[ ! -e $env/.installed ]]; then
-    "${PYTHON:-python3}" -m venv "$env"
-    pip() { "$env/bin/python" -m pip --disable-pip-version-check --quiet install "$@"; }
-    echo "installing into $env (first time only)"
+    create_environment
     # the pins of both stacks but for the other's OpenMMLab packages, and for setuptools, which must be old
     grep -v -e '^onedl-' -e '^setuptools' requirements/pins.txt > "$env/pins.txt"
     grep -v '^mmcv' requirements/openmmlab.txt >> "$env/pins.txt"
     pip "$(grep '^torch==' "$env/pins.txt")" "$(grep '^setuptools==' "$env/pins.txt")" wheel ninja psutil
-    if [[ -n $wheel ]]; then
-        pip "$wheel"
-    else
-        echo 'compiling mmcv: half an hour on two cores'
-        MMCV_WITH_OPS=1 pip --no-build-isolation "$(grep '^mmcv==' requirements/openmmlab.txt)"
-    fi
+    install_mmcv "$(grep '^mmcv==' requirements/openmmlab.txt)"
     pip -r "$env/pins.txt"
     PYTHONPATH=. "$env/bin/python" -c 'import mmsynth'
     touch "$env/.installed"

@@ -16,13 +16,14 @@ from mmseg.datasets import BaseSegDataset, LoveDADataset, PotsdamDataset, iSAIDD
 from mmsynth.datasets.conversion.class_table import ClassTable, Colour
 from mmsynth.datasets.conversion.convert import Pair, Recipe
 from mmsynth.datasets.conversion.files import SourceFile, list_files
-from mmsynth.datasets.conversion.raster import IMAGE_SUFFIXES, StretchRule
+from mmsynth.datasets.conversion.picture import StretchRule
+from mmsynth.datasets.conversion.raster import IMAGE_SUFFIXES
 from mmsynth.datasets.conversion.split import SplitRule, divide, place_of
 from mmsynth.datasets.dubai import DubaiDataset
 from mmsynth.datasets.fusu import FUSUDataset
 from mmsynth.datasets.gid import GIDDataset
-from mmsynth.datasets.records import first_few
 from mmsynth.utils.labels import IGNORE_INDEX
+from mmsynth.utils.messages import first_few
 
 Groups = Mapping[str, str]  # the named groups of a pattern that are in the path → what they match
 Converted = tuple[list[Pair], Recipe]

@@ -29,15 +29,15 @@ from numpy.typing import NDArray
 from mmsynth.datasets.conversion.class_table import ClassTable
 from mmsynth.datasets.conversion.files import SourceFile
 from mmsynth.datasets.conversion.fit import check_fit
-from mmsynth.datasets.conversion.raster import Raster, Stretch, StretchRule, open_raster, picture_bands, read_picture
+from mmsynth.datasets.conversion.picture import Stretch, StretchRule, picture_bands, read_picture
+from mmsynth.datasets.conversion.raster import Raster, open_raster
 from mmsynth.datasets.conversion.split import check_places
-from mmsynth.datasets.conversion.staging import staging
 from mmsynth.datasets.conversion.summary import PartSummary, Summary
 from mmsynth.datasets.conversion.tiling import Window, windows
-from mmsynth.datasets.records import first_few
 from mmsynth.utils import derive_seed, progress_bar
-from mmsynth.utils.files import encode_png
+from mmsynth.utils.files import atomic_path, encode_png
 from mmsynth.utils.labels import IGNORE_INDEX
+from mmsynth.utils.messages import first_few
 
 Layout = Literal['manifest', 'folders']
 Uint8 = NDArray[np.uint8]
@@ -135,7 +135,7 @@ def convert(pairs: Sequence[Pair], recipe: Recipe, out: str | Path, *, dry_run: 
     jobs = _plan(pairs, recipe)
     summary = Summary(f'{recipe.title}{" (dry run: nothing is written)" if dry_run else ""}', recipe.table.classes)
     problems = []
-    with nullcontext() if dry_run else staging(out) as folder:
+    with nullcontext() if dry_run else atomic_path(out, folder=True) as folder:
         writer = _Writer(folder, recipe)
         total = sum(len(job.windows) for job in jobs)
         with progress_bar(total=total, unit='tile', title='checking' if dry_run else 'converting') as bar:
@@ -262,7 +262,8 @@ def _plan(pairs: Sequence[Pair], recipe: Recipe) -> list[_Job]:
                 sample = None
                 if bands is not None and recipe.stretch.needed(image.dtype, pair.image):
                     limit = StretchRule.NUM_PIXELS // (len(pairs) if recipe.stretch.over == 'set' else 1)
-                    sample = _sample(image, bands, recipe.stretch, limit)
+                    sample = np.zeros((0, 3)) if recipe.stretch.value_range is not None else image.sample(
+                        bands, max(limit, 1000))
                 samples.append(sample)
         except ValueError as error:
             problems.append(str(error))
@@ -272,10 +273,6 @@ def _plan(pairs: Sequence[Pair], recipe: Recipe) -> list[_Job]:
         raise ValueError(f'{kinds[True]} has 8 bits and {kinds[False]} has not; say by `stretch` how images become '
                          "8-bit ones: 'percentile' or 'range'.")
     return [_Job(pair, parts, stretch) for pair, parts, stretch in zip(pairs, cut, _stretches(samples, recipe.stretch))]
-
-
-def _sample(image: Raster, bands: tuple[int, ...], rule: StretchRule, limit: int) -> NDArray:
-    return np.zeros((0, 3)) if rule.value_range is not None else image.sample(bands, max(limit, 1000))
 
 
 def _stretches(samples: Sequence[NDArray | None], rule: StretchRule) -> list[Stretch | None]:
@@ -326,9 +323,11 @@ class _Writer:
             image, mask = f'img_dir/{pair.part}/{image}', f'ann_dir/{pair.part}/{mask}'
         else:
             image, mask = f'{"unlabelled" if ids is None else "images"}/{image}', f'masks/{mask}'
-        self._put(image, pair.image.read_bytes() if copied else _encode_picture(picture))
+        self._put(image, pair.image.read_bytes() if copied else cv2.imencode('.png', picture[..., ::-1])[1].tobytes())
         if ids is not None:
-            self._put(mask, encode_png(_zero_for_ignored(ids) if self.recipe.zero_is_ignored else ids))
+            if self.recipe.zero_is_ignored:
+                ids = np.where(ids == IGNORE_INDEX, 0, ids + 1).astype(np.uint8)
+            self._put(mask, encode_png(ids))
             self.lines.setdefault(pair.part, []).append((pair.place, dict(source=mask, target=image)))
         if pair.also is not None:
             for path, twin in zip((image, mask)[:1 if ids is None else 2], pair.also):
@@ -376,14 +375,6 @@ def _with_references(lines: Sequence[tuple[str, dict[str, str]]]) -> Iterator[di
             chosen = derive_seed(0, 'reference', line['source']) % (len(lines) - (end - first))
             chosen += end - first if chosen >= first else 0
             yield dict(source=line['source'], ref_image=lines[chosen][1]['target'])
-
-
-def _zero_for_ignored(ids: Uint8) -> Uint8:
-    return np.where(ids == IGNORE_INDEX, 0, ids + 1).astype(np.uint8)
-
-
-def _encode_picture(picture: Uint8) -> bytes:
-    return cv2.imencode('.png', picture[..., ::-1])[1].tobytes()
 
 
 def _json_lines(lines: Iterator[dict[str, str]]) -> bytes:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mmsynth.datasets.records import first_few
 from mmsynth.utils import derive_seed
+from mmsynth.utils.messages import first_few
 
 PARTS = ('train', 'val', 'test')
 

@@ -5,6 +5,7 @@ mask is loaded. What follows there (crop, prompt, reference, packing) sees the n
 
 Legend: H W pixels of the mask.
 """
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -139,7 +140,7 @@ class MaskReader:
         return self._change(dict(info))['gt_seg_map']
 
 
-class MaskSource(Dataset):
+class MaskSource(Dataset, ABC):
     """Base of data sets that give the masks of another one, changed or chosen.
 
     It stands in ``synthesis.dataset`` like the data set inside, whose records and pipeline it uses, and in another mask
@@ -165,9 +166,9 @@ class MaskSource(Dataset):
         """Read the records of the data set inside, if it has not yet."""
         self.reader.dataset.full_init()
 
+    @abstractmethod
     def get_data_info(self, idx: int) -> dict[str, Any]:
         """What the pipeline starts from."""
-        raise TypeError(f'{type(self).__name__} gives no records')
 
     def __getitem__(self, idx: int) -> dict[str, Any]:
         return self.pipeline(self.get_data_info(idx))
@@ -210,9 +211,9 @@ class VariantSource(MaskSource):
         name, step = self.variant(info, number)
         return with_step(info, f'{sample_id(info)}+{name}', step)
 
+    @abstractmethod
     def variant(self, info: dict[str, Any], number: int) -> tuple[str, MaskStep]:
         """What variant ``number`` (from 0) of a sample is called, unique among its variants, and how it is made."""
-        raise TypeError(f'{type(self).__name__} has no variants')
 
 
 def sample_id(info: Mapping[str, Any]) -> str:

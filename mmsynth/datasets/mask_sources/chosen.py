@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from mmsynth.datasets.mask_sources.base import Mask, MaskReader, sample_id, with_step
+from mmsynth.datasets.mask_sources.base import Mask, MaskReader, class_ids, sample_id, with_step
 from mmsynth.registry import DATASETS
 from mmsynth.utils.files import atomic_write
 from mmsynth.utils.labels import IGNORE_INDEX
@@ -138,10 +138,7 @@ class ChosenMasks(Dataset):
         # not above: it imports guidance, which trainings on a data set do not need
         from mmsynth.filtering.mask_choice import MaskChoice, choose_masks
         classes = self._metainfo.get('classes') or ()
-        unknown = [name for name in target if name not in classes]
-        if unknown:
-            raise ValueError(f'`target` has {", ".join(map(repr, unknown))}, which the data set does not know; its '
-                             f'classes are {", ".join(classes) or "not named"}.')
+        class_ids(list(target), classes, 'target')  # that they are known
         counts = self._class_counts(len(classes))
         absent = [name for name, pixels in zip(classes, counts.sum(0)) if target.get(name) and not pixels]
         if absent:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
-from mmengine import fileio
 from mmengine.device import get_device
 from numpy.typing import NDArray
 from torch import Tensor
@@ -19,6 +18,7 @@ from mmsynth.datasets.mask_sources.base import Mask, MaskSource, class_ids, samp
 from mmsynth.registry import DATASETS, MODELS
 from mmsynth.utils.hashes import file_hash
 from mmsynth.utils.images import decode_bgr
+from mmsynth.utils.labels import read_bytes
 from mmsynth.utils.progress import progress_bar
 from mmsynth.utils.seeds import derive_seed
 
@@ -195,11 +195,7 @@ def choose_proportional(ranked: NDArray[np.float64], share: float, seed: int) ->
 
 def _read_image(path: str, backend_args: dict | None) -> NDArray[np.uint8]:
     """(H, W, 3), uint8, RGB."""
-    try:
-        content = fileio.get(path, backend_args=backend_args)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f'image {path} does not exist.') from error
-    image = decode_bgr(content, path)
+    image = decode_bgr(read_bytes(path, 'image', backend_args), path)
     if image is None:
         raise ValueError(f'image {path} cannot be read as an image.')
     return np.ascontiguousarray(image[..., ::-1])

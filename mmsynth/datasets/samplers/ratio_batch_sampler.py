@@ -75,7 +75,7 @@ class RatioBatchSampler:
         self.rank, self.world_size = get_dist_info()
         self.num_real = len(dataset)
         self.sampler = self  # the host's DistSamplerSeedHook calls `batch_sampler.sampler.set_epoch`
-        self._pool = PoolReader(dataset.pool)
+        self._pool = PoolReader(dataset.pool, dataset.ann_file)
         self._walk: SyntheticWalk | None = None
         self._start = 0
         self._permutation = lru_cache(maxsize=4)(self._permutation_of_epoch)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from mmsynth.registry import TRANSFORMS
 from mmsynth.utils.images import decode_bgr
 from mmsynth.utils.labels import IGNORE_INDEX, read_bytes, read_label
+from mmsynth.utils.messages import first_few
 
 
 @TRANSFORMS.register_module()
@@ -140,11 +141,10 @@ def _check_values(label: NDArray, ignored: NDArray, path: str, first: int, count
     if not wrong.any():
         return
     values = np.unique(label[wrong]).tolist()
-    shown = ', '.join(map(str, values[:8])) + (f', … ({len(values) - 8} more)' if len(values) > 8 else '')
     raise ValueError(
-        f'label {path} holds {shown} in {int(wrong.sum())} pixels, but its {count} classes are {first} … '
-        f'{first + count - 1} and unlabelled is {"0 or " if first else ""}{ignore_index}. Correct the labels or the '
-        f'class count, set `ignore_index` to the value of unlabelled pixels, or, if ids '
+        f'label {path} holds {first_few(values, count=8)} in {int(wrong.sum())} pixels, but its {count} classes are '
+        f'{first} … {first + count - 1} and unlabelled is {"0 or " if first else ""}{ignore_index}. Correct the labels '
+        f'or the class count, set `ignore_index` to the value of unlabelled pixels, or, if ids '
         f'{"start at 0" if first else "start at 1"}, `reduce_zero_label={not first}` of the dataset.')
 
 

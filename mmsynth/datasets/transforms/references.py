@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from mmsynth.datasets.transforms.loading import LoadReference
 from mmsynth.registry import TRANSFORMS
+from mmsynth.utils.images import IMAGE_SUFFIXES
 from mmsynth.utils.seeds import derive_seed
 
 Fit = Literal['resize', 'crop']
-_IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp')
 _IDENTITY = np.eye(3)
 
 
@@ -244,9 +244,9 @@ def _list_images(folder: str, backend_args: dict | None) -> list[str]:
         raise FileNotFoundError(f'`folder` of PickReference: there is no folder {folder}; give one with images of the '
                                 'domain to generate for (they need no labels).')
     files = fileio.list_dir_or_file(folder, list_dir=False, recursive=True, backend_args=backend_args)
-    names = sorted(name.replace('\\', '/') for name in files if name.lower().endswith(_IMAGE_SUFFIXES))
+    names = sorted(name.replace('\\', '/') for name in files if name.lower().endswith(IMAGE_SUFFIXES))
     if not names:
-        raise FileNotFoundError(f'`folder` of PickReference: {folder} holds no image ({", ".join(_IMAGE_SUFFIXES)}).')
+        raise FileNotFoundError(f'`folder` of PickReference: {folder} holds no image ({", ".join(IMAGE_SUFFIXES)}).')
     return names
 
 

@@ -44,12 +44,12 @@ class Metric:
 
 
 METRICS = (
-    Metric('judge mIoU (%)', lambda own, none: own.judge_miou),
-    Metric('judge mIoU - none', lambda own, none: own.judge_miou - none.judge_miou, '{:+.2f}'),
-    Metric('critic mIoU (%)', lambda own, none: own.critic_miou),
-    Metric('Fréchet', lambda own, none: own.frechet, '{:.4g}'),
-    Metric('‖dv‖ / ‖v‖', lambda own, none: own.relative_change, '{:.2g}'),
-    Metric('s / image', lambda own, none: own.seconds_per_image, '{:.3f}'),
+    Metric('judge mIoU (%)', lambda measurement, none: measurement.judge_miou),
+    Metric('judge mIoU - none', lambda measurement, none: measurement.judge_miou - none.judge_miou, '{:+.2f}'),
+    Metric('critic mIoU (%)', lambda measurement, none: measurement.critic_miou),
+    Metric('Fréchet', lambda measurement, none: measurement.frechet, '{:.4g}'),
+    Metric('‖dv‖ / ‖v‖', lambda measurement, none: measurement.relative_change, '{:.2g}'),
+    Metric('s / image', lambda measurement, none: measurement.seconds_per_image, '{:.3f}'),
 )
 
 
@@ -93,7 +93,7 @@ def class_table(grouped: ByVariant) -> tuple[list[str], list[list[str]]]:
     classes = list(next(iter(grouped[Variant('none')].values())).class_frechet)
     rows = []
     for variant, by_seed in grouped.items():
-        values = [[own.class_frechet[name] for own in by_seed.values()] for name in classes]
+        values = [[measurement.class_frechet[name] for measurement in by_seed.values()] for name in classes]
         rows.append([*_label(variant), *(_mean_std([v for v in of_class if v is not None], '{:.4g}')
                                          for of_class in values)])
     return ['rule', 'steps', *classes], rows
@@ -101,7 +101,7 @@ def class_table(grouped: ByVariant) -> tuple[list[str], list[list[str]]]:
 
 def describe(measurements: Sequence[Measurement]) -> list[str]:
     """What the rules and the figures are, and which figures are missing."""
-    seeds = list(dict.fromkeys(own.seed for own in measurements))
+    seeds = list(dict.fromkeys(measurement.seed for measurement in measurements))
     one = measurements[0]
     notes = ['released: the raw gradient times 0.1, decreasing over the run, and v clamped to [-1, 1]; clamp only and '
              'gradient only are its halves. relative: 0.1 of ‖v‖ along the gradient. best of 4: of four images '
@@ -111,12 +111,12 @@ def describe(measurements: Sequence[Measurement]) -> list[str]:
              'The Fréchet distance is between synthetic images and training images, in the features that the judge\'s '
              'last layer classifies. It is biased by the counts: compare within a column.',
              'The critic guided, so its own reading is no evidence.']
-    for own in measurements:
-        few = [f'{name} ({own.class_images[name]} synthetic, {own.class_real_images[name]} real)'
-               for name, value in own.class_frechet.items() if value is None]
-        if few and own.rule == 'none':
-            notes.append(f'Seed {own.seed}: no Fréchet distance for classes in fewer than {MIN_CLASS_SAMPLES} images: '
-                         f'{", ".join(few)}.')
+    for measurement in measurements:
+        few = [f'{name} ({measurement.class_images[name]} synthetic, {measurement.class_real_images[name]} real)'
+               for name, value in measurement.class_frechet.items() if value is None]
+        if few and measurement.rule == 'none':
+            notes.append(f'Seed {measurement.seed}: no Fréchet distance for classes in fewer than {MIN_CLASS_SAMPLES} '
+                         f'images: {", ".join(few)}.')
     return notes
 
 
@@ -154,8 +154,8 @@ def draw_plot(grouped: ByVariant) -> bytes:
 def draw_samples(store: AblationStore, measurements: Sequence[Measurement]) -> np.ndarray:
     """Masks of the first seed, and what each rule generated for them: guided over the fewest and the most steps."""
     seed = measurements[0].seed
-    variants = [own.variant for own in measurements if own.seed == seed]
-    chosen = [variant for rule in RULES for variant in _ends([one for one in variants if one.rule == rule])]
+    variants = [measurement.variant for measurement in measurements if measurement.seed == seed]
+    chosen = [variant for rule in RULES for variant in _ends([variant for variant in variants if variant.rule == rule])]
     columns = {'mask': store.read_pictures(MASKS, seed)}
     columns |= {' '.join(_label(variant, short=True)): store.read_pictures(variant.name, seed) for variant in chosen}
     return draw_grid(columns, tile_size=_TILE)

@@ -144,6 +144,8 @@ def build_loaders(setting: LoadingSetting, pool: Path) -> dict[str, DataLoader]:
     real.dataset = real.dataset.dataset
     real.pop('batch_sampler', None)
     mixed.dataset.pool = str(pool)
+    if setting.pool is None:
+        mixed.dataset.pop('ann_file', None)  # a list of the config's own pool, not of the stand-in
     return {kind: Runner.build_dataloader(cfg, seed=0) for kind, cfg in ((REAL, real), (MIXED, mixed))}
 
 

@@ -9,6 +9,7 @@ from mmsynth.guidance import Critic, SegmentorCritic, TinyDecoder
 from mmsynth.models.encoders import AutoencoderCodec, LatentCodec, VAECodec
 from mmsynth.registry import MODELS
 from mmsynth.synthesis.build import build_generator
+from mmsynth.utils.configs import find_config
 
 # The VAE of Stable Diffusion 3 and 3.5: 8 pixels per cell, 16 channels.
 SD3_VAE = dict(
@@ -21,32 +22,9 @@ SD3_VAE = dict(
     shift_factor=0.0609,
     use_quant_conv=False,
     use_post_quant_conv=False)
-_NORM = dict(type='BN', requires_grad=True)
-# DeepLabV3+ on ResNet-50, as in configs/_base_/models/deeplabv3plus_r50.py.
-SEGMENTOR = dict(
-    type='EncoderDecoder',
-    data_preprocessor=dict(
-        type='SegDataPreProcessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True),
-    backbone=dict(
-        type='ResNetV1c',
-        depth=50,
-        dilations=(1, 1, 2, 4),
-        strides=(1, 2, 1, 1),
-        norm_cfg=_NORM,
-        contract_dilation=True),
-    decode_head=dict(
-        type='DepthwiseSeparableASPPHead',
-        in_channels=2048,
-        in_index=3,
-        channels=512,
-        dilations=(1, 12, 24, 36),
-        c1_in_channels=256,
-        c1_channels=48,
-        num_classes=7,
-        norm_cfg=_NORM,
-        align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, avg_non_ignore=True)),
-    test_cfg=dict(mode='whole'))
+# DeepLabV3+ on ResNet-50, with random weights
+SEGMENTOR = Config.fromfile(find_config('configs/_base_/models/deeplabv3plus_r50.py')).model.to_dict() | dict(
+    pretrained=None)
 
 
 @dataclass(frozen=True)

@@ -126,8 +126,8 @@ class Case:
 
     def pseudo_labels(self, segmentor: str, name: str, row: RowPlan) -> Path:
         """Label the unlabelled images by the best segmentor of real images only; a pool's folder."""
-        files = {own: self.row(segmentor, own) / 'val.npy' for own in self.study.baseline}
-        best = best_row({own: [np.load(file, allow_pickle=False)] for own, file in files.items()})
+        files = {real: self.row(segmentor, real) / 'val.npy' for real in self.study.baseline}
+        best = best_row({real: [np.load(file, allow_pickle=False)] for real, file in files.items()})
         weights, stage = _weights(files[best].parent), f'pseudo_labels/{segmentor}_{name}'
 
         def make() -> None:
@@ -289,7 +289,7 @@ class Case:
         """
         plan = self.study.critics[name]
         if plan.critics:
-            members = [self.critic(own, without) for own in plan.critics]
+            members = [self.critic(member, without) for member in plan.critics]
             parts = dict(teacher=members[0], learner=members[1]) if plan.type == REDUCIBLE else dict(critics=members)
             critic = dict(type=plan.type, **parts)
         else:

@@ -269,8 +269,8 @@ def _critic_problems(study: Study, name: str, plan: CriticPlan) -> Iterator[str]
         yield f'`critics.{name}` must have exactly one of `config` and `critics`'
     if plan.critics and plan.cross_fitted:
         yield f'`critics.{name}.cross_fitted` goes with `config`; an ensemble takes cross-fitted `critics`'
-    single = [own for own, other in study.critics.items() if not other.critics]
-    wrong = [own for own in plan.critics if own not in single]
+    single = [critic for critic, other in study.critics.items() if not other.critics]
+    wrong = [member for member in plan.critics if member not in single]
     if plan.type not in (ENSEMBLE, REDUCIBLE) or plan.type == REDUCIBLE and len(plan.critics) != 2 or plan.looks < 1:
         yield (f'`critics.{name}` must have `type` {ENSEMBLE}, or {REDUCIBLE} with two `critics`, and `looks` of at '
                f'least 1, got {plan.type}, {len(plan.critics)} critics and {plan.looks} looks')

@@ -54,16 +54,16 @@ def compare(study: Study, seeds: Sequence[int], val: Mapping[str, list[Counts]],
     baseline = best_row({name: val[name] for name in study.baseline if name in val})
     others = [baseline, *([study.plain] if study.plain in test else [])]
     lines, classes = {}, []
-    for name, counts in test.items():
-        values = [miou(own) for own in counts]
+    for name, per_seed in test.items():
+        values = [miou(counts) for counts in per_seed]
         spread = f'{np.std(values, ddof=1):.2f}' if len(values) > 1 else '–'
         lines[name] = [title(study, name), *(f'{value:.2f}' for value in values), f'{np.mean(values):.2f}', spread,
-                       *('–' if name == other else show(paired_interval(counts, test[other])) for other in others)]
+                       *('–' if name == other else show(paired_interval(per_seed, test[other])) for other in others)]
         if name == baseline:
             per_class = [f'{np.mean(ious):.1f}' if len(ious := column[~np.isnan(column)]) else '–'
-                         for column in np.stack([class_iou(own) for own in counts]).T]
+                         for column in np.stack([class_iou(counts) for counts in per_seed]).T]
         else:
-            per_class = [show(interval, 1) for interval in paired_class_intervals(counts, test[baseline])]
+            per_class = [show(interval, 1) for interval in paired_class_intervals(per_seed, test[baseline])]
         classes.append([title(study, name), *per_class])
     columns = ['trained on', *(f'seed {seed}' for seed in seeds), 'mean', 'std',
                *(f'minus {title(study, other)} [95 %]' for other in others)]
@@ -93,8 +93,8 @@ def write_report(study: Study, out_dir: Path, seeds: Sequence[int]) -> str:
             report.add_table(f'{heading}: classes', ['trained on', *_classes(out_dir, share, seeds[0])], found.classes,
                              f'IoU in percent: of {title(study, found.baseline)} the mean over the seeds, of all '
                              'others the paired difference from it with its 95 % interval.')
-            for name, counts in test.items():
-                curves.setdefault(segmentor, {}).setdefault(name, {})[share] = [miou(own) for own in counts]
+            for name, per_seed in test.items():
+                curves.setdefault(segmentor, {}).setdefault(name, {})[share] = [miou(counts) for counts in per_seed]
     for share in study.shares:
         lines = _readings(study, out_dir, share, seeds)
         if lines:
@@ -163,11 +163,11 @@ def _readings(study: Study, out_dir: Path, share: float, seeds: Sequence[int]) -
     for pool in study.pools:
         files = [[case_folder(out_dir, share, seed) / 'readings' / judge / pool / 'evaluation.json' for seed in seeds]
                  for judge in study.judges]
-        if files and all(file.is_file() for own in files for file in own):
-            found = [[json.loads(file.read_text())['metrics'] for file in own] for own in files]
+        if files and all(file.is_file() for per_seed in files for file in per_seed):
+            found = [[json.loads(file.read_text())['metrics'] for file in per_seed] for per_seed in files]
             lines.append([pool, *(f'{np.mean(values):.2f} ± {np.std(values, ddof=min(1, len(values) - 1)):.2f}'
-                                  for own in found for values in
-                                  ([metrics[name] for metrics in own] for name in
+                                  for per_seed in found for values in
+                                  ([metrics[name] for metrics in per_seed] for name in
                                    ('consistency/mIoU', 'frechet/distance')))])
     return lines
 
@@ -214,7 +214,7 @@ def _add_pictures(report: Report, study: Study, out_dir: Path, seed: int) -> Non
                        for record, tile in zip(chosen, tiles)])
     columns = {}
     for name, pool in pools.items():
-        columns[name] = [pool.load_image(pool.get(own.id)) if pool.has(own.id) else None for own in chosen]
+        columns[name] = [pool.load_image(pool.get(record.id)) if pool.has(record.id) else None for record in chosen]
     names = [name for name, images in columns.items() if any(image is not None for image in images)]
     for start in range(0, len(names), _COLUMNS):
         report.add_figure('Images' if start == 0 else '', draw_grid(
