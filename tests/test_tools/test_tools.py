@@ -13,9 +13,10 @@ pytestmark = pytest.mark.slow
 TOOLS = ROOT / 'tools'
 OPTIONS = dict(
     benchmark=['config', 'checkpoint', '--generator {todsynth,tisynth}', '--shape {demo,mid,full}', '--depth',
-               '--count', '--size', '--batch-size', '--rounds', '--device', '--cfg-options'],
+               '--count', '--presets', '--size', '--batch-size', '--rounds', '--device', '--cfg-options'],
     benchmark_online=['config', '--pool', '--pool-size', '--pairs', '--iterations', '--num-workers', '--batch-size',
                       '--device', '--cfg-options'],
+    benchmark_training=['config', '--iterations', '--warmup', '--cfg-options'],
     compare_samplers=['config', 'checkpoint', '--limit', '--passes', '--seed', '--device', '--cfg-options'],
     browse_pool=['pool', '--port', '--no-open'],
     convert_checkpoint=['config', 'checkpoint', '--out', '--merge-lora', '--to {mmsynth,diffusers,pipeline}',
