@@ -21,11 +21,11 @@ subset=(tests/parity tests/test_sampling tests/test_models/test_mmdit.py tests/t
     tests/test_models/test_autoencoder_codec.py tests/test_tools/test_tools.py::test_synthesize_takes_its_options)
 results=()
 
-install() {  # ENVIRONMENT PYTHON FILE_OF_PINS BASE: made once; FILE_OF_PINS is what it holds beyond BASE
-    [[ -e $1/.installed ]] && return
+install() {  # ENVIRONMENT PYTHON FILE_OF_PINS BASE: made once per FILE_OF_PINS, which is what it holds beyond BASE
+    cmp -s "$3" "$1/.installed" && return
     "$2" -m venv --clear "$1" || return
     [[ -z $4 ]] || ls -d "$(realpath "$4")"/lib/python3*/site-packages > "$(echo "$1"/lib/python3*/site-packages)/base.pth"
-    "$1/bin/python" -m pip --disable-pip-version-check --quiet install --upgrade -r "$3" && touch "$1/.installed"
+    "$1/bin/python" -m pip --disable-pip-version-check --quiet install --upgrade -r "$3" && cp "$3" "$1/.installed"
 }
 
 find_python() {  # VERSION: the interpreter, on PATH or pyenv's; a shim of pyenv may be there and not run
