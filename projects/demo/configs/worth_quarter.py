@@ -3,14 +3,18 @@ _base_ = './worth_generators.py'
 worth = dict(
     shares=(0.25, ),
     generators=dict(
-        _delete_=True, unlabelled=dict(config='projects/demo/configs/todsynth_long.py', unlabelled=0.5)),
+        _delete_=True,
+        unlabelled=dict(config='projects/demo/configs/todsynth_long.py', unlabelled=0.5),
+        labelled=dict(
+            config='projects/demo/configs/todsynth_long.py', overrides={'model.mask_dropout': 0.15})),
     pools=dict(
         _delete_=True,
         plain=dict(sampling=dict(mask_guidance_scale=1.5)),
         reducible=dict(
             sampling=dict(mask_guidance_scale=1.5),
             critic='reducible',
-            guidance=dict(type='mmsynth.CRFM', objective='mask', step_size=0.3))),
+            guidance=dict(type='mmsynth.CRFM', objective='mask', step_size=0.3)),
+        labelled=dict(generator='labelled', sampling=dict(mask_guidance_scale=1.5))),
     rows=dict(
         _delete_=True,
         real=dict(title='real only', iterations=2),
@@ -18,4 +22,5 @@ worth = dict(
         strong=dict(title='real only, strong augmentation', iterations=2, transforms={{_base_.strong}}),
         self_training=dict(title='self-training', self_training=True, iterations=2),
         plain=dict(title='+ unguided', pool='plain', iterations=2),
-        reducible=dict(title='+ reducible loss 0.3', pool='reducible', iterations=2)))
+        reducible=dict(title='+ reducible loss 0.3', pool='reducible', iterations=2),
+        labelled=dict(title='+ unguided, generator of the labelled images alone', pool='labelled', iterations=2)))
