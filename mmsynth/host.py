@@ -146,6 +146,12 @@ def host_script(name: str) -> Path:
                      'PYTHONPATH')
 
 
+def leave_process_group() -> None:
+    """Leave torch.distributed's group, if there is one: gloo's threads may abort a process that ends with them."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def _read(file: Any, map_location: Any) -> Any:
     content = read_training_state(file, map_location)
     meta = content.get('meta') if isinstance(content, dict) else None
