@@ -28,7 +28,7 @@ from mmsynth.guidance import Critic, Guidance
 from mmsynth.models import BaseGenerator, SynthDataPreprocessor, VAECodec
 from mmsynth.models.encoders import LatentCodec, TextEncoder
 from mmsynth.models.encoders.text_encoders import is_hub_id
-from mmsynth.models.generators.base import check_condition_guidance, check_run
+from mmsynth.models.generators.checks import check_condition_guidance, check_run
 from mmsynth.models.precision import DTYPES
 from mmsynth.pipelines.components import as_component, describe_label_codec
 from mmsynth.registry import MODELS

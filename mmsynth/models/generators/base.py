@@ -1,5 +1,4 @@
 """What every generator shares: its parts, what of them trains, dispatch of loss / predict, synthesis of a batch."""
-import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -7,7 +6,6 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from diffusers import SchedulerMixin
-from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.structures import PixelData
 from torch import Tensor, nn
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 from mmsynth.guidance.base import Guidance
 from mmsynth.models.backbone import keep_in_checkpoints, leave_out_backbone
 from mmsynth.models.encoders import LatentCodec, TextEmbeds, TextEncoder
+from mmsynth.models.generators.checks import check_condition_guidance, check_interval, check_run, check_share
 from mmsynth.models.generators.training_randomness import TrainingRandomness
 from mmsynth.models.label_codecs import LabelCodec
 from mmsynth.models.lora import LoRASettings, add_lora, merge_lora
@@ -309,40 +308,6 @@ class BaseGenerator(BaseModel):
         """The prompts, a share of them replaced by the empty one, for classifier-free guidance."""
         dropped = torch.rand(len(data_samples), generator=rng) < self.prompt_dropout
         return ['' if drop else prompt_of(sample) for sample, drop in zip(data_samples, dropped)]
-
-
-def check_run(num_steps: int, guidance_scale: float) -> None:
-    """Raise ValueError for settings of sampling that no run can have."""
-    if num_steps < 1 or guidance_scale < 1:
-        raise ValueError('`num_steps` and `guidance_scale` must be at least 1, got '
-                         f'{num_steps} and {guidance_scale}.')
-
-
-def check_share(option: str, share: float) -> None:
-    """Raise ValueError for a share outside of [0, 1]."""
-    if not 0 <= share <= 1:
-        raise ValueError(f'`{option}` must be in [0, 1], got {share}.')
-
-
-def check_interval(option: str, interval: Sequence[float]) -> tuple[float, float]:
-    """The lowest and highest sigma of an interval.
-
-    Raises:
-        ValueError: If they are not two numbers in [0, 1], the lower one first.
-    """
-    if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
-        raise ValueError(f'`{option}` must be two sigmas in [0, 1], the lower one first, got {tuple(interval)}.')
-    return interval[0], interval[1]
-
-
-def check_condition_guidance(part: str, scale: float, dropout: float) -> None:
-    """Raise ValueError for a negative scale; warn where the network has hardly been trained without that part."""
-    if scale < 0:
-        raise ValueError(f'`{part}_guidance_scale` must not be negative, got {scale}; 1 is off.')
-    if scale != 1 and not dropout:
-        print_log(f'`{part}_guidance_scale` is {scale}, but `{part}_dropout` is 0: a generator that has never been '
-                  f'trained without its {part} does not know what to be guided away from. Train with '
-                  f'`{part}_dropout`, 0.15 for instance.', 'current', logging.WARNING)
 
 
 def build(module: Part | dict) -> Part:

@@ -14,14 +14,8 @@ from torch import Tensor
 
 from mmsynth.guidance.base import Guidance
 from mmsynth.models.encoders import LatentCodec, TextEncoder
-from mmsynth.models.generators.base import (
-    BaseGenerator,
-    check_condition_guidance,
-    check_interval,
-    check_share,
-    prompt_of,
-    stack_masks,
-)
+from mmsynth.models.generators.base import BaseGenerator, prompt_of, stack_masks
+from mmsynth.models.generators.checks import check_condition_guidance, check_interval, check_share
 from mmsynth.models.label_codecs import IdCodec, LabelCodec
 from mmsynth.models.networks.controlled_unet import ControlledUNet
 from mmsynth.models.precision import Precision

@@ -2,15 +2,7 @@
 _base_ = './worth_generators.py'
 towards_mask = dict(mask_guidance_scale=1.5)
 worth = dict(
-    generators=dict(
-        _delete_=True, null=dict(config='projects/demo/configs/todsynth_long.py', overrides={'model.mask_dropout': 0.15})),
     pools=dict(
-        _delete_=True,
-        plain=dict(sampling=towards_mask),
-        reducible=dict(
-            sampling=towards_mask,
-            critic='reducible',
-            guidance=dict(type='mmsynth.CRFM', objective='mask', step_size=0.3)),
         soft=dict(sampling=towards_mask, filter=dict(segmentor='unet', mode='soft')),
         turned=dict(
             sampling=towards_mask, masks=dict(type='mmsynth.TransformedMasks', max_angle=45, scale_range=(0.7, 1.4))),
