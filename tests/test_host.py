@@ -18,7 +18,7 @@ from mmseg.models import SegDataPreProcessor
 from small_run import ROOT, SmallRun, command, train
 from torch import nn
 
-from mmsynth.host import host_script, normalisation_of
+from mmsynth.host import host_script, leave_process_group, normalisation_of
 
 pytestmark = pytest.mark.process
 
@@ -199,3 +199,29 @@ def test_a_training_resumes_with_equal_state(small_run: SmallRun, tmp_path: Path
     again = torch.load(tmp_path / 'again.pth', weights_only=False)
     assert_same({key: again[key] for key in ('state_dict', 'ema_state_dict')},
                 {key: stored[key] for key in ('state_dict', 'ema_state_dict')})
+
+
+@pytest.mark.parametrize('whole, length', [('iter_4.pth', 0), ('iter_4.pth', -6), ('iter_4.pth', -11)])
+def test_a_cut_note_of_the_last_checkpoint(whole: str, length: int, tmp_path: Path) -> None:
+    """Empty, cut in the name, and cut at a folder that exists: the last that was saved is gone on with."""
+    for name in ('iter_2.pth', whole):
+        (tmp_path / name).touch()
+    path = str(tmp_path / whole)
+    (tmp_path / 'last_checkpoint').write_text(path[:length])
+    assert host_checkpoint.find_latest_checkpoint(str(tmp_path)) == path
+
+
+@pytest.mark.parametrize('noted', ['iter_2.pth', 'iter_9.pth'])
+def test_a_whole_note_of_the_last_checkpoint_counts(noted: str, tmp_path: Path) -> None:
+    """Also where what it names is gone, which the resume then says."""
+    for name in ('iter_2.pth', 'iter_4.pth'):
+        (tmp_path / name).touch()
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / noted))
+    assert host_checkpoint.find_latest_checkpoint(str(tmp_path)) == str(tmp_path / noted)
+
+
+def test_a_process_leaves_its_group(tmp_path: Path) -> None:
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/rendezvous', rank=0, world_size=1)
+    leave_process_group()
+    assert not torch.distributed.is_initialized()
+    leave_process_group()  # where there is none

@@ -251,3 +251,9 @@ def test_the_real_sets_load(dataset, folder):
     assert list(loaded.metainfo['classes']) == meta['classes']
     assert {'img_path', 'prompt'} <= loaded.get_data_info(0).keys()
     assert ('reference_path' in loaded.get_data_info(0)) == (folder == 'gid24_tisynth_demo')
+
+
+@pytest.mark.parametrize('data_root', [3, float('nan'), ['data']])
+def test_a_data_root_that_is_no_path(data_root):
+    with pytest.raises(TypeError, match='`data_root` must be a path, got '):
+        ManifestDataset(ann_file='index.jsonl', data_root=data_root)
