@@ -3,11 +3,13 @@
 The maintained stack (onedl-mmengine, onedl-mmcv, onedl-mmsegmentation) and the original one (mmengine 0.10, mmcv 2.1,
 mmsegmentation 1.2) are imported by the same names. Which versions are accepted is in :mod:`mmsynth.gate`.
 """
+import atexit
 import contextlib
 import io
 import logging
 import os
 import re
+import sys
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,10 +148,20 @@ def host_script(name: str) -> Path:
                      'PYTHONPATH')
 
 
-def leave_process_group() -> None:
-    """Leave torch.distributed's group, if there is one: gloo's threads may abort a process that ends with them."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+def end_distributed() -> None:
+    """End a process of a gloo group whose work is done, with status 0; return where there is no such group.
+
+    gloo's threads may abort an interpreter that shuts down (``terminate called without an active exception``), also
+    after the group was left. What is registered with ``atexit`` is called as ever.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()
+            and torch.distributed.get_backend() == 'gloo'):
+        return
+    torch.distributed.destroy_process_group()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _read(file: Any, map_location: Any) -> Any:

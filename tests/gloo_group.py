@@ -12,4 +12,5 @@ world = os.environ.get('WORLD_SIZE') or os.environ['SLURM_NTASKS']
 os.environ.setdefault('LOCAL_RANK', rank)
 dist.init_process_group('gloo', init_method=f'file://{os.environ["MMSYNTH_TEST_STORE"]}', rank=int(rank),
                         world_size=int(world))
-atexit.register(dist.destroy_process_group)  # a process that ends with gloo's threads running may abort
+# A process that ends with gloo's threads running may abort
+atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)

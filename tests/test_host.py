@@ -2,6 +2,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,7 +19,7 @@ from mmseg.models import SegDataPreProcessor
 from small_run import ROOT, SmallRun, command, train
 from torch import nn
 
-from mmsynth.host import host_script, leave_process_group, normalisation_of
+from mmsynth.host import host_script, normalisation_of
 
 pytestmark = pytest.mark.process
 
@@ -220,8 +221,17 @@ def test_a_whole_note_of_the_last_checkpoint_counts(noted: str, tmp_path: Path) 
     assert host_checkpoint.find_latest_checkpoint(str(tmp_path)) == str(tmp_path / noted)
 
 
-def test_a_process_leaves_its_group(tmp_path: Path) -> None:
-    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/rendezvous', rank=0, world_size=1)
-    leave_process_group()
-    assert not torch.distributed.is_initialized()
-    leave_process_group()  # where there is none
+@pytest.mark.parametrize('group, output', [(True, 'work done\nleft\n'), (False, 'work done\ngoes on\nleft\n')])
+def test_a_process_of_a_gloo_group_ends(group: bool, output: str, tmp_path: Path) -> None:
+    """By itself, when its work is done, and what is to happen at its end happens; one without a group goes on."""
+    result = subprocess.run([sys.executable, '-c', f'''
+import atexit, torch.distributed
+from mmsynth.host import end_distributed
+atexit.register(print, 'left')
+if {group}:
+    torch.distributed.init_process_group('gloo', init_method='file://{tmp_path}/store', rank=0, world_size=1)
+print('work done')
+end_distributed()
+print('goes on')
+'''], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, output), result.stderr

@@ -10,9 +10,9 @@ from tool_options import find_package
 
 def main() -> None:
     find_package()
-    from mmsynth.host import host_script, leave_process_group
+    from mmsynth.host import end_distributed, host_script
     runpy.run_path(str(host_script('train.py')), run_name='__main__')  # as the program, to launchers and --help
-    leave_process_group()
+    end_distributed()
 
 
 if __name__ == '__main__':

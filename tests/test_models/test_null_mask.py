@@ -121,7 +121,7 @@ class TestErrors:
 
     def test_guidance_without_dropout_is_warned_of(self, monkeypatch: pytest.MonkeyPatch) -> None:
         said = []
-        monkeypatch.setattr('mmsynth.models.generators.base.print_log', lambda text, *_: said.append(text))
+        monkeypatch.setattr('mmsynth.models.generators.checks.print_log', lambda text, *_: said.append(text))
         todsynth(mask_guidance_scale=1.5, mask_dropout=0.1)
         todsynth(mask_guidance_scale=1.5)
         assert len(said) == 1 and '`mask_dropout`' in said[0]
