@@ -105,9 +105,10 @@ class Fork:
         os.close(self._process)
         output = (self._scratch / 'output').read_text(errors='replace')
         assert ready, f'it has not ended within {seconds} s\n{output[-6000:]}'
-        if status < 0:  # what it found may be cut, as its files are
+        file = self._scratch / 'found.json'
+        if status < 0 or not file.is_file():  # cut, as its other files may be; or it ended itself, as one of a group
             return Ended(status, output)
-        found = json.loads((self._scratch / 'found.json').read_text())
+        found = json.loads(file.read_text())
         for name in found['modules']:  # so that the next fork finds them imported
             with suppress(Exception):
                 importlib.import_module(name)
