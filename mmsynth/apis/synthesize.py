@@ -14,10 +14,11 @@ from mmsynth.apis.filter_pool import build_filter, check_results, filter_open_po
 from mmsynth.datasets.mask_sources.base import sample_id
 from mmsynth.filtering import ClassLossFilter
 from mmsynth.guidance import Guidance
+from mmsynth.guidance.critic_weights import critic_hashes
 from mmsynth.pool import Pool
 from mmsynth.pool.records import shard_folders
 from mmsynth.synthesis import Generator, Request, generate_batch, load_batches
-from mmsynth.synthesis.build import build_dataset, build_generator, critic_hashes, load_config
+from mmsynth.synthesis.build import build_dataset, build_generator, load_config
 from mmsynth.synthesis.guidance import build_guidance, guidance_settings
 from mmsynth.utils import derive_seed, progress_bar
 from mmsynth.utils.hashes import config_and_files_hash, config_hash, file_hash

@@ -13,9 +13,9 @@ import torch
 from mmengine.device import get_device
 from torch import Tensor
 
-from mmsynth.evaluation.judge_role import critic_hashes
 from mmsynth.evaluation.segmentor_features import PooledFeatures, read_with_features
 from mmsynth.guidance import Critic, SegmentorCritic
+from mmsynth.guidance.critic_weights import critic_hashes
 from mmsynth.registry import MODELS
 from mmsynth.utils.hashes import config_hash
 

@@ -4,13 +4,12 @@ A critic finds in the images what it asked for, so its own predictions say littl
 """
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from mmengine.logging import print_log
 
+from mmsynth.guidance.critic_weights import critic_hashes
 from mmsynth.pool import Pool
-from mmsynth.utils.hashes import file_hash
 
 INDEPENDENT = 'did not guide'
 CRITIC = 'the critic itself'
@@ -46,17 +45,6 @@ def check_judge_of_guidance(guidance: Mapping[str, Any] | None, judge_hash: str 
     """
     critics = critic_hashes(guidance['critic']) if guidance and guidance.get('critic') else []
     return _role(critics, judge_hash, 'this config (`synthesis.guidance`)', allow_critic)
-
-
-def critic_hashes(critic: Mapping[str, Any]) -> list[str | None]:
-    """Hash the weights files that a critic's config names, an ensemble's members in their order.
-
-    None stands for weights without a file, and for a file that is not there (yet, or any more).
-    """
-    if 'critics' in critic:
-        return [found for member in critic['critics'] for found in critic_hashes(member)]
-    checkpoint = critic.get('checkpoint')
-    return [file_hash(checkpoint) if checkpoint is not None and Path(checkpoint).exists() else None]
 
 
 def _role(critics: Sequence[str | None], judge_hash: str | Sequence | None, guided: str, allow_critic: bool) -> str:

@@ -10,9 +10,9 @@ from torch import nn
 
 from mmsynth.filtering import ClassLossFilter
 from mmsynth.guidance import SegmentorCritic
+from mmsynth.guidance.critic_weights import critic_hashes
 from mmsynth.registry import MODELS
 from mmsynth.synthesis import Request, build_dataset, load_config
-from mmsynth.synthesis.build import critic_hashes
 from mmsynth.synthesis.live_critics import LIVE, with_critic, without_live_critics
 from mmsynth.utils import derive_seed
 from mmsynth.utils.hashes import config_and_files_hash, config_hash, file_hash

@@ -13,7 +13,6 @@ from mmsynth.models.checkpoints import load_generator
 from mmsynth.registry import DATASETS, MODELS
 from mmsynth.synthesis.generate import GENERATOR_MEMBERS, Generator
 from mmsynth.utils.configs import find_config
-from mmsynth.utils.hashes import file_hash
 
 
 def load_config(config: str | Path | Mapping[str, Any] | Config,
@@ -70,10 +69,3 @@ def build_generator(cfg: Config, checkpoint: str | Path | None, device: torch.de
     if isinstance(generator, BaseGenerator):
         generator.cast_network(torch.device(device))
     return generator.to(device).eval()
-
-
-def critic_hashes(critic: Mapping[str, Any]) -> str | list | None:
-    """Hash of a critic's weights file; of an ensemble, one per critic in its order; None for weights without a file."""
-    if 'critics' in critic:
-        return [critic_hashes(member) for member in critic['critics']]
-    return None if critic.get('checkpoint') is None else file_hash(critic['checkpoint'])

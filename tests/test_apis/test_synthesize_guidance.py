@@ -10,8 +10,9 @@ from small_run import CLASSES, GUIDED_STEPS, NAMES, SmallRun
 
 from mmsynth.apis.synthesize import _report_uncorrected, list_requests
 from mmsynth.pool import Pool
-from mmsynth.synthesis.build import build_dataset, build_generator, critic_hashes
+from mmsynth.synthesis.build import build_dataset, build_generator
 from mmsynth.synthesis.guidance import guidance_settings
+from mmsynth.utils.hashes import file_hash
 from mmsynth.visualization import pool_report
 
 CANDIDATES = 3
@@ -140,8 +141,8 @@ def test_an_ensemble_guides_and_each_of_its_weights_is_noted(small_run: SmallRun
         _delete_=True, type='mmsynth.CriticEnsemble', critics=[member, member]))
     pool = small_run.synthesize(tmp_path / 'pool', cfg, limit=1)
     assert len(pool.load_trace(pool.records[0])) == GUIDED_STEPS
-    digest = critic_hashes(member)
-    assert pool.settings['guidance']['critic_weights_sha256'] == [digest, digest] and len(digest) == 16
+    digest = file_hash(member['checkpoint'])
+    assert pool.settings['guidance']['critic_weights_sha256'] == [digest, digest]
 
 
 class TestUncorrected:

@@ -49,8 +49,9 @@ def test_the_critic_of_a_config(tmp_path: Path) -> None:
     weights = tmp_path / 'critic.pth'
     weights.write_bytes(b'weights')
     own = file_hash(weights)
-    for critic in (dict(checkpoint=str(weights)), dict(critics=[dict(checkpoint='other.pth'),
-                                                                dict(checkpoint=str(weights))])):
+    plain, other = dict(checkpoint=str(weights)), dict(checkpoint='other.pth')
+    for critic in (plain, dict(critics=[other, plain]), dict(teacher=plain, learner=other),
+                   dict(critic=dict(teacher=other, learner=plain), looks=2)):
         with pytest.raises(ValueError, match=rf'judge \(weights {own}\) is the critic of this config'):
             check_judge_of_guidance(dict(critic=critic), own)
     assert check_judge_of_guidance(dict(critic=dict(checkpoint=str(weights))), 'a1') == INDEPENDENT

@@ -29,8 +29,9 @@ from mmsynth.apis.fit_class_loss import fit_class_loss
 from mmsynth.apis.synthesize import synthesize
 from mmsynth.filtering import ClassLossFilter
 from mmsynth.guidance import SegmentorCritic
+from mmsynth.guidance.critic_weights import critic_checkpoints, critic_hashes
 from mmsynth.pool import Pool
-from mmsynth.synthesis.build import critic_hashes, load_config
+from mmsynth.synthesis.build import load_config
 from mmsynth.utils.files import atomic_write
 from mmsynth.utils.hashes import config_hash, file_hash
 from projects.demo.retarget import retarget
@@ -370,8 +371,4 @@ def _weights(folder: Path) -> Path:
 
 
 def _checkpoints(critic: Mapping[str, Any]) -> list[Path]:
-    """The weights of a critic, of one made of several all."""
-    if 'checkpoint' in critic:
-        return [Path(critic['checkpoint'])]
-    members = critic.get('critics') or [critic[key] for key in ('critic', 'teacher', 'learner') if key in critic]
-    return [file for member in members for file in _checkpoints(member)]
+    return [Path(file) for file in critic_checkpoints(critic) if file is not None]
