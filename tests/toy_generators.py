@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmsynth.online.request import Sample, SynthesisRequest, SynthesisResult, Synthesizer
+from mmsynth.online.request import SynthesisRequest, SynthesisResult, Synthesizer
+from mmsynth.online.sample import Sample
 
 HERE = 'toy_generators'
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mmsynth.online.request import Sample
+from mmsynth.online.sample import Sample
 from mmsynth.pool import Pool
 from mmsynth.pool.rounds import ROUNDS_FILE, Round, append_round, live_ids, published_ids, read_rounds, write_rounds
 

@@ -11,15 +11,13 @@ They are counts and sums, so those of several ranks add up::
                   after it, where guidance measures it
 """
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from mmsynth.online.sample import Sample
 from mmsynth.pool.rounds import Round
 from mmsynth.visualization import colorize, draw_grid
-
-if TYPE_CHECKING:
-    from mmsynth.online.request import Sample
 
 Statistics = Mapping[str, Any]
 
@@ -80,7 +78,7 @@ def round_line(round: Round, statistics: Statistics, live: int, seconds: float) 
     return f'synthesis round {round.round}: {"; ".join(parts)}'
 
 
-def preview(samples: Sequence['Sample'], palette: Sequence[Sequence[int]]) -> np.ndarray:
+def preview(samples: Sequence[Sample], palette: Sequence[Sequence[int]]) -> np.ndarray:
     """Draw a grid of samples (H, W, 3), uint8, RGB: mask, image, and the filter's label where there is one."""
     columns: dict[str, list[np.ndarray | None]] = dict(
         mask=[colorize(sample.mask, palette) for sample in samples],
@@ -91,7 +89,7 @@ def preview(samples: Sequence['Sample'], palette: Sequence[Sequence[int]]) -> np
     return draw_grid(columns)
 
 
-def class_pixels(samples: Sequence['Sample'], num_classes: int) -> list[int]:
+def class_pixels(samples: Sequence[Sample], num_classes: int) -> list[int]:
     """Count the labelled pixels per class that the samples train on."""
     counts = np.zeros(num_classes, np.int64)
     for sample in samples:

@@ -23,7 +23,8 @@ from torch import nn
 from mmsynth.filtering import ClassLosses, ClassLossFilter, ClassLossMeter, pixel_losses
 from mmsynth.filtering.real_pairs import class_names, real_pairs
 from mmsynth.guidance import Critic, Guidance, SegmentorCritic
-from mmsynth.online.request import Sample, SynthesisRequest, SynthesisResult, Synthesizer, describe
+from mmsynth.online.request import SynthesisRequest, SynthesisResult, Synthesizer, describe
+from mmsynth.online.sample import Sample
 from mmsynth.online.settings import RULE_OPTIONS, RoundSettings
 from mmsynth.online.statistics import count_sample
 from mmsynth.registry import MODELS

@@ -47,7 +47,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mmsynth.online.request import Sample, SynthesisRequest, Synthesizer, describe
+from mmsynth.online.request import SynthesisRequest, Synthesizer, describe
+from mmsynth.online.sample import Sample
 from mmsynth.pool.manifest import plain_json
 from mmsynth.utils.checkpoint import read_checkpoint
 from mmsynth.utils.files import TEMPORARY_PREFIX

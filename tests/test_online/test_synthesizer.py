@@ -16,7 +16,8 @@ from mmsynth.filtering import ClassLosses
 from mmsynth.guidance import SegmentorCritic
 from mmsynth.models.encoders import PatchPCACodec
 from mmsynth.online import synthesizer as module
-from mmsynth.online.request import Sample, SynthesisRequest
+from mmsynth.online.request import SynthesisRequest
+from mmsynth.online.sample import Sample
 from mmsynth.online.settings import RoundSettings
 from mmsynth.online.synthesizer import RoundFilter, RoundSynthesizer
 from mmsynth.synthesis import build_dataset
