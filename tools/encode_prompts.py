@@ -2,7 +2,7 @@
 import argparse
 from collections.abc import Sequence
 
-from tool_options import add_config_options, add_shard_option, find_package, shard_of
+from tool_options import add_config_options, add_device_option, add_shard_option, find_package, shard_of
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -11,7 +11,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         'synthesis read (model.text_encoder.cache_dir). Prompts that are there already are skipped, so a killed run '
         'continues and new data only adds to it.',
         epilog='example: python tools/encode_prompts.py configs/todsynth/CONFIG.py --pretrained '
-        'stabilityai/stable-diffusion-3.5-medium --device cuda')
+        'stabilityai/stable-diffusion-3.5-medium')
     parser.add_argument('config', help='config file')
     parser.add_argument('--cache-dir', metavar='DIR', help='cache folder (default: model.text_encoder.cache_dir)')
     parser.add_argument(
@@ -20,7 +20,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help='where the text encoders are, in the diffusers layout (default: prompt_encoder.pretrained)')
     parser.add_argument('--batch-size', type=int, default=8, help='prompts encoded together (default: 8)')
     add_shard_option(parser, 'fill one cache')
-    parser.add_argument('--device', default='cpu', help='where the encoders run: cpu, cuda, cuda:1, ... (default: cpu)')
+    add_device_option(parser)
     add_config_options(parser)
     return parser.parse_args(arguments)
 
@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     find_package()
     from mmsynth.synthesis.build import load_config
     from mmsynth.synthesis.encode_prompts import encode_prompts
+    from mmsynth.utils.shards import default_device
     print(
         encode_prompts(
             load_config(args.config, args.cfg_options),
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             pretrained=args.pretrained,
             batch_size=args.batch_size,
             shard=shard_of(args),
-            device=args.device))
+            device=args.device or default_device()))
 
 
 if __name__ == '__main__':

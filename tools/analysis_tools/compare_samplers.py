@@ -19,7 +19,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--passes', type=int, nargs='+', default=[6, 12, 23, 46],
                         help='passes of the network per image; default: 6 12 23 46')
     parser.add_argument('--seed', type=int, default=0, help='of the noise; default: 0')
-    parser.add_argument('--device', default='cpu', help='cpu, cuda, cuda:1 …; default: cpu')
+    parser.add_argument('--device', help='cpu, cuda, cuda:1 …; default: cuda where there is one')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='override settings of the config')
     return parser.parse_args()
@@ -34,9 +34,10 @@ def main() -> None:
     from mmsynth.apis.synthesize import list_requests
     from mmsynth.synthesis.build import build_dataset, build_generator, load_config
     from mmsynth.synthesis.generate import load_sample
+    from mmsynth.utils.shards import default_device
     cfg = load_config(args.config, args.cfg_options)
     dataset = build_dataset(cfg.synthesis.dataset)
-    generator = build_generator(cfg, args.checkpoint, args.device)
+    generator = build_generator(cfg, args.checkpoint, args.device or default_device())
     requests = list_requests(dataset, args.seed, 1, args.limit)
     data = generator.data_preprocessor(dict(data_samples=[load_sample(dataset, request) for request in requests]))
     distances = compare_samplers(generator, data['data_samples'], [request.seed for request in requests], args.passes)
