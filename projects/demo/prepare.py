@@ -24,10 +24,10 @@ from mmengine.logging import print_log
 from PIL import Image
 
 from mmsynth.utils import derive_seed, progress_bar
-from mmsynth.utils.labels import IGNORE_INDEX
 from projects.demo.labelled_folder import Source, Uint8, read_folder, read_pair, refuse
 from projects.demo.landcover import CLASSES, PALETTE, SOURCE, TARGET, draw_mask, draw_scene
 from projects.demo.published import publish
+from projects.demo.tiles import cut_tiles, grid, piece_windows, write_pair
 
 _FORMAT = 4  # raise it when the same settings give other files
 
@@ -70,7 +70,7 @@ def write_landcover(out: str | Path, *, num_labelled: int = 12, num_val: int = 4
         for part, index in progress_bar(scenes, unit='image', title='drawing land cover'):
             look = TARGET if part.startswith('target') else SOURCE
             image, mask = draw_scene(derive_seed(seed, part, index), size, look)
-            _write_pair(folder, part, f'{index:04d}', image, None if part == 'target' else mask)
+            write_pair(folder, part, f'{index:04d}', image, None if part == 'target' else mask)
         _write_synthesis(folder, _drawn_tiles(num_synthesis, size, tile_size, seed))
 
     settings = dict(format=_FORMAT, kind='landcover', **numbers, size=size, tile_size=tile_size, seed=seed)
@@ -121,7 +121,7 @@ def split_folder(data_dir: str | Path, out: str | Path, *, val_pattern: str | No
 
     def fill(folder: Path) -> None:
         masks = _write_parts(folder, data_dir, sources, parts, len(about['classes']), downscale, piece_size)
-        _write_synthesis(folder, _cut_tiles({stem: masks[stem] for stem in held_back}, tile_size, num_synthesis, seed))
+        _write_synthesis(folder, cut_tiles({stem: masks[stem] for stem in held_back}, tile_size, num_synthesis, seed))
 
     settings = dict(format=_FORMAT, kind='split', val_pattern=val_pattern, labelled_fraction=labelled_fraction,
                     downscale=downscale, tile_size=tile_size, piece_size=piece_size, num_synthesis=num_synthesis,
@@ -166,34 +166,19 @@ def _write_parts(folder: Path, data_dir: Path, sources: list[Source], parts: dic
             problems.append(str(error))
             continue
         for part in parts[stem]:
-            pieces = {stem: np.s_[:, :]} if part == 'val' else _pieces(stem, image.shape[:2], piece_size)
+            pieces = {stem: np.s_[:, :]} if part == 'val' else piece_windows(stem, image.shape[:2], piece_size)
             for name, window in pieces.items():
-                _write_pair(folder, part, name, image[window], masks[stem][window])
+                write_pair(folder, part, name, image[window], masks[stem][window])
     refuse(f'cannot use {data_dir}', problems)
     return masks
 
 
 # ---------------------------------------------------------------------------------------------------------------- tiles
-def _pieces(stem: str, size: tuple[int, int], side: int) -> dict[str, tuple[slice, slice]]:
-    """Name → window of the pieces that cover an image, each overlapping the next by half or more."""
-    if max(size) <= side:
-        return {stem: np.s_[:, :]}
-    tops, lefts = ([*range(0, length - side, side // 2), max(0, length - side)] for length in size)
-    return {f'{stem}_y{top}_x{left}': np.s_[top:top + side, left:left + side] for top in tops for left in lefts}
-
-
-def _grid(mask: Uint8, side: int) -> Iterator[tuple[int, int, Uint8]]:
-    """The whole tiles (side, side) of a mask with their top and left."""
-    for top in range(0, mask.shape[0] - side + 1, side):
-        for left in range(0, mask.shape[1] - side + 1, side):
-            yield top, left, mask[top:top + side, left:left + side]
-
-
 def _drawn_tiles(count: int, size: int, tile_size: int, seed: int) -> Iterator[tuple[str, Uint8]]:
     """Tiles of newly drawn layouts that show at least two classes."""
     found = 0
     for scene in range(20 * count):
-        for top, left, tile in _grid(draw_mask(derive_seed(seed, 'synthesis', scene), size), tile_size):
+        for top, left, tile in grid(draw_mask(derive_seed(seed, 'synthesis', scene), size), tile_size):
             if found < count and tile.min() < tile.max():
                 found += 1
                 yield f'{scene:04d}_y{top}_x{left}', tile
@@ -203,39 +188,7 @@ def _drawn_tiles(count: int, size: int, tile_size: int, seed: int) -> Iterator[t
                      f'{tile_size}')
 
 
-def _cut_tiles(masks: dict[str, Uint8], side: int, count: int, seed: int) -> list[tuple[str, Uint8]]:
-    """Tiles of masks, each in up to 8 orientations; every tile comes once before any comes twice."""
-    tiles = [(f'{stem}_y{top}_x{left}', tile) for stem, mask in sorted(masks.items())
-             for top, left, tile in _grid(mask, side) if _worth_synthesizing(tile)]
-    if not tiles:
-        raise ValueError(f'no tile for synthesis: the {len(masks)} images held back have no part of `tile_size` = '
-                         f'{side} pixels with at most 20 % ignored and no class over 95 %; lower it or `downscale`')
-    rng = np.random.default_rng(derive_seed(seed, 'tiles'))
-    variants = np.stack([rng.permutation(8) for _ in tiles])
-    chosen = []
-    for turn in range(8):
-        for index in rng.permutation(len(tiles))[:count - len(chosen)].tolist():
-            name, tile = tiles[index]
-            variant = int(variants[index, turn])
-            turned = np.rot90(tile, variant % 4)
-            chosen.append((f'{name}_v{variant}', np.ascontiguousarray(turned[:, ::-1] if variant > 3 else turned)))
-    return chosen
-
-
-def _worth_synthesizing(tile: Uint8) -> bool:
-    counts = np.bincount(tile.ravel(), minlength=IGNORE_INDEX + 1)
-    labelled = tile.size - counts[IGNORE_INDEX]
-    return labelled >= 0.8 * tile.size and counts[:IGNORE_INDEX].max() <= 0.95 * labelled
-
-
 # -------------------------------------------------------------------------------------------------------------- writing
-def _write_pair(folder: Path, part: str, name: str, image: Uint8, mask: Uint8 | None) -> None:
-    for kind, pixels in (('img_dir', image), ('ann_dir', mask)):
-        if pixels is not None:
-            (folder / kind / part).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(folder / kind / part / f'{name}.png')
-
-
 def _write_synthesis(folder: Path, tiles: Iterable[tuple[str, Uint8]]) -> None:
     (folder / 'ann_dir/synthesis').mkdir(parents=True)
     lines = []

@@ -1,6 +1,5 @@
 """Writing the demo's folder: what goes where, what is reused, and what each mistake is told."""
 import json
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -199,27 +198,6 @@ def test_tiles_are_distinct_orientations_of_masks_held_back(data, tmp_path):
         turned = np.rot90(tile, int(variant[1:]) % 4)
         expected = turned[:, ::-1] if int(variant[1:]) > 3 else turned
         np.testing.assert_array_equal(read(out / f'ann_dir/synthesis/{name}.png'), expected)
-
-
-def test_every_tile_comes_once_before_any_comes_twice():
-    mask = np.arange(16, dtype=np.uint8).reshape(4, 4) % 5
-    for count, most in ((4, 1), (7, 2), (8, 2), (100, 8)):
-        seen = Counter(name.rsplit('_v')[0] for name, _ in prepare._cut_tiles({'a': mask}, 2, count, 0))
-        assert sum(seen.values()) == min(count, 32) and max(seen.values()) == most
-
-
-def test_tiles_with_little_to_generate_are_dropped():
-    tile = np.zeros((10, 10), np.uint8)
-    assert not prepare._worth_synthesizing(tile)
-    tile[0, :5] = 1
-    assert prepare._worth_synthesizing(tile)  # 95 %
-    tile[0, 4] = 0
-    assert not prepare._worth_synthesizing(tile)
-    tile[:5] = 1
-    tile[8:] = 255
-    assert prepare._worth_synthesizing(tile)  # 20 % ignored
-    tile[7, 0] = 255
-    assert not prepare._worth_synthesizing(tile)
 
 
 def test_split_does_not_depend_on_the_call_but_on_the_seed(data, tmp_path):

@@ -23,7 +23,7 @@ import numpy as np
 from mmsynth.utils import derive_seed
 from mmsynth.utils.files import atomic_write
 from projects.demo.labelled_folder import Uint8, read_folder, read_pair
-from projects.demo.prepare import _cut_tiles, _pieces, _write_pair
+from projects.demo.tiles import cut_tiles, piece_windows, write_pair
 
 PLACE = r'^([^_]+)_'
 Pair = tuple[Uint8, Uint8]  # image (H, W, 3), RGB, and mask (H, W)
@@ -98,9 +98,9 @@ def write_case(data_dir: str | Path, out: str | Path, *, places: str = PLACE, sh
     for stem, image_file, mask_file in sources:
         part = part_of[stem]
         image, mask = read_pair(image_file, mask_file, len(about['classes']), downscale)
-        windows = {stem: np.s_[:, :]} if part in ('val', 'test') else _pieces(stem, mask.shape, piece_size)
+        windows = {stem: np.s_[:, :]} if part in ('val', 'test') else piece_windows(stem, mask.shape, piece_size)
         for name, window in windows.items():
-            _write_pair(out, part, name, image[window], None if part == 'unlabelled' else mask[window])
+            write_pair(out, part, name, image[window], None if part == 'unlabelled' else mask[window])
         if part == 'train':
             labelled[stem], pieces[stem] = (image, mask), list(windows)
     place_of = {stem: re.search(places, stem).group(1) for stem in labelled}
@@ -119,11 +119,11 @@ def write_case(data_dir: str | Path, out: str | Path, *, places: str = PLACE, sh
 def _write_tiles(out: Path, labelled: dict[str, Pair], side: int, count: int, seed: int) -> dict[str, list[str]]:
     """Write tiles of masks, with their images, and ``synthesis.jsonl``; its lines by the name of the labelled image."""
     lines: dict[str, list[str]] = {}
-    for name, tile in _cut_tiles({stem: mask for stem, (_, mask) in labelled.items()}, side, count, seed):
+    for name, tile in cut_tiles({stem: mask for stem, (_, mask) in labelled.items()}, side, count, seed):
         stem, *numbers = re.fullmatch(r'(.+)_y(\d+)_x(\d+)_v(\d)', name).groups()
         top, left, variant = map(int, numbers)
         image = np.rot90(labelled[stem][0][top:top + side, left:left + side], variant % 4)
-        _write_pair(out, 'synthesis', name, np.ascontiguousarray(image[:, ::-1] if variant > 3 else image), tile)
+        write_pair(out, 'synthesis', name, np.ascontiguousarray(image[:, ::-1] if variant > 3 else image), tile)
         lines.setdefault(stem, []).append(json.dumps(dict(
             source=f'ann_dir/synthesis/{name}.png', target=f'img_dir/synthesis/{name}.png')) + '\n')
     (out / 'synthesis.jsonl').write_text(''.join(line for own in lines.values() for line in own), encoding='utf-8')
