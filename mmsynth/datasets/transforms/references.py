@@ -120,7 +120,7 @@ class PickReference(BaseTransform):
         self.seed = seed
         self.fit = fit
         self.backend_args = backend_args
-        self._names = _list_images(folder, backend_args)
+        self._names = list_images(folder, type(self).__name__, backend_args)
         self._load = LoadReference(backend_args=backend_args)
 
     def transform(self, results: dict) -> dict:
@@ -238,15 +238,15 @@ def _mask_size(results: dict, name: str) -> tuple[int, int]:
                      'the pipeline.')
 
 
-def _list_images(folder: str, backend_args: dict | None) -> list[str]:
-    """Names of the images below a folder, sorted, so that they do not depend on the file system's order."""
+def list_images(folder: str, asker: str, backend_args: dict | None) -> list[str]:
+    """List the names of the images below a folder, sorted, so that they do not depend on the file system's order."""
     if not fileio.isdir(folder, backend_args=backend_args):
-        raise FileNotFoundError(f'`folder` of PickReference: there is no folder {folder}; give one with images of the '
+        raise FileNotFoundError(f'`folder` of {asker}: there is no folder {folder}; give one with images of the '
                                 'domain to generate for (they need no labels).')
     files = fileio.list_dir_or_file(folder, list_dir=False, recursive=True, backend_args=backend_args)
     names = sorted(name.replace('\\', '/') for name in files if name.lower().endswith(IMAGE_SUFFIXES))
     if not names:
-        raise FileNotFoundError(f'`folder` of PickReference: {folder} holds no image ({", ".join(IMAGE_SUFFIXES)}).')
+        raise FileNotFoundError(f'`folder` of {asker}: {folder} holds no image ({", ".join(IMAGE_SUFFIXES)}).')
     return names
 
 
