@@ -25,7 +25,18 @@ from mmsynth.models.networks import CONTROLS
 from mmsynth.pool import Pool
 from mmsynth.synthesis.build import load_config
 from projects.demo.colours import ReferenceSwap, reference_swap
-from projects.demo.plan import CODECS, GENERATORS, ONLINE, ONLINE_ROUNDS, PRESETS, REAL, Row, make_plan
+from projects.demo.plan import (
+    CODECS,
+    GENERATORS,
+    ONLINE,
+    ONLINE_ROUNDS,
+    PRESETS,
+    REAL,
+    RECOLORED,
+    RECOLORED_PLAIN,
+    Row,
+    make_plan,
+)
 from projects.demo.prepare import split_folder, write_landcover
 from projects.demo.result import SeedResult
 from projects.demo.retarget import retarget
@@ -130,13 +141,19 @@ class Demo:
         return cfg
 
     def _row_config(self, name: str, seed: int) -> Config:
-        cfg = self._config('segmentor_real.py' if name == REAL else 'segmentor_mixed.py', seed)
+        is_real = name in (REAL, RECOLORED)
+        cfg = self._config('segmentor_real.py' if is_real else 'segmentor_mixed.py', seed)
         _set_iterations(cfg, self.preset.segmentor_iters)
         self._validate_as_planned(cfg)
-        if name == REAL:
+        if name in (RECOLORED, RECOLORED_PLAIN):
+            transform = dict(type='mmsynth.ColorTransfer', folder=str(self.data_root / 'img_dir' / 'target'))
+            loader = cfg.train_dataloader.dataset
+            for dataset in [loader] if is_real else [part.dataset for part in loader.datasets]:
+                dataset.pipeline.insert(-1, transform)
+        if is_real:
             return cfg
         real, synthetic = cfg.train_dataloader.dataset.datasets
-        synthetic.dataset.data_root = str(self._folder(seed, f'pool_{name}'))
+        synthetic.dataset.data_root = str(self._folder(seed, f'pool_{"plain" if name == RECOLORED_PLAIN else name}'))
         num_real = len(list((self.data_root / 'img_dir' / 'train').glob('*.png')))
         num_synthetic = len(Pool.open(synthetic.dataset.data_root))
         real.times = max(1, round(num_synthetic / num_real))  # half and half, as far as whole repeats go

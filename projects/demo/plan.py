@@ -5,6 +5,8 @@ from typing import Any
 
 GENERATORS = ('todsynth', 'tisynth')
 REAL = 'real'  # the row without synthetic images
+RECOLORED = 'recolored'  # the same with the colours of the target domain's unlabelled images
+RECOLORED_PLAIN = 'recolored_plain'  # the same with plain synthetic images
 ONLINE = 'online'  # the row whose images are generated while its segmentor trains
 ONLINE_ROUNDS = 6  # parts of a training; a round is generated after each but the last
 
@@ -87,7 +89,11 @@ class Plan:
     def titles(self) -> dict[str, str]:
         """Row → its title: first without synthetic images, then with those of ``rows``, last with online ones."""
         generated = {name: row.title for name, row in self.rows.items()}
-        return {REAL: 'real only'} | generated | {ONLINE: 'real + CRFM synthetic, online'}
+        online = {ONLINE: 'real + CRFM synthetic, online'}
+        if not self.transfers:
+            return {REAL: 'real only'} | generated | online
+        return {REAL: 'real only', RECOLORED: "real only, in the target's colours"} | generated | {
+            RECOLORED_PLAIN: "real + plain synthetic, both in the target's colours"} | online
 
     @property
     def transfers(self) -> bool:

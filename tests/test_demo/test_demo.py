@@ -187,6 +187,14 @@ class TestTransfer:
                      if stage != 'generator'}
         assert validated.pop('critic') == 'img_dir/val' and set(validated.values()) == {'img_dir/target_val'}
 
+    def test_the_rivals_take_colours_from_unlabelled_images_of_the_target(self, transfer: tuple[Path, str]) -> None:
+        out, _ = transfer
+        for name, count in (('recolored', 1), ('recolored_plain', 2)):
+            text = str(Config.fromfile(out / 'seed_0' / 'configs' / f'{name}.py').train_dataloader)
+            assert text.count("'mmsynth.ColorTransfer'") == count and text.count('img_dir/target') == count
+            assert "'img_dir/target" not in text  # a folder of images, no part that is trained on
+        assert str(out / 'seed_0' / 'pool_plain') in text
+
     def test_references_are_swapped_and_nothing_else(self, transfer: tuple[Path, str]) -> None:
         out, _ = transfer
         pools = {row: Pool.open(out / 'seed_0' / f'pool_{row}') for row in ('source', 'plain', 'crfm')}
