@@ -278,8 +278,9 @@ def _synthesize(config: Path, references: Path | None, checkpoint: Path, out_dir
 
 
 def _set_references(cfg: Config, folder: Path | None) -> None:
-    for transform in cfg.synthesis.dataset.pipeline:
-        if transform.type == 'mmsynth.PickReference':
+    """Name the folder whose images a generator takes its looks from, in training and in synthesis."""
+    for transform in (*cfg.train_dataloader.dataset.pipeline, *cfg.synthesis.dataset.pipeline):
+        if transform.type in ('mmsynth.ColorTransfer', 'mmsynth.PickReference'):
             transform.folder = str(folder)
 
 

@@ -182,7 +182,8 @@ class TestTransfer:
         configs = {stage: Config.fromfile(out / 'seed_0' / 'configs' / f'{stage}.py')
                    for stage in ('critic', 'judge', 'generator', 'real', 'source', 'plain', 'crfm')}
         trained_on = {stage: str(cfg.train_dataloader) for stage, cfg in configs.items()}
-        assert [stage for stage, text in trained_on.items() if 'target' in text] == ['judge']
+        assert [stage for stage, text in trained_on.items() if 'ann_dir/target' in text] == ['judge']
+        assert [stage for stage, text in trained_on.items() if 'img_dir/target' in text] == ['judge', 'generator']
         validated = {stage: cfg.val_dataloader.dataset.data_prefix.img_path for stage, cfg in configs.items()
                      if stage != 'generator'}
         assert validated.pop('critic') == 'img_dir/val' and set(validated.values()) == {'img_dir/target_val'}

@@ -30,10 +30,9 @@ train_dataloader = dict(
             dict(type='RandomFlip', prob=0.5),
             dict(type='RandomRotFlip', rotate_prob=0.0, flip_prob=0.5),
             dict(type='mmsynth.BuildPrompt'),
-            # A dozen scenes show one look: others are made of them, so that the network learns to ask the reference.
-            dict(
-                type='PhotoMetricDistortion', brightness_delta=32, contrast_range=(0.6, 1.4),
-                saturation_range=(0.4, 1.6), hue_delta=18),
+            # A dozen scenes show one look. In the colours of the images to generate like (which need no labels) they
+            # show others, and the network learns to ask the reference.
+            dict(type='mmsynth.ColorTransfer', folder='work_dirs/demo/data/img_dir/target', prob=0.75),
             # Small networks copy what they are shown: every reference is moved far.
             dict(type='mmsynth.ReferenceAugment', prob=1.0, max_shift=0.5, scale_std=0.3, max_rotation=1.0),
             dict(type='mmsynth.PackSynthInputs'),
