@@ -10,8 +10,9 @@ worth = dict(
         null=dict(config='projects/demo/configs/todsynth_long.py', overrides={'model.mask_dropout': 0.15}),
         tisynth=dict(
             config='projects/demo/configs/tisynth_long.py',
-            overrides={
-                'synthesis.dataset.pipeline.2.folder': 'work_dirs/demo/data/img_dir/test',  # looks of the new place
+            overrides={  # looks of the new place
+                'train_dataloader.dataset.pipeline.6.folder': 'work_dirs/demo/data/img_dir/test',
+                'synthesis.dataset.pipeline.2.folder': 'work_dirs/demo/data/img_dir/test',
                 'model.mask_dropout': 0.1,
                 'model.reference_dropout': 0.1,
             })),
@@ -32,7 +33,14 @@ worth = dict(
         fast=dict(sampling=few_steps, guidance=dict(type='mmsynth.CRFM', steps=1, step_size=0.3)),
         fast_plain=dict(sampling=few_steps),
         tisynth=dict(generator='tisynth', sampling=towards_mask),
-        tisynth_dial=dict(generator='tisynth', sampling=dict(towards_mask, reference_guidance_scale=2.5))),
+        tisynth_dial=dict(generator='tisynth', sampling=dict(towards_mask, reference_guidance_scale=2.5)),
+        tisynth_50=dict(generator='tisynth', sampling=dict(towards_mask, num_steps=50)),
+        tisynth_fast=dict(
+            generator='tisynth',
+            sampling=dict(
+                towards_mask,
+                num_steps=16,
+                sampler=dict(type='DPMSolverMultistepScheduler', use_karras_sigmas=True)))),
     rows=dict(
         _delete_=True,
         real=dict(title='real only', iterations=2),
@@ -45,4 +53,6 @@ worth = dict(
         fast=dict(title='+ CRFM 0.3, first of 8 steps of DPM-Solver++', pool='fast', iterations=2),
         fast_plain=dict(title='+ unguided, 8 steps of DPM-Solver++', pool='fast_plain', iterations=2),
         tisynth=dict(title='+ TISynth, references of the new place', pool='tisynth', iterations=2),
-        tisynth_dial=dict(title='+ TISynth, reference guidance 2.5', pool='tisynth_dial', iterations=2)))
+        tisynth_dial=dict(title='+ TISynth, reference guidance 2.5', pool='tisynth_dial', iterations=2),
+        tisynth_50=dict(title='+ TISynth, 50 steps', pool='tisynth_50', iterations=2),
+        tisynth_fast=dict(title='+ TISynth, 16 steps, Karras sigmas', pool='tisynth_fast', iterations=2)))
