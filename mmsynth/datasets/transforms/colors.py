@@ -63,7 +63,7 @@ class ColorTransfer(BaseTransform):
             raise ValueError(f'`prob` must be in [0, 1], got {prob}.')
         if len(amount) != 2 or not 0 <= amount[0] <= amount[1] <= 1:
             raise ValueError(f'`amount` must be two shares in [0, 1], the smaller first, got {amount}.')
-        self.folder, self.prob, self.amount = folder, prob, tuple(amount)
+        self.folder, self.prob, self.amount = folder, prob, (amount[0], amount[1])
         self._names = list_images(folder, type(self).__name__, backend_args)
         self._load = LoadReference(backend_args=backend_args)
 
