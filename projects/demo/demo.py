@@ -25,18 +25,7 @@ from mmsynth.models.networks import CONTROLS
 from mmsynth.pool import Pool
 from mmsynth.synthesis.build import load_config
 from projects.demo.colours import ReferenceSwap, reference_swap
-from projects.demo.plan import (
-    CODECS,
-    GENERATORS,
-    ONLINE,
-    ONLINE_ROUNDS,
-    PRESETS,
-    REAL,
-    RECOLORED,
-    RECOLORED_PLAIN,
-    Row,
-    make_plan,
-)
+from projects.demo.plan import CODECS, GENERATORS, ONLINE, ONLINE_ROUNDS, PRESETS, REAL, RECOLORED, Row, make_plan
 from projects.demo.prepare import split_folder, write_landcover
 from projects.demo.result import SeedResult
 from projects.demo.retarget import retarget
@@ -141,19 +130,19 @@ class Demo:
         return cfg
 
     def _row_config(self, name: str, seed: int) -> Config:
-        is_real = name in (REAL, RECOLORED)
-        cfg = self._config('segmentor_real.py' if is_real else 'segmentor_mixed.py', seed)
+        pool = None if name == REAL else RECOLORED.get(name, name)
+        cfg = self._config('segmentor_real.py' if pool is None else 'segmentor_mixed.py', seed)
         _set_iterations(cfg, self.preset.segmentor_iters)
         self._validate_as_planned(cfg)
-        if name in (RECOLORED, RECOLORED_PLAIN):
+        if name in RECOLORED:
             transform = dict(type='mmsynth.ColorTransfer', folder=str(self.data_root / 'img_dir' / 'target'))
-            loader = cfg.train_dataloader.dataset
-            for dataset in [loader] if is_real else [part.dataset for part in loader.datasets]:
+            loaded = cfg.train_dataloader.dataset
+            for dataset in [loaded] if pool is None else [part.dataset for part in loaded.datasets]:
                 dataset.pipeline.insert(-1, transform)
-        if is_real:
+        if pool is None:
             return cfg
         real, synthetic = cfg.train_dataloader.dataset.datasets
-        synthetic.dataset.data_root = str(self._folder(seed, f'pool_{"plain" if name == RECOLORED_PLAIN else name}'))
+        synthetic.dataset.data_root = str(self._folder(seed, f'pool_{pool}'))
         num_real = len(list((self.data_root / 'img_dir' / 'train').glob('*.png')))
         num_synthetic = len(Pool.open(synthetic.dataset.data_root))
         real.times = max(1, round(num_synthetic / num_real))  # half and half, as far as whole repeats go

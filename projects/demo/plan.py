@@ -5,8 +5,7 @@ from typing import Any
 
 GENERATORS = ('todsynth', 'tisynth')
 REAL = 'real'  # the row without synthetic images
-RECOLORED = 'recolored'  # the same with the colours of the target domain's unlabelled images
-RECOLORED_PLAIN = 'recolored_plain'  # the same with plain synthetic images
+RECOLORED = dict(recolored=None, recolored_plain='plain')  # rows in the target's colours → whose synthetic images
 ONLINE = 'online'  # the row whose images are generated while its segmentor trains
 ONLINE_ROUNDS = 6  # parts of a training; a round is generated after each but the last
 
@@ -92,8 +91,8 @@ class Plan:
         online = {ONLINE: 'real + CRFM synthetic, online'}
         if not self.transfers:
             return {REAL: 'real only'} | generated | online
-        return {REAL: 'real only', RECOLORED: "real only, in the target's colours"} | generated | {
-            RECOLORED_PLAIN: "real + plain synthetic, both in the target's colours"} | online
+        return {REAL: 'real only', 'recolored': "real only, in the target's colours"} | generated | dict(
+            recolored_plain="real + plain synthetic, both in the target's colours") | online
 
     @property
     def transfers(self) -> bool:

@@ -242,7 +242,7 @@ def list_images(folder: str, asker: str, backend_args: dict | None) -> list[str]
     """List the names of the images below a folder, sorted, so that they do not depend on the file system's order."""
     if not fileio.isdir(folder, backend_args=backend_args):
         raise FileNotFoundError(f'`folder` of {asker}: there is no folder {folder}; give one with images of the '
-                                'domain to generate for (they need no labels).')
+                                'domain that is wanted (they need no labels).')
     files = fileio.list_dir_or_file(folder, list_dir=False, recursive=True, backend_args=backend_args)
     names = sorted(name.replace('\\', '/') for name in files if name.lower().endswith(IMAGE_SUFFIXES))
     if not names:

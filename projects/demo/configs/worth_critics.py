@@ -1,25 +1,23 @@
 # Critics that look harder, compared by worth and by what judges read: docs/en/worth.md.
-_base_ = './worth_objectives.py'
+_base_ = './worth_generators.py'
 towards_mask = dict(mask_guidance_scale=1.5)
 worth = dict(
     critics=dict(
         several=dict(critics=('fcn', 'unet'), looks=4),
         crossed=dict(config='projects/demo/configs/critic.py', cross_fitted=True)),
-    judges=dict(fcn='projects/demo/configs/critic.py', unet='projects/demo/configs/judge.py'),
     pools=dict(
-        _delete_=True,
         no_mask_guidance=dict(),
-        plain=dict(sampling=towards_mask),
         several=dict(sampling=towards_mask, critic='several', guidance=dict(type='mmsynth.CRFM', step_size=0.3)),
         several_strong=dict(sampling=towards_mask, critic='several', guidance=dict(type='mmsynth.CRFM', step_size=0.5)),
         crossed=dict(sampling=towards_mask, critic='crossed', guidance=dict(type='mmsynth.CRFM', step_size=0.3)),
         best_of_4=dict(sampling=towards_mask, guidance=dict(type='mmsynth.BestOfN', num_candidates=4))),
     rows=dict(
         _delete_=True,
-        real=dict(title='real only'),
-        no_mask_guidance=dict(title='+ unguided, not towards the mask either', pool='no_mask_guidance'),
-        plain=dict(title='+ unguided', pool='plain'),
-        several=dict(title='+ FCN and U-Net, 4 looks, 0.3', pool='several'),
-        several_strong=dict(title='+ FCN and U-Net, 4 looks, 0.5', pool='several_strong'),
-        crossed=dict(title='+ FCN of the other places, 0.3', pool='crossed'),
-        best_of_4=dict(title='+ best of 4 by the FCN', pool='best_of_4')))
+        real=dict(title='real only', iterations=2),
+        no_mask_guidance=dict(
+            title='+ unguided, not towards the mask either', pool='no_mask_guidance', iterations=2),
+        plain=dict(title='+ unguided', pool='plain', iterations=2),
+        several=dict(title='+ FCN and U-Net, 4 looks, 0.3', pool='several', iterations=2),
+        several_strong=dict(title='+ FCN and U-Net, 4 looks, 0.5', pool='several_strong', iterations=2),
+        crossed=dict(title='+ FCN of the other places, 0.3', pool='crossed', iterations=2),
+        best_of_4=dict(title='+ best of 4 by the FCN', pool='best_of_4', iterations=2)))
