@@ -9,14 +9,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__ + ' Trains a critic and a generator, synthesizes with and without CRFM, trains a segmentor '
-        'for each row of the table, and writes report.html and preview.png.')
+        description=__doc__ + ' Trains a generator, synthesizes with and without CRFM, trains a segmentor for each row of '
+        'the table, and writes report.html and preview.png.')
     parser.add_argument('--data', type=Path,
                         help='folder with images/, masks/ (8-bit class index) and meta.json (classes, palette); '
                         'default: a land-cover set drawn here')
-    parser.add_argument('--generator', choices=['todsynth', 'tisynth'], default='todsynth',
+    parser.add_argument('--generator', choices=['todsynth', 'tisynth'],
                         help='todsynth, steered by mask and text; tisynth, by mask and reference image: on the drawn '
-                        'set it transfers labels to a domain that has none; default: todsynth')
+                        'set it transfers labels to a domain that has none; default: tisynth, with --data todsynth')
     parser.add_argument('--out-dir', type=Path, help='where everything goes; default: work_dirs/demo[_GENERATOR][_DATA]'
                         '[_PRESET][_CONTROL][_CODEC]')
     parser.add_argument('--preset', choices=['standard', 'long', 'smoke'], default='standard',
@@ -36,12 +36,19 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--workers', type=int, help='stages at once, one thread each; default: the processors that '
                         'there are')
     parser.add_argument('--smoke', action='store_const', const='smoke', dest='preset', help='same as --preset smoke')
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    args.generator = args.generator or default_generator(args)
+    return args
+
+
+def default_generator(args: argparse.Namespace) -> str:
+    """The drawn set has another domain to transfer to; other data have none."""
+    return 'tisynth' if args.data is None else 'todsynth'
 
 
 def default_out_dir(args: argparse.Namespace) -> Path:
     """A folder of its own for each combination of generator, data, preset, control and codec."""
-    parts = [args.generator if args.generator != 'todsynth' else None, args.data and args.data.resolve().name,
+    parts = [args.generator if args.generator != default_generator(args) else None, args.data and args.data.resolve().name,
              args.preset if args.preset != 'standard' else None, args.control if args.control != 'triple' else None,
              args.codec if args.codec != 'pca' else None]
     return Path('work_dirs') / '_'.join(['demo', *filter(None, parts)])

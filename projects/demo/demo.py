@@ -1,9 +1,10 @@
-"""The whole loop on a small set: train critic and generator, synthesize with and without CRFM, train segmentors.
+"""The whole loop on a small set: train segmentor and generator, synthesize with and without CRFM, train segmentors.
 
 What is compared: segmentors trained for equally many iterations on real images only, on real and plain synthetic
 images, and on real and CRFM synthetic images, evaluated on held-out real images; and how well a judge, a segmentor of
-another architecture that never guides, reads the masks back from the synthetic images. A generator that takes
-references transfers: the labelled images show one domain, the references and the held-out images another.
+another architecture that never guides, reads the masks back from the synthetic images. The segmentor of the real images
+is the critic that guides. A generator that takes references transfers: the labelled images show one domain, the
+references and the held-out images another.
 """
 import copy
 import json
@@ -25,7 +26,7 @@ from mmsynth.models.networks import CONTROLS
 from mmsynth.pool import Pool
 from mmsynth.synthesis.build import load_config
 from projects.demo.colours import ReferenceSwap, reference_swap
-from projects.demo.plan import CODECS, GENERATORS, ONLINE, ONLINE_ROUNDS, PRESETS, REAL, RECOLORED, Row, make_plan
+from projects.demo.plan import CODECS, GENERATORS, ONLINE, ONLINE_ROUNDS, PRESETS, RECOLORED, Row, make_plan
 from projects.demo.prepare import split_folder, write_landcover
 from projects.demo.result import SeedResult
 from projects.demo.retarget import retarget
@@ -103,9 +104,10 @@ class Demo:
 
     def _run_stages(self, seed: int) -> SeedResult:
         result = SeedResult(seed)
-        trained = self._train(result, generator=self._generator_config(seed),  # the longest first
-                              critic=self._reader_config('critic', seed), judge=self._reader_config('judge', seed))
-        result.reference_miou |= {stage: trained[stage] for stage in ('critic', 'judge')}
+        trained = self._train(  # the longest first
+            result, generator=self._generator_config(seed), judge=self._judge_config(seed),
+            **{row: self._row_config(row, seed) for row in self.plan.real_rows})
+        result.reference_miou = dict(critic=trained[self.plan.critic], judge=trained['judge'])
         generator = find_latest_checkpoint(self._folder(seed, 'generator'))
         self._synthesize(generator, result)
         for name, folder in result.pools.items():
@@ -113,36 +115,32 @@ class Demo:
             result.consistency[name] = {reader: mask_consistency(pool, self.reader(reader, seed))
                                         for reader in ('judge', 'critic')}
         result.swap = self._compare_references(result)
-        result.miou = self._train(result, **{
-            name: self._online_config(generator, seed) if name == ONLINE else self._row_config(name, seed)
-            for name in self.plan.titles})
+        mixed = self._train(result, online=self._online_config(generator, seed),
+                            **{row: self._row_config(row, seed) for row in self.plan.rows})
+        result.miou = {row: (trained | mixed)[row] for row in self.plan.titles}
         return result
 
-    def _reader_config(self, stage: str, seed: int) -> Config:
-        """The critic knows the labelled images; the judge knows more, and all domains."""
-        cfg = self._config(f'{stage}.py', seed)
-        _set_iterations(cfg, self.preset.judge_iters if stage == 'judge' else self.preset.segmentor_iters)
-        if stage == 'judge':
-            dataset = cfg.train_dataloader.dataset
-            cfg.train_dataloader.dataset = dict(
-                type='ConcatDataset', datasets=[_with_part(dataset, part) for part in self.plan.judge_parts])
-            self._validate_as_planned(cfg)
+    def _judge_config(self, seed: int) -> Config:
+        """The judge knows more images than the critic, and all domains."""
+        cfg = self._config('judge.py', seed)
+        _set_iterations(cfg, self.preset.judge_iters)
+        dataset = cfg.train_dataloader.dataset
+        cfg.train_dataloader.dataset = dict(
+            type='ConcatDataset', datasets=[_with_part(dataset, part) for part in self.plan.judge_parts])
+        self._validate_as_planned(cfg)
         return cfg
 
-    def _row_config(self, name: str, seed: int) -> Config:
-        pool = None if name == REAL else RECOLORED.get(name, name)
-        cfg = self._config('segmentor_real.py' if pool is None else 'segmentor_mixed.py', seed)
+    def _row_config(self, row: str, seed: int) -> Config:
+        cfg = self._config('segmentor_real.py' if row in self.plan.real_rows else 'segmentor_mixed.py', seed)
         _set_iterations(cfg, self.preset.segmentor_iters)
         self._validate_as_planned(cfg)
-        if name in RECOLORED:
-            transform = dict(type='mmsynth.ColorTransfer', folder=str(self.data_root / 'img_dir' / 'target'))
-            loaded = cfg.train_dataloader.dataset
-            for dataset in [loaded] if pool is None else [part.dataset for part in loaded.datasets]:
-                dataset.pipeline.insert(-1, transform)
-        if pool is None:
+        if row == RECOLORED:
+            cfg.train_dataloader.dataset.pipeline.insert(
+                -1, dict(type='mmsynth.ColorTransfer', folder=str(self.data_root / 'img_dir' / 'target')))
+        if row in self.plan.real_rows:
             return cfg
         real, synthetic = cfg.train_dataloader.dataset.datasets
-        synthetic.dataset.data_root = str(self._folder(seed, f'pool_{pool}'))
+        synthetic.dataset.data_root = str(self._folder(seed, f'pool_{row}'))
         num_real = len(list((self.data_root / 'img_dir' / 'train').glob('*.png')))
         num_synthetic = len(Pool.open(synthetic.dataset.data_root))
         real.times = max(1, round(num_synthetic / num_real))  # half and half, as far as whole repeats go
@@ -178,10 +176,10 @@ class Demo:
         self._set_codec(cfg)
         _set_references(cfg, self._references(self.plan.rows['plain']))
         _set_iterations(cfg, self.preset.generator_iters)
-        critic_cfg = self._reader_config('critic', seed)
-        cfg.synthesis.guidance.critic.config = str(self._folder(seed, 'configs') / 'critic.py')
-        cfg.synthesis.guidance.critic.checkpoint = str(
-            self._folder(seed, 'critic') / f'iter_{critic_cfg.train_cfg.max_iters}.pth')
+        critic = self.plan.critic
+        iterations = self._row_config(critic, seed).train_cfg.max_iters
+        cfg.synthesis.guidance.critic.config = str(self._folder(seed, 'configs') / f'{critic}.py')
+        cfg.synthesis.guidance.critic.checkpoint = str(self._folder(seed, critic) / f'iter_{iterations}.pth')
         return cfg
 
     def _set_codec(self, cfg: Config) -> None:
@@ -212,8 +210,9 @@ class Demo:
             return None
         return reference_swap(Pool.open(result.pools['source']), Pool.open(result.pools['plain']))
 
-    def reader(self, stage: str, seed: int) -> SegmentorCritic:
+    def reader(self, name: str, seed: int) -> SegmentorCritic:
         """The trained 'critic' or 'judge' of a seed, to read images with."""
+        stage = self.plan.critic if name == 'critic' else name
         return SegmentorCritic(
             str(self._folder(seed, 'configs') / f'{stage}.py'), find_latest_checkpoint(self._folder(seed, stage)))
 

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 GENERATORS = ('todsynth', 'tisynth')
-REAL = 'real'  # the row without synthetic images
-RECOLORED = dict(recolored=None, recolored_plain='plain')  # rows in the target's colours → whose synthetic images
+REAL = 'real'  # the row of real images as they are
+RECOLORED = 'recolored'  # the row of real images in the target's colours
 ONLINE = 'online'  # the row whose images are generated while its segmentor trains
 ONLINE_ROUNDS = 6  # parts of a training; a round is generated after each but the last
 
@@ -17,7 +17,7 @@ class Preset:
     Attributes:
         suffix: Of the generator's config, ``projects/demo/configs/{generator}{suffix}.py``.
         generator_iters: Training iterations of the generator; None for the config's own.
-        segmentor_iters: Training iterations of the critic and every row's segmentor; None for the configs' own.
+        segmentor_iters: Training iterations of every row's segmentor; None for the configs' own.
         judge_iters: Training iterations of the judge; None for its config's own.
         limit: Masks synthesized for; None for all.
         num_images: Images drawn for each part of the embedded set; None for the set's own numbers.
@@ -85,14 +85,20 @@ class Plan:
     judge_parts: tuple[str, ...] = ('judge', )
 
     @property
+    def real_rows(self) -> dict[str, str]:
+        """The rows without synthetic images → their titles; the last one's segmentor is the critic."""
+        return {REAL: 'real only'} | ({RECOLORED: "real only, in the target's colours"} if self.transfers else {})
+
+    @property
+    def critic(self) -> str:
+        """The row whose segmentor guides: the one that knows most without synthetic images."""
+        return list(self.real_rows)[-1]
+
+    @property
     def titles(self) -> dict[str, str]:
         """Row → its title: first without synthetic images, then with those of ``rows``, last with online ones."""
-        generated = {name: row.title for name, row in self.rows.items()}
-        online = {ONLINE: 'real + CRFM synthetic, online'}
-        if not self.transfers:
-            return {REAL: 'real only'} | generated | online
-        return {REAL: 'real only', 'recolored': "real only, in the target's colours"} | generated | dict(
-            recolored_plain="real + plain synthetic, both in the target's colours") | online
+        return (self.real_rows | {name: row.title for name, row in self.rows.items()}
+                | {ONLINE: 'real + CRFM synthetic, online'})
 
     @property
     def transfers(self) -> bool:

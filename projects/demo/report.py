@@ -85,10 +85,8 @@ def consistency_rows(results: Sequence[SeedResult], plan: Plan) -> Rows:
         if plan.transfers:
             gains = [plain - source for source, plain in zip(scores['source'], scores['plain'])]
             rows.append([reader, 'plain - source', *_values(gains, signed=True)])
-    seen = dict(judge='held-out real', critic='held-out real, source' if plan.transfers else 'held-out real')
-    rows += [[reader, images, *_values([result.reference_miou[reader] for result in results])]
-             for reader, images in seen.items()]
-    return rows
+    return rows + [[reader, 'held-out real', *_values([result.reference_miou[reader] for result in results])]
+                   for reader in ('judge', 'critic')]
 
 
 def swap_rows(results: Sequence[SeedResult]) -> Rows:

@@ -13,6 +13,7 @@ from mmsynth.evaluation import Consistency
 from mmsynth.models.networks import CONTROLS
 from mmsynth.pool import Pool
 from mmsynth.registry import MODELS
+from mmsynth.utils.hashes import file_hash
 from projects.demo.colours import ReferenceSwap
 from projects.demo.demo import Demo
 from projects.demo.plan import CODECS, PRESETS, make_plan
@@ -29,8 +30,8 @@ TITLES = make_plan('todsynth', Path()).titles
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder and the output of a smoke run."""
     out = tmp_path_factory.mktemp('demo') / 'out'
-    run = subprocess.run([sys.executable, str(ROOT / 'projects' / 'demo'), '--smoke', '--out-dir', str(out)],
-                         capture_output=True, text=True, cwd=out.parent, check=False)
+    run = subprocess.run([sys.executable, str(ROOT / 'projects' / 'demo'), '--smoke', '--generator', 'todsynth',
+                          '--out-dir', str(out)], capture_output=True, text=True, cwd=out.parent, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     return out, run.stdout
 
@@ -48,7 +49,7 @@ def test_pictures_report_and_configs_are_written(smoke: tuple[Path, str]) -> Non
     page = (out / 'report.html').read_text()
     assert 'real + CRFM synthetic' in page and 'data:image/png;base64' in page
     assert list((out / 'seed_0' / 'generator' / 'previews').glob('iter_3.png'))
-    for stage in ('critic', 'judge', 'generator', *TITLES):
+    for stage in ('judge', 'generator', *TITLES):
         cfg = Config.fromfile(out / 'seed_0' / 'configs' / f'{stage}.py')
         assert cfg.train_cfg.max_iters == 3
 
@@ -110,8 +111,9 @@ class TestControl:
 
     @pytest.mark.parametrize('arguments, name', [
         ('', 'demo'),
-        ('--control triple --preset standard', 'demo'),
-        ('--control siamese', 'demo_siamese'),
+        ('--generator tisynth --preset standard', 'demo'),
+        ('--generator todsynth --control triple', 'demo_todsynth'),
+        ('--generator todsynth --control siamese', 'demo_todsynth_siamese'),
         ('--generator tisynth --data some/set', 'demo_tisynth_set'),
         ('--data some/set --smoke --control adapter', 'demo_set_smoke_adapter'),
         ('--codec pca', 'demo'),
@@ -161,7 +163,7 @@ def transfer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder and the output of a smoke run that transfers labels to the target domain."""
     out = tmp_path_factory.mktemp('demo_tisynth') / 'out'
     run = subprocess.run(
-        [sys.executable, str(ROOT / 'projects' / 'demo'), '--smoke', '--generator', 'tisynth', '--out-dir', str(out)],
+        [sys.executable, str(ROOT / 'projects' / 'demo'), '--smoke', '--out-dir', str(out)],
         capture_output=True, text=True, cwd=out.parent, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     return out, run.stdout
@@ -180,21 +182,24 @@ class TestTransfer:
     def test_only_the_judge_sees_labels_of_the_target(self, transfer: tuple[Path, str]) -> None:
         out, _ = transfer
         configs = {stage: Config.fromfile(out / 'seed_0' / 'configs' / f'{stage}.py')
-                   for stage in ('critic', 'judge', 'generator', 'real', 'source', 'plain', 'crfm')}
+                   for stage in ('judge', 'generator', 'real', 'recolored', 'source', 'plain', 'crfm')}
         trained_on = {stage: str(cfg.train_dataloader) for stage, cfg in configs.items()}
         assert [stage for stage, text in trained_on.items() if 'ann_dir/target' in text] == ['judge']
-        assert [stage for stage, text in trained_on.items() if 'img_dir/target' in text] == ['judge', 'generator']
-        validated = {stage: cfg.val_dataloader.dataset.data_prefix.img_path for stage, cfg in configs.items()
+        assert [stage for stage, text in trained_on.items() if 'img_dir/target' in text] == [
+            'judge', 'generator', 'recolored']
+        validated = {cfg.val_dataloader.dataset.data_prefix.img_path for stage, cfg in configs.items()
                      if stage != 'generator'}
-        assert validated.pop('critic') == 'img_dir/val' and set(validated.values()) == {'img_dir/target_val'}
+        assert validated == {'img_dir/target_val'}
 
-    def test_the_rivals_take_colours_from_unlabelled_images_of_the_target(self, transfer: tuple[Path, str]) -> None:
+    def test_the_rival_in_the_target_s_colours_guides(self, transfer: tuple[Path, str]) -> None:
         out, _ = transfer
-        for name, count in (('recolored', 1), ('recolored_plain', 2)):
-            text = str(Config.fromfile(out / 'seed_0' / 'configs' / f'{name}.py').train_dataloader)
-            assert text.count("'mmsynth.ColorTransfer'") == count and text.count('img_dir/target') == count
-            assert "'img_dir/target" not in text  # a folder of images, no part that is trained on
-        assert str(out / 'seed_0' / 'pool_plain') in text
+        text = str(Config.fromfile(out / 'seed_0' / 'configs' / 'recolored.py').train_dataloader)
+        assert text.count("'mmsynth.ColorTransfer'") == 1 and text.count('img_dir/target') == 1
+        assert "'img_dir/target" not in text  # a folder of images, no part that is trained on
+        critic = Config.fromfile(out / 'seed_0' / 'configs' / 'generator.py').synthesis.guidance.critic
+        assert critic.checkpoint == str(out / 'seed_0' / 'recolored' / 'iter_3.pth')
+        guidance = Pool.open(out / 'seed_0' / 'pool_crfm').settings['guidance']
+        assert guidance['critic_weights_sha256'] == [file_hash(critic.checkpoint)]
 
     def test_references_are_swapped_and_nothing_else(self, transfer: tuple[Path, str]) -> None:
         out, _ = transfer

@@ -81,6 +81,7 @@ def write_config(path: Path, **changes: object) -> Path:
             plain=dict(sampling=short),
             soft=dict(sampling=short, filter=dict(mode='soft', margin=0.5, min_valid=0.0, unseen_classes='keep')),
             crossed=dict(sampling=short, guidance=crfm, critic='both'),
+            latent=dict(sampling=short, guidance=crfm, latent_critic=True),
             pair=dict(sampling=short, guidance=crfm | dict(objective='mask'), critic='pair'),
             target=dict(sampling=short, guidance=crfm | dict(objective=dict(name='target', targets='critic'))),
             raw=dict(generator='raw', sampling=dict(num_steps=2, mask_guidance_scale=1.5)),
@@ -89,7 +90,7 @@ def write_config(path: Path, **changes: object) -> Path:
         rows=dict(
             real=dict(), flipped=dict(transforms=[dict(type='RandomFlip', prob=0.5)]),
             self=dict(self_training=True, confidence=0.0), plain=dict(pool='plain'), soft=dict(pool='soft'),
-            crossed=dict(pool='crossed'), pair=dict(pool='pair'), target=dict(pool='target'),
+            crossed=dict(pool='crossed'), latent=dict(pool='latent'), pair=dict(pool='pair'), target=dict(pool='target'),
             raw=dict(pool='raw'), unsure=dict(pool='unsure', ratio=0.25, mixed=0.5),
             online=dict(pool='plain', online=dict(begin=1, interval=1, num_per_round=2, max_samples=4))),
         shares=(0.75, ), downscale=1, num_masks=8, generator_iters=2, segmentor_iters=2)
@@ -97,7 +98,7 @@ def write_config(path: Path, **changes: object) -> Path:
     return path
 
 
-ROWS = ('real', 'flipped', 'self', 'plain', 'soft', 'crossed', 'pair', 'target', 'raw', 'unsure', 'online')
+ROWS = ('real', 'flipped', 'self', 'plain', 'soft', 'crossed', 'latent', 'pair', 'target', 'raw', 'unsure', 'online')
 
 
 @pytest.fixture(scope='module')

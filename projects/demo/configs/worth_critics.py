@@ -1,6 +1,7 @@
-# Critics that look harder, compared by worth and by what judges read: docs/en/worth.md.
+# Critics that look harder, or at latents only, compared by worth and by what judges read: docs/en/worth.md.
 _base_ = './worth_generators.py'
 towards_mask = dict(mask_guidance_scale=1.5)
+few_steps = {{_base_.few_steps}}
 worth = dict(
     critics=dict(
         several=dict(critics=('fcn', 'unet'), looks=4),
@@ -10,6 +11,10 @@ worth = dict(
         several=dict(sampling=towards_mask, critic='several', guidance=dict(type='mmsynth.CRFM', step_size=0.3)),
         several_strong=dict(sampling=towards_mask, critic='several', guidance=dict(type='mmsynth.CRFM', step_size=0.5)),
         crossed=dict(sampling=towards_mask, critic='crossed', guidance=dict(type='mmsynth.CRFM', step_size=0.3)),
+        every_step=dict(sampling=towards_mask, guidance=dict(type='mmsynth.CRFM')),
+        every_step_latent=dict(sampling=towards_mask, guidance=dict(type='mmsynth.CRFM'), latent_critic=True),
+        fast_latent=dict(
+            sampling=few_steps, guidance=dict(type='mmsynth.CRFM', steps=1, step_size=0.3), latent_critic=True),
         best_of_4=dict(sampling=towards_mask, guidance=dict(type='mmsynth.BestOfN', num_candidates=4))),
     rows=dict(
         _delete_=True,
@@ -20,4 +25,8 @@ worth = dict(
         several=dict(title='+ FCN and U-Net, 4 looks, 0.3', pool='several', iterations=2),
         several_strong=dict(title='+ FCN and U-Net, 4 looks, 0.5', pool='several_strong', iterations=2),
         crossed=dict(title='+ FCN of the other places, 0.3', pool='crossed', iterations=2),
+        every_step=dict(title='+ CRFM 0.1, every step', pool='every_step', iterations=2),
+        every_step_latent=dict(
+            title='+ CRFM 0.1, every step, latent critic', pool='every_step_latent', iterations=2),
+        fast_latent=dict(title='+ fast preset, latent critic', pool='fast_latent', iterations=2),
         best_of_4=dict(title='+ best of 4 by the FCN', pool='best_of_4', iterations=2)))

@@ -6,6 +6,7 @@ that decides on it. A stage that is done is not run again, and is refused if its
     OUT/share_1/seed_0/
       data/  configs/                       see :mod:`worth_study.data`; the configs as they were run
       generators/NAME/  critics/NAME/       critics/NAME_without_PLACE/ of cross-fitted ones
+      latent_critics/GENERATOR_CRITIC/      distilled
       pools/NAME/  pseudo_labels/SEGMENTOR_ROW/
       rows/SEGMENTOR/ROW/{val,test}.npy     counts (I, 2, K) of :mod:`worth_study.statistics`
       judges/NAME/  readings/JUDGE/POOL/    what a judge finds in a pool: evaluation.json
@@ -27,6 +28,7 @@ from mmsynth.apis.evaluate_pool import RealImages, evaluate_pool, write_evaluati
 from mmsynth.apis.filter_pool import filter_pool
 from mmsynth.apis.fit_class_loss import fit_class_loss
 from mmsynth.apis.synthesize import synthesize
+from mmsynth.engine.train_latent_critic import train_latent_critic
 from mmsynth.filtering import ClassLossFilter
 from mmsynth.guidance import SegmentorCritic
 from mmsynth.guidance.critic_weights import critic_checkpoints, critic_hashes
@@ -187,6 +189,8 @@ class Case:
                 crossed = self.study.is_cross_fitted(plan.critic)
                 critics = {place: self.critic(plan.critic, place) for place in
                            (self.meta['places'] if crossed else [None])}
+                if plan.latent_critic:
+                    critics = {None: self.latent_critic(plan.generator, plan.critic)}
             settings |= dict(guidance=plan.guidance, num_per_mask=plan.num_per_mask, cfg=cfg.to_dict(), critics=critics)
             inputs += [checkpoint, *(file for critic in critics.values() for file in _checkpoints(critic))]
         parts = None if plan.filter is None else self._filter_parts(plan)
@@ -296,6 +300,21 @@ class Case:
         else:
             critic = self._segmentor(name, plan, without)
         return critic if plan.looks == 1 else dict(type='mmsynth.AugmentedCritic', looks=plan.looks, critic=critic)
+
+    def latent_critic(self, generator: str, name: str) -> dict[str, Any]:
+        """Distil a critic into one that reads the latents of a generator; its config."""
+        weights, critic, stage = self.generator(generator), self.critic(name), f'latent_critics/{generator}_{name}'
+        file = self.root / stage / 'critic.safetensors'
+
+        def make() -> None:
+            shutil.rmtree(self.root / stage, ignore_errors=True)
+            cfg = self._config(self.study.generators[generator].config, self.study.generators[generator].overrides)
+            cfg.synthesis.guidance = dict(type='mmsynth.CRFM', critic=critic)
+            train_latent_critic(cfg, weights, file, seed=self.seed,
+                                **{} if self.study.generator_iters is None else dict(iters=self.study.generator_iters))
+
+        self._stage(stage, {}, [weights, *_checkpoints(critic)], make)
+        return dict(type='mmsynth.LatentCritic', checkpoint=str(file))
 
     def _segmentor(self, name: str, plan: CriticPlan, without: str | None) -> dict[str, Any]:
         cfg, stage = self._config(plan.config), f'critics/{name}'

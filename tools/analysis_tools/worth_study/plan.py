@@ -83,6 +83,8 @@ class PoolPlan:
         guidance: Config of a guidance without its critic; None for none. In its ``objective`` 'critic' stands for the
             critic's class losses on the labelled images.
         critic: Name of the critic that guides; the first by default.
+        latent_critic: Let a :class:`~mmsynth.guidance.LatentCritic` guide in its place, distilled from it for the
+            generator.
         masks: Config of a mask source. Where it has no ``dataset`` it gets the case's masks, tiles of the labelled
             ones; a ``critic`` in it is a critic's name. None for the tiles themselves.
         num_per_mask: Images per mask.
@@ -94,6 +96,7 @@ class PoolPlan:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     guidance: Mapping[str, Any] | None = None
     critic: str | None = None
+    latent_critic: bool = False
     masks: Mapping[str, Any] | None = None
     num_per_mask: int = 1
     filter: Mapping[str, Any] | None = None
@@ -289,6 +292,9 @@ def _pool_problems(study: Study, name: str, plan: PoolPlan) -> Iterator[str]:
         yield from _problems_of_part(f'{where}.guidance', plan.guidance, MODELS, given=('critic', ))
         if plan.asks_class_losses and not study.critics.get(plan.critic, CriticPlan('')).config:
             yield f"`{where}.guidance.objective` asks for the class losses of 'critic', which must be one segmentor"
+    if plan.latent_critic and (plan.guidance is None or not study.critics.get(plan.critic, CriticPlan('')).config
+                               or study.is_cross_fitted(plan.critic)):
+        yield f'`{where}.latent_critic` needs a `guidance`, and one segmentor as its `critic`'
     critics = [critic for critic in study.critics if not study.is_cross_fitted(critic)]
     masks, place = plan.masks, f'{where}.masks'
     while masks is not None:
