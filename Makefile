@@ -9,7 +9,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
-# Options of the demo, passed on where set: make demo GENERATOR=tisynth DATA=folder SMOKE=1 SEED=0 OUT=folder DEMO_ARGS='...'
+# Options of the demo, passed on where set: make demo GENERATOR=todsynth DATA=folder SMOKE=1 SEED=0 OUT=folder DEMO_ARGS='...'
 DEMO_ARGS ?=
 WORTH_ARGS ?=
 GPU_ARGS ?=

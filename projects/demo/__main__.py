@@ -15,8 +15,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
                         help='folder with images/, masks/ (8-bit class index) and meta.json (classes, palette); '
                         'default: a land-cover set drawn here')
     parser.add_argument('--generator', choices=['todsynth', 'tisynth'],
-                        help='todsynth, steered by mask and text; tisynth, by mask and reference image: on the drawn '
-                        'set it transfers labels to a domain that has none; default: tisynth, with --data todsynth')
+                        help='tisynth, steered by mask and reference image: on the drawn set it transfers labels to a '
+                        'domain that has none; todsynth, by mask and text, the default with --data and --control')
     parser.add_argument('--out-dir', type=Path, help='where everything goes; default: work_dirs/demo[_GENERATOR][_DATA]'
                         '[_PRESET][_CONTROL][_CODEC]')
     parser.add_argument('--preset', choices=['standard', 'long', 'smoke'], default='standard',
@@ -37,12 +37,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
                         'there are')
     parser.add_argument('--smoke', action='store_const', const='smoke', dest='preset', help='same as --preset smoke')
     args = parser.parse_args(arguments)
-    args.generator = args.generator or default_generator(args)
+    args.generator = args.generator or ('todsynth' if args.control else default_generator(args))
     return args
 
 
 def default_generator(args: argparse.Namespace) -> str:
-    """The drawn set has another domain to transfer to; other data have none."""
+    """TISynth for the drawn set, which has another domain to transfer to; other data have none."""
     return 'tisynth' if args.data is None else 'todsynth'
 
 

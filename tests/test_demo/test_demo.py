@@ -112,8 +112,9 @@ class TestControl:
     @pytest.mark.parametrize('arguments, name', [
         ('', 'demo'),
         ('--generator tisynth --preset standard', 'demo'),
-        ('--generator todsynth --control triple', 'demo_todsynth'),
-        ('--generator todsynth --control siamese', 'demo_todsynth_siamese'),
+        ('--generator todsynth', 'demo_todsynth'),
+        ('--control triple', 'demo_todsynth'),
+        ('--control siamese', 'demo_todsynth_siamese'),
         ('--generator tisynth --data some/set', 'demo_tisynth_set'),
         ('--data some/set --smoke --control adapter', 'demo_set_smoke_adapter'),
         ('--codec pca', 'demo'),

@@ -129,7 +129,7 @@ def test_the_lines_for_loveda(small_run: SmallRun, tmp_path: Path) -> None:
     judge_config.dump(tmp_path / 'judge.py')
     torch.save(SegmentorCritic(str(tmp_path / 'judge.py')).segmentor.state_dict(), tmp_path / 'judge.pth')
     config = write_config(small_run, tmp_path / 'judge.pth', tmp_path, page()[1], LOVEDA)
-    (tmp_path / 'work_dirs/demo/seed_0/configs/judge.py').write_text(f"_base_ = '{tmp_path}/judge.py'\n")
+    (tmp_path / 'work_dirs/demo_todsynth/seed_0/configs/judge.py').write_text(f"_base_ = '{tmp_path}/judge.py'\n")
     found = validate(config, tmp_path / 'work', val_dataloader__num_workers=0)[-1]
     assert found['frechet/real_images'] == 3 and 0 <= found['consistency/mIoU'] <= 100
     assert sum(found[f'classes/before.{name}'] for name in classes) == pytest.approx(100)
