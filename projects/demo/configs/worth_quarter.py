@@ -14,7 +14,12 @@ worth = dict(
             sampling=dict(mask_guidance_scale=1.5),
             critic='reducible',
             guidance=dict(type='mmsynth.CRFM', objective='mask', step_size=0.3)),
-        labelled=dict(generator='labelled', sampling=dict(mask_guidance_scale=1.5))),
+        labelled=dict(generator='labelled', sampling=dict(mask_guidance_scale=1.5)),
+        labelled_reducible=dict(
+            generator='labelled',
+            sampling=dict(mask_guidance_scale=1.5),
+            critic='reducible',
+            guidance=dict(type='mmsynth.CRFM', objective='mask', step_size=0.3))),
     rows=dict(
         _delete_=True,
         real=dict(title='real only', iterations=2),
@@ -23,4 +28,6 @@ worth = dict(
         self_training=dict(title='self-training', self_training=True, iterations=2),
         plain=dict(title='+ unguided', pool='plain', iterations=2),
         reducible=dict(title='+ reducible loss 0.3', pool='reducible', iterations=2),
-        labelled=dict(title='+ unguided, generator of the labelled images alone', pool='labelled', iterations=2)))
+        labelled=dict(title='+ unguided, generator of the labelled images alone', pool='labelled', iterations=2),
+        labelled_reducible=dict(
+            title='+ reducible loss 0.3, generator of the labelled images alone', pool='labelled_reducible', iterations=2)))
