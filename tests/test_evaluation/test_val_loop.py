@@ -58,7 +58,7 @@ def page() -> list[str]:
 
 def write_config(small_run: SmallRun, judge: Path, folder: Path, extra: str = '', base: str = '') -> Path:
     """The page's lines as they stand, in a folder where the small run's files lie as the demo leaves its own."""
-    demo = folder / 'work_dirs' / 'demo'
+    demo = folder / 'work_dirs' / 'demo_todsynth'
     (demo / 'seed_0' / 'configs').mkdir(parents=True)
     (demo / 'seed_0' / 'configs' / 'generator.py').write_text(
         f'_base_ = {str(small_run.config_file)!r}\nval_cfg = None\ntest_cfg = None\n{base}')
