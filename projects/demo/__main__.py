@@ -9,8 +9,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__ + ' Trains a generator, synthesizes with and without CRFM, trains a segmentor for each row of '
-        'the table, and writes report.html and preview.png.')
+        description=__doc__ + ' Trains a generator, synthesizes with and without CRFM, trains a segmentor for each row '
+        'of the table, and writes report.html and preview.png.')
     parser.add_argument('--data', type=Path,
                         help='folder with images/, masks/ (8-bit class index) and meta.json (classes, palette); '
                         'default: a land-cover set drawn here')
@@ -48,7 +48,8 @@ def default_generator(args: argparse.Namespace) -> str:
 
 def default_out_dir(args: argparse.Namespace) -> Path:
     """A folder of its own for each combination of generator, data, preset, control and codec."""
-    parts = [args.generator if args.generator != default_generator(args) else None, args.data and args.data.resolve().name,
+    parts = [args.generator if args.generator != default_generator(args) else None,
+             args.data and args.data.resolve().name,
              args.preset if args.preset != 'standard' else None, args.control if args.control != 'triple' else None,
              args.codec if args.codec != 'pca' else None]
     return Path('work_dirs') / '_'.join(['demo', *filter(None, parts)])

@@ -26,7 +26,7 @@ from mmsynth.models.networks import CONTROLS
 from mmsynth.pool import Pool
 from mmsynth.synthesis.build import load_config
 from projects.demo.colours import ReferenceSwap, reference_swap
-from projects.demo.plan import CODECS, GENERATORS, ONLINE, ONLINE_ROUNDS, PRESETS, RECOLORED, Row, make_plan
+from projects.demo.plan import CODECS, GENERATORS, ONLINE_ROUNDS, PRESETS, RECOLORED, Row, make_plan
 from projects.demo.prepare import split_folder, write_landcover
 from projects.demo.result import SeedResult
 from projects.demo.retarget import retarget

@@ -90,8 +90,8 @@ def write_config(path: Path, **changes: object) -> Path:
         rows=dict(
             real=dict(), flipped=dict(transforms=[dict(type='RandomFlip', prob=0.5)]),
             self=dict(self_training=True, confidence=0.0), plain=dict(pool='plain'), soft=dict(pool='soft'),
-            crossed=dict(pool='crossed'), latent=dict(pool='latent'), pair=dict(pool='pair'), target=dict(pool='target'),
-            raw=dict(pool='raw'), unsure=dict(pool='unsure', ratio=0.25, mixed=0.5),
+            crossed=dict(pool='crossed'), latent=dict(pool='latent'), pair=dict(pool='pair'),
+            target=dict(pool='target'), raw=dict(pool='raw'), unsure=dict(pool='unsure', ratio=0.25, mixed=0.5),
             online=dict(pool='plain', online=dict(begin=1, interval=1, num_per_round=2, max_samples=4))),
         shares=(0.75, ), downscale=1, num_masks=8, generator_iters=2, segmentor_iters=2)
     path.write_text(f'worth = {plans | changes!r}\n')

@@ -1,11 +1,9 @@
 """Measure what guidance costs with each way of asking the critic, or what a generator costs beside diffusers' own."""
 import argparse
 import sys
-from pathlib import Path
 
+from checkout import find_package
 from mmengine.config import DictAction
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,8 +37,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:  # a checkout that is not installed
-        sys.path.insert(0, str(ROOT))
+    find_package()
     _check_options(args)
     import torch
 

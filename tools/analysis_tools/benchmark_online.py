@@ -1,11 +1,9 @@
 """Measure what mixing a pool into the training data costs: time per iteration, against real images only."""
 import argparse
-import sys
 from pathlib import Path
 
+from checkout import find_package
 from mmengine.config import DictAction
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def parse_args() -> argparse.Namespace:
@@ -28,8 +26,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:  # a checkout that is not installed
-        sys.path.insert(0, str(ROOT))
+    find_package()
     import torch
     from benchmarks.online import LoadingSetting, benchmark_online, table
 

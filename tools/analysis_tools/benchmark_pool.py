@@ -10,7 +10,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from checkout import find_package
 
 
 def parse_args() -> argparse.Namespace:
@@ -149,8 +149,7 @@ def peak_memory() -> float:
 
 def main() -> None:
     args = parse_args()
-    if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:  # a checkout that is not installed
-        sys.path.insert(0, str(ROOT))
+    find_package()
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
         write_lists(Path(folder), args.records, args.steps, args.inline)
         size = (Path(folder) / 'manifest.jsonl').stat().st_size

@@ -1,11 +1,8 @@
 """Measure where the time of a generator's training iteration goes: data, encoding, network, optimizer."""
 import argparse
-import sys
-from pathlib import Path
 
+from checkout import find_package
 from mmengine.config import DictAction
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def parse_args() -> argparse.Namespace:
@@ -25,8 +22,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:  # a checkout that is not installed
-        sys.path.insert(0, str(ROOT))
+    find_package()
     from benchmarks.training import time_training, training_table
 
     from mmsynth.synthesis.build import load_config

@@ -1,11 +1,8 @@
 """Measure how close to its limit a generator's images come by each sampler and number of passes of the network."""
 import argparse
-import sys
-from pathlib import Path
 
+from checkout import find_package
 from mmengine.config import DictAction
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def parse_args() -> argparse.Namespace:
@@ -27,8 +24,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:  # a checkout that is not installed
-        sys.path.insert(0, str(ROOT))
+    find_package()
     from benchmarks.samplers import compare_samplers, table
 
     from mmsynth.apis.synthesize import list_requests

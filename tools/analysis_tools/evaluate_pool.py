@@ -1,9 +1,7 @@
 """Measure a pool: mask consistency, Fréchet distance to real images, diversity among siblings, class shares."""
 import argparse
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from checkout import find_package
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,8 +35,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:  # a checkout that is not installed
-        sys.path.insert(0, str(ROOT))
+    find_package()
     import torch
     from mmengine.dist import is_main_process
 

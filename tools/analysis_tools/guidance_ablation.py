@@ -1,13 +1,13 @@
 """Compare rules of guidance over the steps that they guide: mask consistency, Fréchet distance, what they change."""
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from checkout import find_package
 
 if TYPE_CHECKING:
     from ablation.plan import TrainedParts
 
-ROOT = Path(__file__).resolve().parents[2]
 RULES = ('none', 'clamp', 'gradient', 'released', 'relative', 'relative-0.3', 'best-of-n')
 PARTS = ('config', 'checkpoint', 'judge_config', 'judge_checkpoint')
 
@@ -67,8 +67,7 @@ def find_parts(args: argparse.Namespace) -> 'list[TrainedParts]':
 
 def main() -> None:
     args = parse_args()
-    if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:  # a checkout that is not installed
-        sys.path.insert(0, str(ROOT))
+    find_package()
     from ablation.plan import AblationOptions
     from ablation.report import report_ablation
     from ablation.run import run_ablation

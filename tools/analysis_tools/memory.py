@@ -1,9 +1,7 @@
 """Count the memory that TODSynth on Stable Diffusion 3.5 medium needs, without a GPU and without its weights."""
 import argparse
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from checkout import find_package
 
 
 def parse_args() -> argparse.Namespace:
@@ -24,8 +22,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:  # a checkout that is not installed
-        sys.path.insert(0, str(ROOT))
+    find_package()
     from benchmarks.memory import report
     print(report(size=args.size, batch=args.batch_size, cards=args.cards))
 

@@ -1,9 +1,7 @@
 """Write the report of a finished pool anew: one HTML file with samples, class balance, filter, guidance, measures."""
 import argparse
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from checkout import find_package
 
 
 def parse_args() -> argparse.Namespace:
@@ -33,8 +31,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    if (ROOT / 'mmsynth').is_dir() and str(ROOT) not in sys.path:  # a checkout that is not installed
-        sys.path.insert(0, str(ROOT))
+    find_package()
     from mmsynth.apis.report import write_report
     path = write_report(
         args.pool,
