@@ -37,6 +37,10 @@ def colour_statistics(images: Iterable[NDArray[np.uint8]]) -> NDArray[np.float64
 def reference_swap(first: Pool, second: Pool) -> ReferenceSwap:
     """Compare two pools that were generated for the same masks and seeds with other references.
 
+    Args:
+        first: The one pool.
+        second: The other; it may hold more images than the first.
+
     Raises:
         ValueError: If masks or seeds differ, a sample has no reference, or all have the same one in both pools.
         FileNotFoundError: If a reference is gone.
@@ -58,7 +62,7 @@ def reference_swap(first: Pool, second: Pool) -> ReferenceSwap:
 def _pairs(first: Pool, second: Pool) -> Sequence[tuple]:
     others = {record.id: record for record in second.records}
     pairs = [(record, others.get(record.id)) for record in first.records]
-    unpaired = len(others) != len(pairs) or any(other is None or other.seed != own.seed for own, other in pairs)
+    unpaired = any(other is None or other.seed != own.seed for own, other in pairs)
     if unpaired or not pairs:
         raise ValueError(f'{first.root} and {second.root} must hold images of the same masks and seeds, at least one.')
     without = [record.id for pair in pairs for record in pair if record.reference is None]

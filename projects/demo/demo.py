@@ -26,7 +26,7 @@ from mmsynth.models.networks import CONTROLS
 from mmsynth.pool import Pool
 from mmsynth.synthesis.build import load_config
 from projects.demo.colours import ReferenceSwap, reference_swap
-from projects.demo.plan import CODECS, GENERATORS, ONLINE_ROUNDS, PRESETS, RECOLORED, Row, make_plan
+from projects.demo.plan import CODECS, GENERATORS, ONLINE_ROUNDS, PRESETS, REAL, Row, make_plan
 from projects.demo.prepare import split_folder, write_landcover
 from projects.demo.result import SeedResult
 from projects.demo.retarget import retarget
@@ -116,7 +116,7 @@ class Demo:
                                         for reader in ('judge', 'critic')}
         result.swap = self._compare_references(result)
         mixed = self._train(result, online=self._online_config(generator, seed),
-                            **{row: self._row_config(row, seed) for row in self.plan.rows})
+                            **{name: self._row_config(name, seed) for name, row in self.plan.rows.items() if row.mixed})
         result.miou = {row: (trained | mixed)[row] for row in self.plan.titles}
         return result
 
@@ -130,16 +130,24 @@ class Demo:
         self._validate_as_planned(cfg)
         return cfg
 
-    def _row_config(self, row: str, seed: int) -> Config:
-        cfg = self._config('segmentor_real.py' if row in self.plan.real_rows else 'segmentor_mixed.py', seed)
+    def _segmentor_config(self, name: str, seed: int) -> Config:
+        cfg = self._config(name, seed)
         _set_iterations(cfg, self.preset.segmentor_iters)
+        if self.preset.segmentor_lr is not None:
+            cfg.optim_wrapper.optimizer.lr = self.preset.segmentor_lr
+            for scheduler in cfg.param_scheduler:
+                scheduler.eta_max = self.preset.segmentor_lr
         self._validate_as_planned(cfg)
-        if row == RECOLORED:
-            cfg.train_dataloader.dataset.pipeline.insert(
-                -1, dict(type='mmsynth.ColorTransfer', folder=str(self.data_root / 'img_dir' / 'target')))
+        return cfg
+
+    def _row_config(self, row: str, seed: int) -> Config:
+        cfg = self._segmentor_config('segmentor_real.py' if row in self.plan.real_rows else 'segmentor_mixed.py', seed)
         if row in self.plan.real_rows:
+            if row != REAL:
+                self._recolor(cfg.train_dataloader.dataset)
             return cfg
         real, synthetic = cfg.train_dataloader.dataset.datasets
+        self._recolor(real.dataset)
         synthetic.dataset.data_root = str(self._folder(seed, f'pool_{row}'))
         num_real = len(list((self.data_root / 'img_dir' / 'train').glob('*.png')))
         num_synthetic = len(Pool.open(synthetic.dataset.data_root))
@@ -148,17 +156,23 @@ class Demo:
         return cfg
 
     def _online_config(self, generator: str, seed: int) -> Config:
-        """As many images as the other rows have, in equal rounds; the segmentor in training guides."""
-        cfg = self._config('segmentor_online.py', seed)
-        _set_iterations(cfg, self.preset.segmentor_iters)
-        self._validate_as_planned(cfg)
+        """An image for each mask, in equal rounds; the segmentor in training guides."""
+        cfg = self._segmentor_config('segmentor_online.py', seed)
         hook = next(hook for hook in cfg.custom_hooks if hook.type == 'mmsynth.OnlineSynthesisHook')
         hook.begin = hook.interval = max(1, cfg.train_cfg.max_iters // ONLINE_ROUNDS)
-        hook.num_per_round = max(1, len(Pool.open(self._folder(seed, 'pool_crfm'))) // (ONLINE_ROUNDS - 1))
+        num_masks = len(Pool.open(self._folder(seed, 'pool_crfm'))) // self.plan.rows['crfm'].num_per_mask
+        hook.num_per_round = max(1, num_masks // (ONLINE_ROUNDS - 1))
+        self._recolor(cfg.train_dataloader.dataset.dataset)
         hook.generator = dict(config=str(self._folder(seed, 'configs') / 'generator.py'), checkpoint=generator)
         hook.pool = cfg.train_dataloader.dataset.pool = str(self._folder(seed, 'pool_online'))
         hook.seed = seed
         return cfg
+
+    def _recolor(self, dataset: ConfigDict) -> None:
+        """Real images take the target's colours, where there is a target: what costs nothing comes first."""
+        if self.plan.transfers:
+            dataset.pipeline.insert(
+                -1, dict(type='mmsynth.ColorTransfer', folder=str(self.data_root / 'img_dir' / 'target')))
 
     def _validate_as_planned(self, cfg: Config) -> None:
         for loader in (cfg.val_dataloader, cfg.test_dataloader):
@@ -202,7 +216,8 @@ class Demo:
         result.pools = {name: self._folder(result.seed, f'pool_{name}') for name in self.plan.rows}
         result.seconds |= run_stages({
             f'synthesize {name}': partial(_synthesize, config, self._references(row), checkpoint, result.pools[name],
-                                          guidance=row.guidance, limit=self.preset.limit, seed=result.seed)
+                                          guidance=row.guidance, num_per_mask=row.num_per_mask, limit=self.preset.limit,
+                                          seed=result.seed)
             for name, row in self.plan.rows.items()}, self.workers)
 
     def _compare_references(self, result: SeedResult) -> ReferenceSwap | None:

@@ -8,6 +8,7 @@ REAL = 'real'  # the row of real images as they are
 RECOLORED = 'recolored'  # the row of real images in the target's colours
 ONLINE = 'online'  # the row whose images are generated while its segmentor trains
 ONLINE_ROUNDS = 6  # parts of a training; a round is generated after each but the last
+IMAGES_PER_MASK = 4  # where labels are carried to another domain; within one, more than one were worth no more
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Preset:
         suffix: Of the generator's config, ``projects/demo/configs/{generator}{suffix}.py``.
         generator_iters: Training iterations of the generator; None for the config's own.
         segmentor_iters: Training iterations of every row's segmentor; None for the configs' own.
+        segmentor_lr: Its highest learning rate; None for the configs' own.
         judge_iters: Training iterations of the judge; None for its config's own.
         limit: Masks synthesized for; None for all.
         num_images: Images drawn for each part of the embedded set; None for the set's own numbers.
@@ -26,13 +28,15 @@ class Preset:
     suffix: str = ''
     generator_iters: int | None = None
     segmentor_iters: int | None = None
+    segmentor_lr: float | None = None
     judge_iters: int | None = None
     limit: int | None = None
     num_images: int | None = None
 
 
 PRESETS = dict(
-    standard=Preset(segmentor_iters=600, judge_iters=600),  # after 300 some classes are not learnt yet
+    # After 300 iterations some classes are not learnt yet; a short training wants a higher rate.
+    standard=Preset(segmentor_iters=600, segmentor_lr=1.6e-2, judge_iters=600),
     long=Preset(suffix='_long'),
     smoke=Preset(generator_iters=3, segmentor_iters=3, judge_iters=3, limit=4, num_images=4))
 
@@ -63,11 +67,15 @@ class Row:
         title: In the table.
         guidance: How they are generated, 'none' or 'crfm'.
         references: The part of the data set that the references come from; None for a generator without any.
+        num_per_mask: Images for each mask.
+        mixed: Whether a segmentor trains on them; otherwise they are only looked at.
     """
 
     title: str
     guidance: str
     references: str | None = None
+    num_per_mask: int = 1
+    mixed: bool = True
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ class Plan:
     @property
     def titles(self) -> dict[str, str]:
         """Row → its title: first without synthetic images, then with those of ``rows``, last with online ones."""
-        return (self.real_rows | {name: row.title for name, row in self.rows.items()}
+        return (self.real_rows | {name: row.title for name, row in self.rows.items() if row.mixed}
                 | {ONLINE: 'real + CRFM synthetic, online'})
 
     @property
@@ -118,11 +126,11 @@ def make_plan(generator: str, data_root: Path) -> Plan:
         return Plan(_plain_and_crfm(None))
     if not (data_root / 'img_dir' / 'target').is_dir():
         return Plan(_plain_and_crfm('train'))
-    source = Row('real + synthetic, source references', 'none', 'train')
-    return Plan(dict(source=source) | _plain_and_crfm('target', ', target references'), 'target_val',
+    source = Row('synthetic, source references', 'none', 'train', mixed=False)
+    return Plan(dict(source=source) | _plain_and_crfm('target', ', target references', IMAGES_PER_MASK), 'target_val',
                 ('judge', 'target_judge'))
 
 
-def _plain_and_crfm(references: str | None, suffix: str = '') -> dict[str, Row]:
-    return dict(plain=Row(f'real + plain synthetic{suffix}', 'none', references),
-                crfm=Row(f'real + CRFM synthetic{suffix}', 'crfm', references))
+def _plain_and_crfm(references: str | None, suffix: str = '', num_per_mask: int = 1) -> dict[str, Row]:
+    return dict(plain=Row(f'real + plain synthetic{suffix}', 'none', references, num_per_mask),
+                crfm=Row(f'real + CRFM synthetic{suffix}', 'crfm', references, num_per_mask))

@@ -47,7 +47,8 @@ def report_demo(demo: Demo, results: Sequence[SeedResult]) -> None:
     report.add_figure('Samples', preview, 'Mask; then synthetic images and what the judge reads in each, all of the '
                       'same masks and noise.')
     report.add_table(held_out, *tables[held_out],
-                     note='Every row trains one segmentor of the same config for the same number of iterations.')
+                     note='Every row trains one segmentor of the same config for the same number of iterations'
+                     + ("; the real images of all but the first take the target's colours." if demo.plan.transfers else '.'))
     report.add_figure('', plot_results({title: [result.miou[row] for result in results]
                                         for row, title in demo.plan.titles.items()}),
                       'One dot per seed, with mean and spread.')
@@ -104,7 +105,7 @@ def draw_demo_preview(demo: Demo, result: SeedResult) -> np.ndarray:
     pools = {row: Pool.open(result.pools[row]) for row in demo.plan.rows}
     judge, palette = demo.reader('judge', result.seed), demo.meta['palette']
     records = {row: {record.id: record for record in pool.records} for row, pool in pools.items()}
-    chosen = list(records['plain'])
+    chosen = [name for name in records['plain'] if all(name in images for images in records.values())]
     chosen = chosen[::max(1, len(chosen) // _PREVIEW_ROWS)][:_PREVIEW_ROWS]
     columns: dict[str, list[np.ndarray]] = {
         'mask': [colorize(pools['plain'].load_mask(records['plain'][name]), palette) for name in chosen]}

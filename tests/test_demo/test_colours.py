@@ -52,12 +52,18 @@ def test_changes_across_do_not_count(tmp_path: Path) -> None:
     assert reference_swap(first, second).moved == pytest.approx(0)
 
 
+def test_more_images_in_the_second_pool_do_not_count(tmp_path: Path) -> None:
+    first = pool(tmp_path / 'a', [flat(60, 60, 60)], [flat(50, 50, 50)])
+    second = pool(tmp_path / 'b', [flat(160, 60, 60), flat(0, 0, 0)], [flat(150, 50, 50)] * 2)
+    assert reference_swap(first, second).moved == pytest.approx(1)
+
+
 class TestMistakes:
 
     def test_other_masks_or_seeds(self, tmp_path: Path) -> None:
-        first = pool(tmp_path / 'a', [flat(1, 1, 1)], [flat(1, 1, 1)])
-        for name, other in (('b', dict(images=[flat(1, 1, 1)] * 2, references=[flat(2, 2, 2)] * 2)),
-                            ('c', dict(images=[flat(1, 1, 1)], references=[flat(2, 2, 2)], seed=5))):
+        first = pool(tmp_path / 'a', [flat(1, 1, 1)] * 2, [flat(1, 1, 1)] * 2)
+        for name, other in (('b', dict(images=[flat(1, 1, 1)], references=[flat(2, 2, 2)])),
+                            ('c', dict(images=[flat(1, 1, 1)] * 2, references=[flat(2, 2, 2)] * 2, seed=5))):
             with pytest.raises(ValueError, match='must hold images of the same masks and seeds'):
                 reference_swap(first, pool(tmp_path / name, **other))
 

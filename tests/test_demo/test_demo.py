@@ -183,11 +183,11 @@ class TestTransfer:
     def test_only_the_judge_sees_labels_of_the_target(self, transfer: tuple[Path, str]) -> None:
         out, _ = transfer
         configs = {stage: Config.fromfile(out / 'seed_0' / 'configs' / f'{stage}.py')
-                   for stage in ('judge', 'generator', 'real', 'recolored', 'source', 'plain', 'crfm')}
+                   for stage in ('judge', 'generator', 'real', 'recolored', 'plain', 'crfm', 'online')}
         trained_on = {stage: str(cfg.train_dataloader) for stage, cfg in configs.items()}
         assert [stage for stage, text in trained_on.items() if 'ann_dir/target' in text] == ['judge']
         assert [stage for stage, text in trained_on.items() if 'img_dir/target' in text] == [
-            'judge', 'generator', 'recolored']
+            'judge', 'generator', 'recolored', 'plain', 'crfm', 'online']  # by colours alone but for the judge
         validated = {cfg.val_dataloader.dataset.data_prefix.img_path for stage, cfg in configs.items()
                      if stage != 'generator'}
         assert validated == {'img_dir/target_val'}
@@ -207,7 +207,9 @@ class TestTransfer:
         pools = {row: Pool.open(out / 'seed_0' / f'pool_{row}') for row in ('source', 'plain', 'crfm')}
         parts = {row: {Path(record.reference).parent.name for record in pool.records} for row, pool in pools.items()}
         assert parts == dict(source={'train'}, plain={'target'}, crfm={'target'})
-        assert len({tuple((record.id, record.seed) for record in pool.records) for pool in pools.values()}) == 1
+        seeds = {row: {record.id: record.seed for record in pool.records} for row, pool in pools.items()}
+        assert seeds['plain'] == seeds['crfm'] and len(seeds['plain']) == 4 * len(seeds['source'])
+        assert seeds['source'].items() < seeds['plain'].items()
 
     def test_a_set_without_a_target_has_the_usual_rows(self, tmp_path: Path) -> None:
         plan = make_plan('tisynth', tmp_path)
