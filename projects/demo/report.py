@@ -46,9 +46,10 @@ def report_demo(demo: Demo, results: Sequence[SeedResult]) -> None:
     report = Report('mmsynth demo', _summary(demo, results))
     report.add_figure('Samples', preview, 'Mask; then synthetic images and what the judge reads in each, all of the '
                       'same masks and noise.')
-    report.add_table(held_out, *tables[held_out],
-                     note='Every row trains one segmentor of the same config for the same number of iterations'
-                     + ("; the real images of all but the first take the target's colours." if demo.plan.transfers else '.'))
+    note = 'Every row trains one segmentor of the same config for the same number of iterations.'
+    if demo.plan.transfers:
+        note += " The real images of all but the first take the target's colours."
+    report.add_table(held_out, *tables[held_out], note=note)
     report.add_figure('', plot_results({title: [result.miou[row] for result in results]
                                         for row, title in demo.plan.titles.items()}),
                       'One dot per seed, with mean and spread.')
