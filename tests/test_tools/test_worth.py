@@ -88,7 +88,7 @@ def write_config(path: Path, **changes: object) -> Path:
             unsure=dict(sampling=short, masks=dict(type='mmsynth.TransformedMasks', dataset=dict(
                 type='mmsynth.UncertainMasks', critic='fcn', share=0.5)))),
         rows=dict(
-            real=dict(), flipped=dict(transforms=[dict(type='RandomFlip', prob=0.5)]),
+            real=dict(), flipped=dict(transforms=[dict(type='RandomFlip', prob=0.5)], learning_rate=0.5),
             self=dict(self_training=True, confidence=0.0), plain=dict(pool='plain'), soft=dict(pool='soft'),
             crossed=dict(pool='crossed'), latent=dict(pool='latent'), pair=dict(pool='pair'),
             target=dict(pool='target'), raw=dict(pool='raw'), unsure=dict(pool='unsure', ratio=0.25, mixed=0.5),
@@ -136,6 +136,15 @@ def test_generators_and_pools_are_as_their_options_say(finished: tuple[Study, Pa
     assert settings['plain'] == settings['crossed'] != settings['raw']
     assert {len(pool) for name, pool in pools.items() if name != 'unsure'} == {8} and len(pools['unsure']) == 4
     assert all(record.mask_origin['of']['source'] == 'uncertain' for record in pools['unsure'].records)
+
+
+@pytest.mark.slow
+def test_a_row_trains_at_a_multiple_of_the_config_s_rate(finished: tuple[Study, Path]) -> None:
+    configs = [Config.fromfile(finished[1] / 'share_0.75' / 'seed_0' / 'configs' / f'rows_fcn_{row}.py')
+               for row in ('real', 'flipped')]
+    for rates in ([cfg.optim_wrapper.optimizer.lr for cfg in configs],
+                  [cfg.param_scheduler[0].eta_max for cfg in configs]):
+        assert rates[1] == rates[0] / 2
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ PLANS = dict(generators=dict(g='g.py'), critics=dict(c='c.py', x=dict(config='c.
 @pytest.mark.parametrize('plans, option', [
     (dict(rows=dict(real=dict(), plain=dict(pool='none'))), 'rows.plain.pool'),
     (dict(rows=dict(real=dict(ratio=1.5))), 'rows.real'),
+    (dict(rows=dict(real=dict(learning_rate=0))), '`rows.real` must have `iterations` and `learning_rate` above 0'),
     (dict(rows=dict(real=dict(mixed=0))), 'rows.real'),
     (dict(rows=dict(real=dict(length=2))), 'length'),
     (dict(rows=dict(real=dict(), own=dict(self_training=True, pool='plain'))), 'rows.own.self_training'),

@@ -39,6 +39,7 @@ worth = dict(
     rows=dict(
         real=dict(title='real only'),
         twice=dict(title='real only, twice the iterations', iterations=2),
+        slow=dict(title='real only, a quarter of the rate', learning_rate=0.25),
         strong=dict(title='real only, strong augmentation', transforms=strong),
         self_training=dict(title='self-training', self_training=True),
         plain=dict(title='+ plain', pool='plain'),

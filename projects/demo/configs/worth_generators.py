@@ -44,6 +44,7 @@ worth = dict(
     rows=dict(
         _delete_=True,
         real=dict(title='real only', iterations=2),
+        slow=dict(title='real only, a quarter of the rate', iterations=2, learning_rate=0.25),
         strong=dict(title='real only, strong augmentation', iterations=2, transforms={{_base_.strong}}),
         plain=dict(title='+ unguided', pool='plain', iterations=2),
         reducible=dict(title='+ reducible loss 0.3', pool='reducible', iterations=2),

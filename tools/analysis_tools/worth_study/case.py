@@ -40,7 +40,7 @@ from projects.demo.retarget import retarget
 from worth_study.data import write_case
 from worth_study.plan import REDUCIBLE, CriticPlan, PoolPlan, RowPlan, Study
 from worth_study.statistics import best_row
-from worth_study.training import count_images, prepare, pseudo_label, train, weight_pixels
+from worth_study.training import count_images, prepare, pseudo_label, scale_learning_rate, train, weight_pixels
 
 
 def case_folder(out_dir: Path, share: float, seed: int) -> Path:
@@ -115,6 +115,7 @@ class Case:
             loader.dataset = dict(type='mmsynth.SyntheticAugmentDataset', dataset=loader.dataset, pool=str(pool))
             inputs += [] if row.online is not None else [pool / 'manifest.jsonl']
         prepare(cfg, self.root / stage, iterations)
+        scale_learning_rate(cfg, row.learning_rate)
 
         def make() -> None:
             model = train(self._dump(cfg, stage))

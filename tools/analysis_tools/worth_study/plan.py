@@ -123,6 +123,8 @@ class RowPlan:
         mixed: Share of the training, from its start, in which they are mixed in, in (0, 1]; the rest trains on the
             labelled images alone.
         iterations: Length of the training as a multiple of the others'.
+        learning_rate: A multiple of the config's. A rate that does not suit real images alone makes any addition look
+            good: give them several.
         transforms: Transforms put in before the pipeline's last, such as a strong augmentation.
         online: Generate what ``pool`` describes while the segmentor trains: options of an
             :class:`~mmsynth.engine.hooks.OnlineSynthesisHook` that say when and how many. Its ``critic`` is 'runner',
@@ -137,6 +139,7 @@ class RowPlan:
     ratio: float = 0.5
     mixed: float = 1.0
     iterations: float = 1.0
+    learning_rate: float = 1.0
     transforms: Sequence[Mapping[str, Any]] = ()
     online: Mapping[str, Any] | None = None
     self_training: bool = False
@@ -314,9 +317,12 @@ def _row_problems(study: Study, name: str, row: RowPlan) -> Iterator[str]:
     where = f'rows.{name}'
     if row.pool is not None:
         yield from _problem_of_name(f'{where}.pool', row.pool, study.pools)
-    if not 0 < row.ratio < 1 or not 0 < row.mixed <= 1 or row.iterations <= 0 or not 0 <= row.confidence < 1:
-        yield (f'`{where}` must have `ratio` in (0, 1), `mixed` in (0, 1], `iterations` above 0 and `confidence` in '
-               f'[0, 1), got {row.ratio}, {row.mixed}, {row.iterations} and {row.confidence}')
+    if not 0 < row.ratio < 1 or not 0 < row.mixed <= 1 or not 0 <= row.confidence < 1:
+        yield (f'`{where}` must have `ratio` in (0, 1), `mixed` in (0, 1] and `confidence` in [0, 1), got {row.ratio}, '
+               f'{row.mixed} and {row.confidence}')
+    if row.iterations <= 0 or row.learning_rate <= 0:
+        yield (f'`{where}` must have `iterations` and `learning_rate` above 0, got {row.iterations} and '
+               f'{row.learning_rate}')
     if row.self_training and row.pool is not None:
         yield f'`{where}.self_training` takes the place of `pool`; make two rows'
     if row.online is None:

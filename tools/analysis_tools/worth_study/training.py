@@ -37,6 +37,14 @@ def prepare(cfg: Config, work_dir: Path, iterations: int) -> None:
                         if not str(hook['type']).endswith(('ProgressBarHook', 'PreviewHook'))]
 
 
+def scale_learning_rate(cfg: Config, factor: float) -> None:
+    """Change a config in place: the optimizer's rate and the peak of a one-cycle schedule, times a factor."""
+    cfg.optim_wrapper.optimizer.lr *= factor
+    for scheduler in cfg.param_scheduler:
+        if 'eta_max' in scheduler:
+            scheduler.eta_max *= factor
+
+
 def weight_pixels(cfg: Config) -> None:
     """Change a segmentor's config in place: its loss is weighted by what a soft filter left beside the labels.
 
