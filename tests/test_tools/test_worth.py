@@ -72,7 +72,7 @@ def write_config(path: Path, **changes: object) -> Path:
     plans = dict(
         generators=dict(plain=demo + 'todsynth.py',
                         raw=dict(config=demo + 'todsynth.py', overrides={'model.mask_dropout': 0.15}, unlabelled=0.5)),
-        critics=dict(fcn=demo + 'critic.py', crossed=dict(config=demo + 'critic.py', cross_fitted=True),
+        critics=dict(fcn=demo + 'critic.py', crossed=dict(config=demo + 'critic.py', cross_fitted=True, learning_rate=0.25),
                      both=dict(critics=('fcn', 'crossed')),
                      pair=dict(type='mmsynth.ReducibleLossCritic', critics=('fcn', 'fcn'), looks=2)),
         segmentors=dict(fcn=demo + 'critic.py'),
@@ -164,6 +164,8 @@ def test_critics_that_are_cross_fitted_have_not_seen_the_place(finished: tuple[S
         'fcn.done', 'crossed_without_c.done', 'crossed_without_d.done'}
     cfg = Config.fromfile(case / 'configs' / 'critics_crossed_without_c.py')
     assert cfg.train_dataloader.dataset.ann_file == 'places/c/others.txt'
+    whole = Config.fromfile(case / 'configs' / 'critics_fcn.py')
+    assert cfg.optim_wrapper.optimizer.lr == whole.optim_wrapper.optimizer.lr / 4
     pool = Pool.open(case / 'pools' / 'crossed')
     assert len(pool.settings['guidance']['critic_weights_sha256']) == 2
     assert {Path(record.source_mask).name[0] for record in pool.records} == {'c', 'd'}

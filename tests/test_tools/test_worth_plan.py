@@ -58,6 +58,8 @@ PLANS = dict(generators=dict(g='g.py'), critics=dict(c='c.py', x=dict(config='c.
     (dict(critics=dict(c=dict())), 'critics.c'),
     (dict(critics=dict(c='c.py', pair=dict(type='mmsynth.ReducibleLossCritic', critics=('c', )))), 'critics.pair'),
     (dict(critics=dict(c=dict(config='c.py', looks=0))), 'critics.c'),
+    (dict(critics=dict(c=dict(config='c.py', learning_rate=0))), '`critics.c.learning_rate` must be above 0, got 0'),
+    (dict(critics=dict(c='c.py', both=dict(critics=('c', ), learning_rate=2))), '`critics.both` has no training'),
     (dict(critics=dict(both=dict(critics=('c', )), c='c.py'),
           pools=dict(plain=dict(guidance=dict(type='mmsynth.CRFM', objective=dict(name='target', targets='critic'))))),
      'pools.plain.guidance.objective'),

@@ -20,7 +20,10 @@ worth = dict(
         _delete_=True,
         fcn='projects/demo/configs/critic.py',
         unet='projects/demo/configs/segmentor_unet.py',
-        reducible=dict(type='mmsynth.ReducibleLossCritic', critics=('unet', 'fcn'))),  # teacher, learner
+        reducible=dict(type='mmsynth.ReducibleLossCritic', critics=('unet', 'fcn')),  # teacher, learner
+        fcn_slow=dict(config='projects/demo/configs/critic.py', learning_rate=0.25),
+        unet_slow=dict(config='projects/demo/configs/segmentor_unet.py', learning_rate=0.25),
+        reducible_slow=dict(type='mmsynth.ReducibleLossCritic', critics=('unet_slow', 'fcn_slow'))),
     segmentors=dict(_delete_=True, fcn='projects/demo/configs/critic.py'),
     pools=dict(
         _delete_=True,
@@ -29,6 +32,11 @@ worth = dict(
             sampling=towards_mask,
             critic='reducible',
             guidance=dict(type='mmsynth.CRFM', objective='mask', step_size=0.3)),
+        reducible_slow=dict(
+            sampling=towards_mask,
+            critic='reducible_slow',
+            guidance=dict(type='mmsynth.CRFM', objective='mask', step_size=0.3)),
+        slow_critic=dict(sampling=towards_mask, critic='fcn_slow', guidance=dict(type='mmsynth.CRFM')),
         released=dict(sampling=dict(towards_mask, num_steps=23), guidance=dict(type='mmsynth.CRFM', steps=4)),
         fast=dict(sampling=few_steps, guidance=dict(type='mmsynth.CRFM', steps=1, step_size=0.3)),
         fast_plain=dict(sampling=few_steps),
@@ -48,6 +56,10 @@ worth = dict(
         strong=dict(title='real only, strong augmentation', iterations=2, transforms={{_base_.strong}}),
         plain=dict(title='+ unguided', pool='plain', iterations=2),
         reducible=dict(title='+ reducible loss 0.3', pool='reducible', iterations=2),
+        reducible_slow=dict(
+            title='+ reducible loss 0.3, critics of a quarter of the rate', pool='reducible_slow', iterations=2),
+        slow_critic=dict(
+            title='+ CRFM 0.1, every step, critic of a quarter of the rate', pool='slow_critic', iterations=2),
         reducible_first=dict(
             title='+ reducible loss 0.3, then real only', pool='reducible', iterations=2, mixed=0.5),
         released=dict(title='+ CRFM 0.1, first 4 of 23 steps', pool='released', iterations=2),

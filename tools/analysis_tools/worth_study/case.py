@@ -319,6 +319,7 @@ class Case:
 
     def _segmentor(self, name: str, plan: CriticPlan, without: str | None) -> dict[str, Any]:
         cfg, stage = self._config(plan.config), f'critics/{name}'
+        scale_learning_rate(cfg, plan.learning_rate)
         if plan.cross_fitted:
             if len(self.meta['places']) < 2:
                 raise ValueError(f'`critics.{name}.cross_fitted` needs two labelled places to train on, of share '

@@ -61,6 +61,7 @@ class CriticPlan:
         type: Registered class that takes them: 'mmsynth.CriticEnsemble', or 'mmsynth.ReducibleLossCritic', whose
             teacher comes first, its learner second.
         looks: Views of an image that it looks at, see :class:`~mmsynth.guidance.AugmentedCritic`.
+        learning_rate: A multiple of the config's.
         cross_fitted: Train one critic for each labelled place, on the images of all others, to guide the images for
             masks of that place: a critic that has not seen them.
     """
@@ -69,6 +70,7 @@ class CriticPlan:
     critics: Sequence[str] = ()
     type: str = ENSEMBLE
     looks: int = 1
+    learning_rate: float = 1.0
     cross_fitted: bool = False
 
 
@@ -273,8 +275,10 @@ def _generator_problems(study: Study, name: str, plan: GeneratorPlan) -> Iterato
 def _critic_problems(study: Study, name: str, plan: CriticPlan) -> Iterator[str]:
     if (plan.config is None) == (not plan.critics):
         yield f'`critics.{name}` must have exactly one of `config` and `critics`'
-    if plan.critics and plan.cross_fitted:
-        yield f'`critics.{name}.cross_fitted` goes with `config`; an ensemble takes cross-fitted `critics`'
+    if plan.critics and (plan.cross_fitted or plan.learning_rate != 1):
+        yield f'`critics.{name}` has no training: `cross_fitted` and `learning_rate` are options of its `critics`'
+    if plan.learning_rate <= 0:
+        yield f'`critics.{name}.learning_rate` must be above 0, got {plan.learning_rate}'
     single = [critic for critic, other in study.critics.items() if not other.critics]
     wrong = [member for member in plan.critics if member not in single]
     if plan.type not in (ENSEMBLE, REDUCIBLE) or plan.type == REDUCIBLE and len(plan.critics) != 2 or plan.looks < 1:
