@@ -72,7 +72,8 @@ def write_config(path: Path, **changes: object) -> Path:
     plans = dict(
         generators=dict(plain=demo + 'todsynth.py',
                         raw=dict(config=demo + 'todsynth.py', overrides={'model.mask_dropout': 0.15}, unlabelled=0.5)),
-        critics=dict(fcn=demo + 'critic.py', crossed=dict(config=demo + 'critic.py', cross_fitted=True, learning_rate=0.25),
+        critics=dict(fcn=demo + 'critic.py',
+                     crossed=dict(config=demo + 'critic.py', cross_fitted=True, learning_rate=0.25),
                      both=dict(critics=('fcn', 'crossed')),
                      pair=dict(type='mmsynth.ReducibleLossCritic', critics=('fcn', 'fcn'), looks=2)),
         segmentors=dict(fcn=demo + 'critic.py'),
