@@ -20,7 +20,7 @@ from mmengine.logging import print_log
 from mmengine.runner import find_latest_checkpoint
 
 from mmsynth.apis.synthesize import synthesize
-from mmsynth.evaluation import mask_consistency
+from mmsynth.evaluation import Consistency, mask_consistency
 from mmsynth.guidance import SegmentorCritic
 from mmsynth.models.networks import CONTROLS
 from mmsynth.pool import Pool
@@ -30,7 +30,7 @@ from projects.demo.plan import CODECS, GENERATORS, ONLINE_ROUNDS, PRESETS, REAL,
 from projects.demo.prepare import split_folder, write_landcover
 from projects.demo.result import SeedResult
 from projects.demo.retarget import retarget
-from projects.demo.stages import run_stages, train
+from projects.demo.stages import Stages, train
 
 RESULT_FILE = 'result.json'
 _SHORTEST_SCHEDULE = 30  # iterations; a one-cycle schedule needs a few for each of its phases
@@ -98,24 +98,26 @@ class Demo:
             print_log(f'seed {seed} was run before: {path}', logger='current')
             return result
         shutil.rmtree(path.parent, ignore_errors=True)
-        result = self._run_stages(seed)
+        with Stages(self.workers) as stages:
+            result = self._run_stages(seed, stages)
         result.write(path, self.settings)
         return result
 
-    def _run_stages(self, seed: int) -> SeedResult:
+    def _run_stages(self, seed: int, stages: Stages) -> SeedResult:
         result = SeedResult(seed)
         trained = self._train(  # the longest first
-            result, generator=self._generator_config(seed), judge=self._judge_config(seed),
+            result, stages, generator=self._generator_config(seed), judge=self._judge_config(seed),
             **{row: self._row_config(row, seed) for row in self.plan.real_rows})
         result.reference_miou = dict(critic=trained[self.plan.critic], judge=trained['judge'])
         generator = find_latest_checkpoint(self._folder(seed, 'generator'))
-        self._synthesize(generator, result)
-        for name, folder in result.pools.items():
-            pool = Pool.open(folder)
-            result.consistency[name] = {reader: mask_consistency(pool, self.reader(reader, seed))
-                                        for reader in ('judge', 'critic')}
+        self._synthesize(generator, result, stages)
+        readings = stages.run({
+            (name, reader): partial(_read, folder, *self._reader_files(reader, seed))
+            for name, folder in result.pools.items() for reader in ('judge', 'critic')})
+        for (name, reader), consistency in readings.items():
+            result.consistency.setdefault(name, {})[reader] = consistency
         result.swap = self._compare_references(result)
-        mixed = self._train(result, online=self._online_config(generator, seed),
+        mixed = self._train(result, stages, online=self._online_config(generator, seed),
                             **{name: self._row_config(name, seed) for name, row in self.plan.rows.items() if row.mixed})
         result.miou = {row: (trained | mixed)[row] for row in self.plan.titles}
         return result
@@ -210,15 +212,15 @@ class Demo:
     def _references(self, row: Row) -> Path | None:
         return None if row.references is None else self.data_root / 'img_dir' / row.references
 
-    def _synthesize(self, checkpoint: Path, result: SeedResult) -> None:
+    def _synthesize(self, checkpoint: Path, result: SeedResult, stages: Stages) -> None:
         """Synthesize the pool of every row that has one."""
         config = self._folder(result.seed, 'configs') / 'generator.py'
         result.pools = {name: self._folder(result.seed, f'pool_{name}') for name in self.plan.rows}
-        result.seconds |= run_stages({
+        result.seconds |= stages.run({
             f'synthesize {name}': partial(_synthesize, config, self._references(row), checkpoint, result.pools[name],
                                           guidance=row.guidance, num_per_mask=row.num_per_mask, limit=self.preset.limit,
                                           seed=result.seed)
-            for name, row in self.plan.rows.items()}, self.workers)
+            for name, row in self.plan.rows.items()})
 
     def _compare_references(self, result: SeedResult) -> ReferenceSwap | None:
         if not self.plan.transfers:
@@ -227,11 +229,13 @@ class Demo:
 
     def reader(self, name: str, seed: int) -> SegmentorCritic:
         """The trained 'critic' or 'judge' of a seed, to read images with."""
-        stage = self.plan.critic if name == 'critic' else name
-        return SegmentorCritic(
-            str(self._folder(seed, 'configs') / f'{stage}.py'), find_latest_checkpoint(self._folder(seed, stage)))
+        return SegmentorCritic(*self._reader_files(name, seed))
 
-    def _train(self, result: SeedResult, **configs: Config) -> dict[str, float | None]:
+    def _reader_files(self, name: str, seed: int) -> tuple[str, str]:
+        stage = self.plan.critic if name == 'critic' else name
+        return str(self._folder(seed, 'configs') / f'{stage}.py'), find_latest_checkpoint(self._folder(seed, stage))
+
+    def _train(self, result: SeedResult, stages: Stages, **configs: Config) -> dict[str, float | None]:
         """Train stages that do not depend on each other; the mIoU of each.
 
         Their configs are written where a user can run them again.
@@ -244,7 +248,7 @@ class Demo:
             paths[stage].parent.mkdir(parents=True, exist_ok=True)
             cfg.dump(paths[stage])
             print_log(f'[{stage}] training; config {paths[stage]}', logger='current')
-        trained = run_stages({stage: partial(train, path) for stage, path in paths.items()}, self.workers)
+        trained = stages.run({stage: partial(train, path) for stage, path in paths.items()})
         result.seconds |= {f'train {stage}': found.seconds for stage, found in trained.items()}
         return {stage: found.miou for stage, found in trained.items()}
 
@@ -278,6 +282,10 @@ def _synthesize(config: Path, references: Path | None, checkpoint: Path, out_dir
     _set_references(cfg, references)
     synthesize(cfg, checkpoint, out_dir, **options)
     return time.perf_counter() - start
+
+
+def _read(pool: Path, config: str, checkpoint: str) -> Consistency:
+    return mask_consistency(Pool.open(pool), SegmentorCritic(config, checkpoint))
 
 
 def _set_references(cfg: Config, folder: Path | None) -> None:

@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 
 from mmsynth.utils.cpu import available_cpus
 
-Result = TypeVar('Result')
+Name, Result = TypeVar('Name'), TypeVar('Result')
 
 
 class Trained(NamedTuple):
@@ -28,30 +28,45 @@ class Trained(NamedTuple):
     miou: float | None
 
 
-def run_stages(stages: Mapping[str, Callable[[], Result]], workers: int | None = None) -> dict[str, Result]:
-    """Call functions that do not depend on each other, in worker processes, and return what each returns.
+class Stages:
+    """Worker processes that run what does not depend on each other. They are kept from one call to the next, as each
+    takes seconds to start; leave the ``with`` block to end them.
 
     Args:
-        stages: Stage → a function without arguments that can be pickled.
         workers: How many at once, in this process if it is 1; None for the processors that there are.
-
-    Raises:
-        Exception: What a stage raises; the others are ended.
     """
-    workers = min(len(stages), workers or available_cpus())
-    if workers == 1:
-        return {stage: function() for stage, function in stages.items()}
-    context = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(workers, context, _start, (os.getpid(), )) as executor:
-        futures = {stage: executor.submit(function) for stage, function in stages.items()}
-        try:
-            for future in as_completed(futures.values()):
-                future.result()  # raises what it raised, while others run
-            return {stage: future.result() for stage, future in futures.items()}
-        except BaseException:
+
+    def __init__(self, workers: int | None = None) -> None:
+        workers = workers or available_cpus()
+        self._executor = None if workers == 1 else ProcessPoolExecutor(
+            workers, multiprocessing.get_context('spawn'), _start, (os.getpid(), ))
+
+    def __enter__(self) -> 'Stages':
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if self._executor is None:
+            return
+        if error is not None:
             for process in multiprocessing.active_children():
                 process.terminate()
-            raise
+        self._executor.shutdown()
+
+    def run(self, stages: Mapping[Name, Callable[[], Result]]) -> dict[Name, Result]:
+        """Call functions and return what each returns.
+
+        Args:
+            stages: Name → a function without arguments that can be pickled.
+
+        Raises:
+            Exception: What a stage raises, as soon as it does; leaving the ``with`` block ends the others.
+        """
+        if self._executor is None:
+            return {stage: function() for stage, function in stages.items()}
+        futures = {stage: self._executor.submit(function) for stage, function in stages.items()}
+        for future in as_completed(futures.values()):
+            future.result()  # raises what it raised, while others run
+        return {stage: future.result() for stage, future in futures.items()}
 
 
 def train(path: Path) -> Trained:

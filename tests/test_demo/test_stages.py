@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 
 from projects.demo import stages
-from projects.demo.stages import run_stages
+from projects.demo.stages import Stages
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'projects' / 'demo' / 'configs'
 
@@ -32,21 +32,25 @@ def fail() -> None:
 @pytest.mark.process
 def test_stages_run_at_once_in_processes_of_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, 'available_cpus', lambda: 2)
-    found = run_stages({name: partial(meet, tmp_path, name) for name in ('one', 'other')})
+    with Stages() as workers:
+        found = workers.run({name: partial(meet, tmp_path, name) for name in ('one', 'other')})
+        again = workers.run(dict(last=os.getpid))
+    assert again['last'] in {process for process, _ in found.values()}  # starting one takes seconds
     assert list(found) == ['one', 'other'] and {threads for _, threads in found.values()} == {1}
     assert len({os.getpid(), *(process for process, _ in found.values())}) == 3
 
 
 def test_with_one_processor_they_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, 'available_cpus', lambda: 1)
-    assert set(run_stages(dict(one=os.getpid, other=os.getpid)).values()) == {os.getpid()}
+    with Stages() as workers:
+        assert set(workers.run(dict(one=os.getpid, other=os.getpid)).values()) == {os.getpid()}
 
 
 @pytest.mark.process
 def test_a_stage_that_fails_ends_the_others() -> None:
     start = time.monotonic()
-    with pytest.raises(ValueError, match='no such config'):
-        run_stages(dict(endless=partial(time.sleep, 400), broken=fail), workers=2)
+    with pytest.raises(ValueError, match='no such config'), Stages(2) as workers:
+        workers.run(dict(endless=partial(time.sleep, 400), broken=fail))
     assert time.monotonic() - start < 300 and not multiprocessing.active_children()
 
 
