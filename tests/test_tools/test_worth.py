@@ -11,7 +11,7 @@ import pytest
 from mmengine.config import Config
 from PIL import Image
 from small_run import ROOT
-from worth_study.case import Case
+from worth_study.case import Case, row_counts
 from worth_study.data import PLACE, write_case
 from worth_study.plan import Study
 from worth_study.report import write_report
@@ -224,6 +224,24 @@ def test_what_is_there_is_not_made_again_in_another_folder_too(
     assert case.run() == [] == trained
     (case.root / 'rows' / 'fcn' / 'plain.done').unlink()  # as a killed run leaves it
     assert [text.split(':')[0] for text in case.run()] == ['fcn, plain'] and trained == ['plain']
+
+
+@pytest.mark.slow
+def test_a_row_that_is_trained_again_keeps_its_first_training(
+        finished: tuple[Study, Path], folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished[1], tmp_path / 'study')
+    config = write_config(tmp_path / 'worth.py', trainings=2, rows=dict(real=dict(), plain=dict(pool='plain')))
+    case = Case(Study.read(config), folder, tmp_path / 'study', places=PLACE, share=0.75, seed=0)
+    row = case.root / 'rows' / 'fcn' / 'plain'
+    before = np.load(row / 'test.npy')
+    assert row_counts(case.root, 'fcn', 'plain', 'test', 2) is None
+    assert case.run() == []
+    again = np.load(row / 'training_2' / 'test.npy')
+    assert (np.load(row / 'test.npy') == before).all()
+    assert (row_counts(case.root, 'fcn', 'plain', 'test', 2) == before + again).all()
+    configs = [Config.fromfile(case.root / 'configs' / f'rows_fcn_plain{name}.py') for name in ('', '_training_2')]
+    assert configs[0].train_dataloader == configs[1].train_dataloader
+    assert configs[0].randomness != configs[1].randomness
 
 
 @pytest.mark.slow

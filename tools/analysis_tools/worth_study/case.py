@@ -9,6 +9,7 @@ that decides on it. A stage that is done is not run again, and is refused if its
       latent_critics/GENERATOR_CRITIC/      distilled
       pools/NAME/  pseudo_labels/SEGMENTOR_ROW/
       rows/SEGMENTOR/ROW/{val,test}.npy     counts (I, 2, K) of :mod:`worth_study.statistics`
+      rows/SEGMENTOR/ROW/training_N/        the second training of the same and those after it
       judges/NAME/  readings/JUDGE/POOL/    what a judge finds in a pool: evaluation.json
 """
 import json
@@ -39,7 +40,7 @@ from mmsynth.utils.hashes import config_hash, file_hash
 from projects.demo.retarget import retarget
 from worth_study.data import write_case
 from worth_study.plan import REDUCIBLE, CriticPlan, PoolPlan, RowPlan, Study
-from worth_study.statistics import best_row
+from worth_study.statistics import Counts, best_row
 from worth_study.training import count_images, prepare, pseudo_label, scale_learning_rate, train, weight_pixels
 
 
@@ -48,9 +49,16 @@ def case_folder(out_dir: Path, share: float, seed: int) -> Path:
     return out_dir / f'share_{share:g}' / f'seed_{seed}'
 
 
-def counts_file(out_dir: Path, share: float, seed: int, segmentor: str, row: str, part: str) -> Path:
-    """Where the counts of a row lie."""
-    return case_folder(out_dir, share, seed) / 'rows' / segmentor / row / f'{part}.npy'
+def row_counts(case: Path, segmentor: str, row: str, part: str, trainings: int) -> Counts | None:
+    """The counts of a row, added up over its trainings; None if one of them is not through."""
+    files = [case / 'rows' / segmentor / stage / f'{part}.npy' for stage in training_stages(row, trainings)]
+    done = all(file.is_file() and file.parent.with_name(f'{file.parent.name}.done').is_file() for file in files)
+    return np.sum([np.load(file, allow_pickle=False) for file in files], 0) if done else None
+
+
+def training_stages(row: str, trainings: int) -> list[str]:
+    """The stages of a row's trainings."""
+    return [row, *(f'{row}/training_{number}' for number in range(2, trainings + 1))]
 
 
 class Case:
@@ -92,10 +100,15 @@ class Case:
         return failed
 
     # ------------------------------------------------------------------------------------------------------------ rows
-    def row(self, segmentor: str, name: str) -> Path:
-        """Train a segmentor on a row and count its hits on the parts 'val' and 'test'; the row's folder."""
-        row, stage = self.study.rows[name], f'rows/{segmentor}/{name}'
-        cfg, inputs = self._config(self.study.segmentors[segmentor]), []
+    def row(self, segmentor: str, name: str) -> None:
+        """Train a segmentor on a row, as often as the study says."""
+        for number, stage in enumerate(training_stages(name, self.study.trainings)):
+            self._row(segmentor, name, f'rows/{segmentor}/{stage}', self.seed + 10_000 * number)
+
+    def _row(self, segmentor: str, name: str, stage: str, seed: int) -> None:
+        """Train a segmentor on a row and count its hits on the parts 'val' and 'test'."""
+        row, cfg, inputs = self.study.rows[name], self._config(self.study.segmentors[segmentor]), []
+        cfg.randomness = dict(seed=seed)
         loader, pool = cfg.train_dataloader, None
         loader.dataset.pipeline[-1:-1] = list(row.transforms)
         if row.pool is not None and self.study.pools[row.pool].is_weighted:
@@ -126,13 +139,16 @@ class Case:
                 for weights in (self.root / stage).glob('*.pth'):
                     weights.unlink()
 
-        return self._stage(stage, cfg.to_dict(), inputs, make)
+        self._stage(stage, cfg.to_dict(), inputs, make)
 
     def pseudo_labels(self, segmentor: str, name: str, row: RowPlan) -> Path:
         """Label the unlabelled images by the best segmentor of real images only; a pool's folder."""
-        files = {real: self.row(segmentor, real) / 'val.npy' for real in self.study.baseline}
-        best = best_row({real: [np.load(file, allow_pickle=False)] for real, file in files.items()})
-        weights, stage = _weights(files[best].parent), f'pseudo_labels/{segmentor}_{name}'
+        for real in self.study.baseline:
+            self.row(segmentor, real)
+        best = best_row({real: [row_counts(self.root, segmentor, real, 'val', self.study.trainings)]
+                         for real in self.study.baseline})
+        weights = _weights(self.root / 'rows' / segmentor / best)
+        stage = f'pseudo_labels/{segmentor}_{name}'
 
         def make() -> None:
             shutil.rmtree(self.root / stage, ignore_errors=True)  # what a killed run left

@@ -171,6 +171,8 @@ class Study:
             against. All such rows by default.
         plain: Row of plain synthetic images, which others are held against as well; by default the one that is called
             'plain', if there is one.
+        trainings: How often every row's segmentor is trained, each time with another seed of its initial weights and
+            batches; its hits are those of all of them. One training alone scatters by a point and more.
         downscale, tile_size, piece_size, num_masks: How images are cut, see :func:`worth_study.data.write_case`.
         generator_iters, segmentor_iters: Lengths of the trainings; None for the configs' own.
 
@@ -187,6 +189,7 @@ class Study:
     shares: Sequence[float] = (1.0, )
     baseline: Sequence[str] = ()
     plain: str | None = None
+    trainings: int = 1
     downscale: int = 4
     tile_size: int = 48
     piece_size: int = 96
@@ -196,6 +199,8 @@ class Study:
 
     def __post_init__(self) -> None:
         problems = [f'`shares` must be in (0, 1], got {share}' for share in self.shares if not 0 < share <= 1]
+        if self.trainings < 1:
+            problems.append(f'`trainings` must be at least 1, got {self.trainings}')
         if not self.segmentors:
             problems.append('`segmentors` must hold at least one')
         for check, plans in ((_generator_problems, self.generators), (_critic_problems, self.critics),

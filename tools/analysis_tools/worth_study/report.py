@@ -13,7 +13,7 @@ from PIL import Image
 from mmsynth.pool import Pool
 from mmsynth.utils.files import atomic_write
 from mmsynth.visualization import Report, colorize, draw_grid
-from worth_study.case import case_folder, counts_file
+from worth_study.case import case_folder, row_counts
 from worth_study.plan import Study
 from worth_study.statistics import (
     Counts,
@@ -123,9 +123,10 @@ def load_counts(study: Study, out_dir: Path, share: float, seeds: Sequence[int],
     """Counts of the rows that all seeds have finished, in the study's order."""
     found = {}
     for row in study.rows:
-        files = [counts_file(out_dir, share, seed, segmentor, row, part) for seed in seeds]
-        if all(file.parent.with_name(f'{row}.done').is_file() for file in files):
-            found[row] = [np.load(file, allow_pickle=False) for file in files]
+        counts = [row_counts(case_folder(out_dir, share, seed), segmentor, row, part, study.trainings)
+                  for seed in seeds]
+        if all(own is not None for own in counts):
+            found[row] = counts
     return found
 
 

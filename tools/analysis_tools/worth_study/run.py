@@ -42,7 +42,8 @@ def run_study(study: Study, data_dir: Path, out_dir: Path, seeds: Sequence[int],
         raise ValueError(f'`--jobs` must be at least 1, got {jobs}.')
     waiting = deque((share, seed) for seed in seeds for share in study.shares)
     folders = [case_folder(out_dir, share, seed) for share, seed in waiting]
-    total = len(waiting) * len(study.segmentors) * len(study.rows)  # fewer where some need unlabelled images
+    # Fewer where some need unlabelled images.
+    total = len(waiting) * len(study.segmentors) * len(study.rows) * study.trainings
     context, running, failed = multiprocessing.get_context('spawn'), {}, []
     try:
         with progress_bar(total=total, initial=_count_rows(folders), unit='row', title='worth') as bar:
@@ -95,7 +96,8 @@ def _exit_with(parent: int) -> None:
 
 
 def _count_rows(folders: Sequence[Path]) -> int:
-    return sum(1 for folder in folders for _ in folder.glob('rows/*/*.done'))
+    return sum(1 for folder in folders for pattern in ('rows/*/*.done', 'rows/*/*/training_*.done')
+               for _ in folder.glob(pattern))
 
 
 def _last_line(log: Path) -> str:
