@@ -20,6 +20,7 @@ host.find_torn_checkpoints()
 
 _PUBLIC = dict(
     BestOfN='mmsynth.guidance',
+    ClassColorSpread='mmsynth.evaluation',
     ClassHistogram='mmsynth.evaluation',
     ClassLossFilter='mmsynth.filtering',
     CRFM='mmsynth.guidance',

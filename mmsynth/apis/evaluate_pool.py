@@ -11,7 +11,14 @@ from mmengine.evaluator import BaseMetric, Evaluator
 from rich.console import Console
 from rich.table import Table
 
-from mmsynth.evaluation import ClassHistogram, FrechetDistance, MaskConsistency, SiblingDiversity, check_judge
+from mmsynth.evaluation import (
+    ClassColorSpread,
+    ClassHistogram,
+    FrechetDistance,
+    MaskConsistency,
+    SiblingDiversity,
+    check_judge,
+)
 from mmsynth.evaluation.generated_metric import pool_sample
 from mmsynth.evaluation.judge import Judge, choose_judge
 from mmsynth.filtering import label_hash
@@ -26,7 +33,7 @@ from mmsynth.utils.labels import IGNORE_INDEX
 
 REAL_SPLITS = ('train', 'val', 'test')
 _CLASS_COLUMNS = {'consistency/IoU': 'IoU %', 'frechet/class': 'Fréchet', 'diversity/class': 'diversity',
-                  'classes/before': 'share %', 'classes/after': 'after filter %'}
+                  'colors/class': 'colour spread', 'classes/before': 'share %', 'classes/after': 'after filter %'}
 
 
 @dataclass(frozen=True)
@@ -153,7 +160,8 @@ def print_evaluation(evaluation: dict[str, Any], classes: Sequence[str]) -> None
 def _metrics(judge: Judge, real_set: dict[str, Any] | None, real: RealImages | None,
              inception: str | Path | None, device: str) -> list[BaseMetric]:
     common: dict[str, Any] = dict(guidance={}, device=device)  # the pool's own guidance was looked at
-    metrics: list[BaseMetric] = [MaskConsistency(judge, **common), SiblingDiversity(judge, **common), ClassHistogram()]
+    metrics: list[BaseMetric] = [MaskConsistency(judge, **common), SiblingDiversity(judge, **common),
+                                 ClassColorSpread(), ClassHistogram()]
     if real is not None:
         common |= dict(real=real_set, num_real=real.count)
         metrics.append(FrechetDistance(judge, **common))

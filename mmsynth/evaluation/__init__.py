@@ -1,4 +1,5 @@
 """Measures of synthetic samples."""
+from mmsynth.evaluation.class_color_spread import ClassColorSpread
 from mmsynth.evaluation.class_histogram import ClassHistogram
 from mmsynth.evaluation.frechet import Gaussian, frechet_distance
 from mmsynth.evaluation.frechet_metric import FrechetDistance
@@ -16,7 +17,8 @@ from mmsynth.evaluation.segmentor_features import FeatureSet, class_distances, f
 from mmsynth.evaluation.sibling_diversity import SiblingDiversity
 
 __all__ = [
-    'ClassHistogram', 'Consistency', 'ConsistencyMeter', 'FeatureSet', 'FrechetDistance', 'Gaussian', 'Judge',
-    'MaskConsistency', 'SiblingDiversity', 'check_judge', 'check_judge_of_guidance', 'class_distances',
-    'feature_distance', 'frechet_distance', 'mask_consistency', 'pool_sample', 'read_image', 'read_with_features'
+    'ClassColorSpread', 'ClassHistogram', 'Consistency', 'ConsistencyMeter', 'FeatureSet', 'FrechetDistance',
+    'Gaussian', 'Judge', 'MaskConsistency', 'SiblingDiversity', 'check_judge', 'check_judge_of_guidance',
+    'class_distances', 'feature_distance', 'frechet_distance', 'mask_consistency', 'pool_sample', 'read_image',
+    'read_with_features'
 ]

@@ -19,7 +19,14 @@ import torch.distributed as dist
 from colour_judges import CLASSES, Colours, halves, generated
 from mmengine.dataset import DefaultSampler
 from mmengine.evaluator import Evaluator
-from mmsynth.evaluation import ClassHistogram, FrechetDistance, Judge, MaskConsistency, SiblingDiversity
+from mmsynth.evaluation import (
+    ClassColorSpread,
+    ClassHistogram,
+    FrechetDistance,
+    Judge,
+    MaskConsistency,
+    SiblingDiversity,
+)
 
 torch.set_num_threads(1)
 if world > 1:
@@ -32,7 +39,7 @@ real = [torch.from_numpy(rng.integers(0, 255, (3, 4, 4), dtype=np.uint8)) for _ 
 judge = Judge(Colours().judge())
 evaluator = Evaluator([
     MaskConsistency(judge, guidance={}), FrechetDistance(judge, guidance={}, min_class_samples=2),
-    SiblingDiversity(judge, guidance={}), ClassHistogram()])
+    SiblingDiversity(judge, guidance={}), ClassHistogram(), ClassColorSpread(min_pixels=1)])
 evaluator.dataset_meta = dict(classes=CLASSES)
 indices = list(DefaultSampler(samples, shuffle=False))  # the last one is padded
 for start in range(0, len(indices), 3):

@@ -1,4 +1,5 @@
-"""Measure a pool: mask consistency, Fréchet distance to real images, diversity among siblings, class shares."""
+"""Measure a pool: mask consistency, Fréchet distance to real images, diversity among siblings, spread of
+class colours, class shares."""
 import argparse
 
 from checkout import find_package

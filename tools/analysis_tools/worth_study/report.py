@@ -100,9 +100,10 @@ def write_report(study: Study, out_dir: Path, seeds: Sequence[int]) -> str:
         if lines:
             heading = f'What judges read, {share:g} of the labels'
             columns = ['images', *(f'{measure} by {judge}' for judge in study.judges
-                                   for measure in ('mIoU', 'Fréchet'))]
+                                   for measure in ('mIoU', 'Fréchet')), 'colour spread']
             note = ('How well segmentors that guide none read the masks from the images (mIoU, %), and the Fréchet '
-                    'distance to the labelled images in their features; mean ± standard deviation over the seeds.')
+                    'distance to the labelled images in their features; how much the colour of a class differs from '
+                    'image to image (levels of 0 to 255); mean ± standard deviation over the seeds.')
             texts.append(f'**{heading}**\n\n{markdown(columns, lines)}\n\n{note}')
             report.add_table(heading, columns, lines, note)
     if len(study.shares) > 1:
@@ -159,18 +160,26 @@ def _choice(study: Study, found: Comparison) -> str:
 
 
 def _readings(study: Study, out_dir: Path, share: float, seeds: Sequence[int]) -> list[list[str]]:
-    """Per pool: its name, and per judge mIoU and Fréchet distance over the seeds; of pools that all have read."""
+    """Per pool: its name, per judge mIoU and Fréchet distance over the seeds, and the spread of class colours; of pools
+    that all have read.
+    """
     lines = []
     for pool in study.pools:
         files = [[case_folder(out_dir, share, seed) / 'readings' / judge / pool / 'evaluation.json' for seed in seeds]
                  for judge in study.judges]
         if files and all(file.is_file() for per_seed in files for file in per_seed):
             found = [[json.loads(file.read_text())['metrics'] for file in per_seed] for per_seed in files]
-            lines.append([pool, *(f'{np.mean(values):.2f} ± {np.std(values, ddof=min(1, len(values) - 1)):.2f}'
-                                  for per_seed in found for values in
-                                  ([metrics[name] for metrics in per_seed] for name in
-                                   ('consistency/mIoU', 'frechet/distance')))])
+            lines.append([pool, *(_over_seeds(per_seed, name) for per_seed in found
+                                  for name in ('consistency/mIoU', 'frechet/distance')),
+                          _over_seeds(found[0], 'colors/spread')])
     return lines
+
+
+def _over_seeds(per_seed: Sequence[Mapping[str, float]], name: str) -> str:
+    if any(name not in metrics for metrics in per_seed):
+        return '–'
+    values = [metrics[name] for metrics in per_seed]
+    return f'{np.mean(values):.2f} ± {np.std(values, ddof=min(1, len(values) - 1)):.2f}'
 
 
 def _classes(out_dir: Path, share: float, seed: int) -> list[str]:
