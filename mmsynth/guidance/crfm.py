@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor
 
@@ -55,7 +56,8 @@ def rectify(prediction: Tensor,
             trust_region: float | None = 0.5,
             adaptive: bool = False,
             attenuate: bool = False,
-            legacy: bool = False) -> Rectified:
+            legacy: bool = False,
+            keep: Tensor | None = None) -> Rectified:
     """Correct a prediction down the gradient of an objective.
 
         v' = v - step_size * ‖v‖ * g / ‖g‖,   g = d loss(judge(v)) / d v
@@ -66,6 +68,8 @@ def rectify(prediction: Tensor,
         objective: The critic's output → what to descend and what is left to do, per sample.
         step_size: See ``norm``.
         norm, num_rectified, trust_region, adaptive, attenuate, legacy: See :class:`CRFM`.
+        keep: Weights (B, K, h, w) of sums over the prediction's cells that a correction leaves as they are; None for
+            none. See :func:`class_shares`.
     """
     start = current = prediction.float()
     skipped, before = torch.zeros(len(start), dtype=torch.bool, device=start.device), None
@@ -75,6 +79,8 @@ def rectify(prediction: Tensor,
             output = judge(variable)
             loss, remaining = objective(output)  # (B,) each
             gradient = torch.autograd.grad(loss.mean() if legacy else loss.sum(), variable)[0]
+        if keep is not None:
+            gradient = _without(gradient, keep)
         before = output.detach() if before is None else before
         usable = gradient.isfinite().flatten(1).all(1)
         usable &= gradient.flatten(1).any(1) | ~output.wrong.flatten(1).any(1)
@@ -95,6 +101,19 @@ def rectify(prediction: Tensor,
         current = torch.where(skipped[:, None, None, None], start, updated)
     assert before is not None
     return Rectified(current, skipped, before)
+
+
+def class_shares(masks: Tensor, num_classes: int, size: Sequence[int]) -> Tensor:
+    """Share of each class in the pixels of each latent cell (B, K, h, w), float32.
+
+    Args:
+        masks: (B, H, W), integer; what is no class counts for none.
+        num_classes: K.
+        size: h and w; they divide H and W.
+    """
+    one_hot = (masks[:, None] == torch.arange(num_classes, device=masks.device)[:, None, None]).float()
+    height, width = size
+    return F.adaptive_avg_pool2d(one_hot, (height, width))
 
 
 @MODELS.register_module()
@@ -118,6 +137,9 @@ class CRFM(Guidance):
             :class:`~mmsynth.guidance.objectives.Objective`, as ``dict(name='target', targets='class_losses.json')``.
         adaptive: Shrink each sample's step by what is left to do, such as the share of its pixels that are misread:
             where next to nothing is, next to nothing is changed.
+        keep_class_means: Leave the mean latent of each class's area in an image as it is, and correct only how it
+            differs from cell to cell: guidance otherwise makes a class look alike in all images
+            (:class:`~mmsynth.evaluation.ClassColorSpread`). The gradient loses its part along the class's area.
         recurrence: Times that each guided step is taken; in between the latent is noised again to the level that it
             had, by the sample's own noise (FreeDoM, arXiv 2303.09833; universal guidance, arXiv 2302.07121). Each
             costs a pass of the network.
@@ -146,6 +168,7 @@ class CRFM(Guidance):
                  trust_region: float | None = 0.5,
                  objective: str | Mapping[str, Any] = 'misread',
                  adaptive: bool = False,
+                 keep_class_means: bool = False,
                  recurrence: int = 1,
                  measure_after: bool = False,
                  batch_size: int | None = None,
@@ -168,6 +191,8 @@ class CRFM(Guidance):
         if legacy and norm == 'relative':
             raise ValueError("`legacy=True` is the released rule, which knows `norm='raw'` and 'l2' only, got "
                              "'relative'.")
+        if legacy and keep_class_means:
+            raise ValueError('`legacy=True` is the released rule, which knows no `keep_class_means`; leave one out.')
         if batch_size is not None and (batch_size < 1 or legacy):
             raise ValueError('`batch_size` must be at least 1, and None for `legacy=True`, whose gradient is averaged '
                              f'over the whole batch; got {batch_size}.')
@@ -180,6 +205,7 @@ class CRFM(Guidance):
         self.trust_region = trust_region
         self.objective = build_objective(objective)
         self.adaptive = adaptive
+        self.keep_class_means = keep_class_means
         self.recurrence = recurrence
         self.measure_after = measure_after
         self.batch_size = batch_size
@@ -257,11 +283,13 @@ class CRFM(Guidance):
         def judge(velocity: Tensor) -> CriticOutput:
             return self.judge(step.clean_estimate(velocity), decode, masks)
 
+        keep = class_shares(masks, self.critic.num_classes, prediction.shape[-2:]) if self.keep_class_means else None
         with self.critic.frozen_eval():
             corrected, skipped, before = rectify(
                 prediction, judge, lambda output: self.objective(output, masks),
                 self.step_size_at(step.index, step.total), norm=self.norm, num_rectified=self.num_rectified,
-                trust_region=self.trust_region, adaptive=self.adaptive, attenuate=self.attenuate, legacy=self.legacy)
+                trust_region=self.trust_region, adaptive=self.adaptive, attenuate=self.attenuate, legacy=self.legacy,
+                keep=keep)
             start = prediction.float()
             columns = dict(loss_before=before.mean_loss, wrong_before=before.wrong_share,
                            relative_change=(_norm(corrected - start) / _norm(start).clamp_min(1e-12)).flatten(),
@@ -273,6 +301,13 @@ class CRFM(Guidance):
         records = [dict(step=step.index, sigma=step.sigma) | {key: float(value[row]) for key, value in columns.items()}
                    for row in range(len(start))]
         return corrected.to(prediction.dtype), records
+
+
+def _without(gradient: Tensor, weights: Tensor) -> Tensor:
+    """The part of a gradient (B, C, h, w) along which no weighted sum (B, K, h, w) changes: its projection."""
+    basis = weights.flatten(2)  # (B, K, h w)
+    along = basis.mT @ (torch.linalg.pinv(basis.mT) @ gradient.flatten(2).mT)  # (B, h w, C)
+    return gradient - along.mT.reshape(gradient.shape)
 
 
 def _norm(values: Tensor) -> Tensor:

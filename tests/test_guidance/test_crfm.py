@@ -10,6 +10,7 @@ from toy_critic import CELLS, CHANNELS, PIXELS, ToyCritic, batch, decode, misrea
 
 from mmsynth.guidance import CRFM
 from mmsynth.guidance.base import Record
+from mmsynth.guidance.crfm import class_shares
 from mmsynth.registry import MODELS
 from mmsynth.sampling import sample
 
@@ -98,6 +99,28 @@ class TestStep:
         free = corrected(crfm(trust_region=None, **settings))
         assert relative(bound[1] - bound[0], bound[0]) == pytest.approx([0.5] * 2, abs=1e-4)
         assert min(relative(free[1] - free[0], free[0])) > 1
+
+    def test_class_means_are_kept_where_asked(self) -> None:
+        """Means of the cells that a class has to itself, and sums over mixed ones by its share of each."""
+        _, _, masks = batch()
+        shares = F.avg_pool2d(F.one_hot(masks, ToyCritic().num_classes).permute(0, 3, 1, 2).float(), PIXELS // CELLS)
+        sums = []
+        for keep in (False, True):
+            prediction, result, records = corrected(crfm(keep_class_means=keep, objective='mask'))
+            sums.append(torch.einsum('bkhw,bchw->bkc', shares, result - prediction).abs().max())
+            assert [record['relative_change'] for record in records] == pytest.approx([0.1] * 2, rel=1e-4)
+        assert sums[1] < 1e-5 < 1e-2 < sums[0]
+
+    def test_the_kept_means_take_their_part_of_the_gradient_and_no_more(self) -> None:
+        """A part that changes no mean stays whole: what is lost is a sum of the classes' shares, a constant each."""
+        prediction, whole, _ = corrected(crfm(norm='raw', objective='mask'))
+        _, kept, _ = corrected(crfm(norm='raw', objective='mask', keep_class_means=True))
+        _, _, masks = batch()
+        lost = (kept - whole).flatten(2)
+        shares = class_shares(masks, ToyCritic().num_classes, prediction.shape[-2:]).flatten(2)
+        fit = torch.linalg.lstsq(shares.mT, lost.mT, driver='gelsd').solution
+        torch.testing.assert_close((shares.mT @ fit).mT, lost, atol=1e-6, rtol=1e-4)
+        assert lost.abs().max() > 1e-6
 
     def test_a_second_correction_starts_from_the_first(self) -> None:
         prediction, latents, masks = batch()
@@ -289,6 +312,7 @@ class TestRun:
     (dict(objective=dict(name='mask', weights=[1])), '`objective` does not know weights'),
     (dict(recurrence=0), 'got 0.1, 1, 0 and 0.5'),
     (dict(pixels='right'), "`pixels` must be one of wrong, all, got 'right'"),
+    (dict(legacy=True, norm='raw', keep_class_means=True), '`legacy=True` .* knows no `keep_class_means`'),
     (dict(legacy=True), "`legacy=True` is the released rule, which knows `norm='raw'` and 'l2' only, got 'relative'"),
 ])
 def test_options_out_of_range_are_refused(settings: dict, message: str) -> None:

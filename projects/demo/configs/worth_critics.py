@@ -12,6 +12,11 @@ worth = dict(
         several_strong=dict(sampling=towards_mask, critic='several', guidance=dict(type='mmsynth.CRFM', step_size=0.5)),
         crossed=dict(sampling=towards_mask, critic='crossed', guidance=dict(type='mmsynth.CRFM', step_size=0.3)),
         every_step=dict(sampling=towards_mask, guidance=dict(type='mmsynth.CRFM')),
+        kept=dict(sampling=towards_mask, guidance=dict(type='mmsynth.CRFM', keep_class_means=True)),
+        kept_strong=dict(
+            sampling=towards_mask,
+            critic='several',
+            guidance=dict(type='mmsynth.CRFM', step_size=0.5, keep_class_means=True)),
         every_step_latent=dict(sampling=towards_mask, guidance=dict(type='mmsynth.CRFM'), latent_critic=True),
         fast_latent=dict(
             sampling=few_steps, guidance=dict(type='mmsynth.CRFM', steps=1, step_size=0.3), latent_critic=True),
@@ -26,6 +31,9 @@ worth = dict(
         several_strong=dict(title='+ FCN and U-Net, 4 looks, 0.5', pool='several_strong', iterations=2),
         crossed=dict(title='+ FCN of the other places, 0.3', pool='crossed', iterations=2),
         every_step=dict(title='+ CRFM 0.1, every step', pool='every_step', iterations=2),
+        kept=dict(title='+ CRFM 0.1, every step, class means kept', pool='kept', iterations=2),
+        kept_strong=dict(
+            title='+ FCN and U-Net, 4 looks, 0.5, class means kept', pool='kept_strong', iterations=2),
         every_step_latent=dict(
             title='+ CRFM 0.1, every step, latent critic', pool='every_step_latent', iterations=2),
         fast_latent=dict(title='+ fast preset, latent critic', pool='fast_latent', iterations=2),
