@@ -138,10 +138,13 @@ def filter_open_pool(pool: Pool, pixel_filter: ClassLossFilter, *, batch_size: i
         groups.setdefault(key, []).append(number)
     done = check_results(pool, pixel_filter, records, hashes, overwrite=overwrite)
     waiting = [group for group in groups.values() if not done[group].all()]
-    total, records = len(records), records[np.array([number for group in waiting for number in group], np.int64)]
+    order = np.array([number for group in groups.values() for number in group], np.int64)
+    is_waiting = np.zeros(len(records), bool)
+    is_waiting[[number for group in waiting for number in group]] = True
+    losses = _losses(pool, records[order], is_waiting[order], pixel_filter, batch_size)
+    total, records = len(records), records[order[is_waiting[order]]]
     pool.update(replace(record, filter=None) for record in records if record.filter is not None)
 
-    losses = _losses(pool, records, pixel_filter, batch_size)
     found: list[FilteredSample] = []
     stored = iter(records)
     with progress_bar(total=total, initial=total - len(records), unit='img', title='filter') as bar:
@@ -197,13 +200,23 @@ def check_results(pool: Pool, pixel_filter: ClassLossFilter, records: Records,
     return done
 
 
-def _losses(pool: Pool, records: Records, pixel_filter: ClassLossFilter,
+def _losses(pool: Pool, records: Records, is_waiting: NDArray[np.bool_], pixel_filter: ClassLossFilter,
             batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Loss and mask (H, W) of each record, in their order."""
-    loaded = ((pool.load_image(record), pool.load_mask(record)) for record in records)
-    for batch in batches_of_one_shape(loaded, lambda pair: pair[1].shape, batch_size):
-        images, masks = zip(*batch)
-        yield from zip(pixel_filter.losses(pixel_filter.predict_logits(images), masks), masks)
+    """Loss and mask (H, W) of each record that is waiting, in their order.
+
+    What is read together does not depend on what is done already: on some processors an image's logits differ by it in
+    their last digits, and a run that goes on has to end as an unbroken one.
+    """
+    for start in range(0, len(records), batch_size):
+        numbers = np.arange(start, min(start + batch_size, len(records)))
+        if not is_waiting[numbers].any():
+            continue
+        loaded = ((pool.load_image(record), pool.load_mask(record)) for record in records[numbers])
+        found: list[tuple[np.ndarray, np.ndarray]] = []
+        for batch in batches_of_one_shape(loaded, lambda pair: pair[1].shape, batch_size):
+            images, masks = zip(*batch)
+            found += zip(pixel_filter.losses(pixel_filter.predict_logits(images), masks), masks)
+        yield from (pair for pair, own in zip(found, is_waiting[numbers]) if own)
 
 
 def _warn_of_critic(pool: Pool, pixel_filter: ClassLossFilter) -> None:

@@ -37,7 +37,8 @@ def assert_same_images(model: BaseGenerator, folder: Path, kind: str, size: int 
         guides = dict(critic=critic) if isinstance(critic, ToyCritic) else dict(guidance=critic)
         for one in (pipe, loaded):
             result = one(given, generator=seeded(3), **looks, **guides, **call)
-            assert np.array_equal(pixels(result.images), np.stack(expected))
+            difference = np.abs(pixels(result.images).astype(int) - np.stack(expected).astype(int))
+            assert difference.max() <= 1 and (difference > 0).mean() < 1e-3  # some processors round other layouts apart
     return loaded
 
 
