@@ -10,6 +10,7 @@ import copy
 import json
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ from projects.demo.plan import CODECS, GENERATORS, ONLINE_ROUNDS, PRESETS, REAL,
 from projects.demo.prepare import split_folder, write_landcover
 from projects.demo.result import SeedResult
 from projects.demo.retarget import retarget
-from projects.demo.stages import Stages, train
+from projects.demo.stages import Done, Stages, train
 
 RESULT_FILE = 'result.json'
 _SHORTEST_SCHEDULE = 30  # iterations; a one-cycle schedule needs a few for each of its phases
@@ -105,21 +106,25 @@ class Demo:
 
     def _run_stages(self, seed: int, stages: Stages) -> SeedResult:
         result = SeedResult(seed)
-        trained = self._train(  # the longest first
-            result, stages, generator=self._generator_config(seed), judge=self._judge_config(seed),
-            **{row: self._row_config(row, seed) for row in self.plan.real_rows})
-        result.reference_miou = dict(critic=trained[self.plan.critic], judge=trained['judge'])
+        done = stages.run(self._trainings(  # in each group the longest first
+            seed, generator=self._generator_config(seed), judge=self._judge_config(seed),
+            **{row: self._row_config(row, seed) for row in self.plan.real_rows}))
+        result.reference_miou = dict(
+            critic=done[f'train {self.plan.critic}'].miou, judge=done['train judge'].miou)
         generator = find_latest_checkpoint(self._folder(seed, 'generator'))
-        self._synthesize(generator, result, stages)
+        result.pools = {name: self._folder(seed, f'pool_{name}') for name in self.plan.rows}
+        done |= stages.run(self._trainings(seed, online=self._online_config(generator, seed))
+                           | self._syntheses(generator, result))
         readings = stages.run({
             (name, reader): partial(_read, folder, *self._reader_files(reader, seed))
             for name, folder in result.pools.items() for reader in ('judge', 'critic')})
         for (name, reader), consistency in readings.items():
             result.consistency.setdefault(name, {})[reader] = consistency
         result.swap = self._compare_references(result)
-        mixed = self._train(result, stages, online=self._online_config(generator, seed),
-                            **{name: self._row_config(name, seed) for name, row in self.plan.rows.items() if row.mixed})
-        result.miou = {row: (trained | mixed)[row] for row in self.plan.titles}
+        done |= stages.run(self._trainings(
+            seed, **{name: self._row_config(name, seed) for name, row in self.plan.rows.items() if row.mixed}))
+        result.miou = {row: done[f'train {row}'].miou for row in self.plan.titles}
+        result.seconds = {stage: found.seconds for stage, found in done.items()}
         return result
 
     def _judge_config(self, seed: int) -> Config:
@@ -162,7 +167,7 @@ class Demo:
         cfg = self._segmentor_config('segmentor_online.py', seed)
         hook = next(hook for hook in cfg.custom_hooks if hook.type == 'mmsynth.OnlineSynthesisHook')
         hook.begin = hook.interval = max(1, cfg.train_cfg.max_iters // ONLINE_ROUNDS)
-        num_masks = len(Pool.open(self._folder(seed, 'pool_crfm'))) // self.plan.rows['crfm'].num_per_mask
+        num_masks = len((self.data_root / 'synthesis.jsonl').read_text().splitlines()[:self.preset.limit])
         hook.num_per_round = max(1, num_masks // (ONLINE_ROUNDS - 1))
         self._recolor(cfg.train_dataloader.dataset.dataset)
         hook.generator = dict(config=str(self._folder(seed, 'configs') / 'generator.py'), checkpoint=generator)
@@ -212,15 +217,14 @@ class Demo:
     def _references(self, row: Row) -> Path | None:
         return None if row.references is None else self.data_root / 'img_dir' / row.references
 
-    def _synthesize(self, checkpoint: Path, result: SeedResult, stages: Stages) -> None:
-        """Synthesize the pool of every row that has one."""
+    def _syntheses(self, checkpoint: Path, result: SeedResult) -> dict[str, Callable[[], Done]]:
+        """What synthesizes the pool of every row that has one, the longest first."""
         config = self._folder(result.seed, 'configs') / 'generator.py'
-        result.pools = {name: self._folder(result.seed, f'pool_{name}') for name in self.plan.rows}
-        result.seconds |= stages.run({
+        return {
             f'synthesize {name}': partial(_synthesize, config, self._references(row), checkpoint, result.pools[name],
                                           guidance=row.guidance, num_per_mask=row.num_per_mask, limit=self.preset.limit,
                                           seed=result.seed)
-            for name, row in sorted(self.plan.rows.items(), key=_quick)})
+            for name, row in sorted(self.plan.rows.items(), key=_quick)}
 
     def _compare_references(self, result: SeedResult) -> ReferenceSwap | None:
         if not self.plan.transfers:
@@ -235,22 +239,18 @@ class Demo:
         stage = self.plan.critic if name == 'critic' else name
         return str(self._folder(seed, 'configs') / f'{stage}.py'), find_latest_checkpoint(self._folder(seed, stage))
 
-    def _train(self, result: SeedResult, stages: Stages, **configs: Config) -> dict[str, float | None]:
-        """Train stages that do not depend on each other; the mIoU of each.
-
-        Their configs are written where a user can run them again.
-        """
-        paths = {}
+    def _trainings(self, seed: int, **configs: Config) -> dict[str, Callable[[], Done]]:
+        """What trains each config; they are written where a user can run them again."""
+        trainings = {}
         for stage, cfg in configs.items():
-            cfg.work_dir = str(self._folder(result.seed, stage))
-            cfg.experiment_name = f'{stage}_{result.seed}_{time.time_ns()}'
-            paths[stage] = self._folder(result.seed, 'configs') / f'{stage}.py'
-            paths[stage].parent.mkdir(parents=True, exist_ok=True)
-            cfg.dump(paths[stage])
-            print_log(f'[{stage}] training; config {paths[stage]}', logger='current')
-        trained = stages.run({stage: partial(train, path) for stage, path in paths.items()})
-        result.seconds |= {f'train {stage}': found.seconds for stage, found in trained.items()}
-        return {stage: found.miou for stage, found in trained.items()}
+            cfg.work_dir = str(self._folder(seed, stage))
+            cfg.experiment_name = f'{stage}_{seed}_{time.time_ns()}'
+            path = self._folder(seed, 'configs') / f'{stage}.py'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cfg.dump(path)
+            print_log(f'[{stage}] training; config {path}', logger='current')
+            trainings[f'train {stage}'] = partial(train, path)
+        return trainings
 
     def _config(self, name: str, seed: int) -> Config:
         cfg = load_config(self.config_dir / name)
@@ -280,13 +280,13 @@ def _quick(row: tuple[str, Row]) -> tuple[bool, int]:
     return row[1].guidance == 'none', -row[1].num_per_mask
 
 
-def _synthesize(config: Path, references: Path | None, checkpoint: Path, out_dir: Path, **options: Any) -> float:
-    """Synthesize a pool with references from a folder; the seconds that it took."""
+def _synthesize(config: Path, references: Path | None, checkpoint: Path, out_dir: Path, **options: Any) -> Done:
+    """Synthesize a pool with references from a folder."""
     start = time.perf_counter()
     cfg = load_config(config)
     _set_references(cfg, references)
     synthesize(cfg, checkpoint, out_dir, **options)
-    return time.perf_counter() - start
+    return Done(time.perf_counter() - start)
 
 
 def _read(pool: Path, config: str, checkpoint: str) -> Consistency:

@@ -21,11 +21,11 @@ from mmsynth.utils.cpu import available_cpus
 Name, Result = TypeVar('Name'), TypeVar('Result')
 
 
-class Trained(NamedTuple):
+class Done(NamedTuple):
     """What came of a stage: its seconds, and the mIoU of its last validation, None without one."""
 
     seconds: float
-    miou: float | None
+    miou: float | None = None
 
 
 class Stages:
@@ -69,14 +69,14 @@ class Stages:
         return {stage: future.result() for stage, future in futures.items()}
 
 
-def train(path: Path) -> Trained:
+def train(path: Path) -> Done:
     """Train what a config file says, as mmseg's tools/train.py does."""
     start = time.perf_counter()
     runner = Runner.from_cfg(Config.fromfile(path))
     runner.train()
     scalars = runner.message_hub.log_scalars
     miou = float(scalars['val/mIoU'].current()) if 'val/mIoU' in scalars else None
-    return Trained(time.perf_counter() - start, miou)
+    return Done(time.perf_counter() - start, miou)
 
 
 def _start(parent: int) -> None:
