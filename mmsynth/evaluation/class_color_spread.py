@@ -1,6 +1,6 @@
 """How much the colour of a class differs from image to image.
 
-Legend: N images, K classes, H W pixels.
+Legend: K classes.
 """
 from statistics import fmean
 from typing import Any

@@ -11,8 +11,9 @@ import pytest
 from mmengine.config import Config
 from PIL import Image
 from small_run import ROOT
-from worth_study.case import Case, row_counts
+from worth_study.case import Case
 from worth_study.data import PLACE, write_case
+from worth_study.folders import row_counts
 from worth_study.plan import Study
 from worth_study.report import write_report
 from worth_study.run import run_study

@@ -39,26 +39,10 @@ from mmsynth.utils.files import atomic_write
 from mmsynth.utils.hashes import config_hash, file_hash
 from projects.demo.retarget import retarget
 from worth_study.data import write_case
+from worth_study.folders import case_folder, row_counts, training_stages
 from worth_study.plan import REDUCIBLE, CriticPlan, PoolPlan, RowPlan, Study
-from worth_study.statistics import Counts, best_row
+from worth_study.statistics import best_row
 from worth_study.training import count_images, prepare, pseudo_label, scale_learning_rate, train, weight_pixels
-
-
-def case_folder(out_dir: Path, share: float, seed: int) -> Path:
-    """Where a case lies below the study's folder."""
-    return out_dir / f'share_{share:g}' / f'seed_{seed}'
-
-
-def row_counts(case: Path, segmentor: str, row: str, part: str, trainings: int) -> Counts | None:
-    """The counts of a row, added up over its trainings; None if one of them is not through."""
-    files = [case / 'rows' / segmentor / stage / f'{part}.npy' for stage in training_stages(row, trainings)]
-    done = all(file.is_file() and file.parent.with_name(f'{file.parent.name}.done').is_file() for file in files)
-    return np.sum([np.load(file, allow_pickle=False) for file in files], 0) if done else None
-
-
-def training_stages(row: str, trainings: int) -> list[str]:
-    """The stages of a row's trainings."""
-    return [row, *(f'{row}/training_{number}' for number in range(2, trainings + 1))]
 
 
 class Case:

@@ -13,7 +13,7 @@ from PIL import Image
 from mmsynth.pool import Pool
 from mmsynth.utils.files import atomic_write
 from mmsynth.visualization import Report, colorize, draw_grid
-from worth_study.case import case_folder, row_counts
+from worth_study.folders import case_folder, row_counts
 from worth_study.plan import Study
 from worth_study.statistics import (
     Counts,

@@ -12,7 +12,8 @@ from pathlib import Path
 from mmsynth.utils import progress_bar
 from mmsynth.utils.cpu import available_cpus
 from mmsynth.utils.files import FolderLock
-from worth_study.case import Case, case_folder
+from worth_study.case import Case
+from worth_study.folders import case_folder
 from worth_study.plan import Study
 
 LOG_FILE = 'log.txt'
