@@ -82,6 +82,13 @@ def test_how_often_and_how_far_follow_from_the_seed(folder: str) -> None:
     assert ColorTransfer(folder, prob=0).transform(dict(img=GREEN))['img'] is GREEN
 
 
+def test_an_image_of_the_folder_is_read_once(folder: str) -> None:
+    transform = ColorTransfer(folder, prob=1, amount=(1, 1))
+    first = transform.transform(dict(img=GREEN))['img']
+    (Path(folder) / 'below' / 'brown.png').unlink()
+    np.testing.assert_array_equal(transform.transform(dict(img=GREEN))['img'], first)
+
+
 @pytest.mark.parametrize('options, message', [
     (dict(prob=1.5), r'`prob` must be in \[0, 1\], got 1.5'),
     (dict(amount=(0.5, 0.2)), r'`amount` must be two shares in \[0, 1\], the smaller first, got \(0.5, 0.2\)'),

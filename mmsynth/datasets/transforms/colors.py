@@ -7,6 +7,8 @@ colour mapping for example-based colour transfer"),
 
 gives an image of mean m_a and covariance A over its pixels the mean m_b and the covariance B of another.
 """
+from typing import NamedTuple
+
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmengine import fileio
@@ -17,16 +19,36 @@ from mmsynth.datasets.transforms.references import list_images
 from mmsynth.registry import TRANSFORMS
 
 _LEAST_VARIANCE = 4.0  # of two grey levels: noise of a plain image is not stretched to colours
+_REMEMBERED = 10_000  # images of a folder whose colours a process keeps, about 300 bytes each
 
 
 def transfer_colors(image: NDArray[np.uint8], reference: NDArray[np.uint8], amount: float = 1.0) -> NDArray[np.uint8]:
     """Bring the colours of an image (H, W, 3) to those of another (h, w, 3), or a share ``amount`` of the way."""
-    pixels, other = (array.reshape(-1, array.shape[-1]).astype(np.float64) for array in (image, reference))
-    covariance, wanted = (np.cov(colors, rowvar=False) for colors in (pixels, other))
+    return _give(_moments(_pixels(reference)), image, amount)
+
+
+class _Moments(NamedTuple):
+    """Mean (C,) and covariance (C, C) of an image's colours."""
+
+    mean: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+
+
+def _pixels(image: NDArray[np.uint8]) -> NDArray[np.float64]:
+    return image.reshape(-1, image.shape[-1]).astype(np.float64)
+
+
+def _moments(pixels: NDArray[np.float64]) -> _Moments:
+    return _Moments(pixels.mean(0), np.cov(pixels, rowvar=False))
+
+
+def _give(wanted: _Moments, image: NDArray[np.uint8], amount: float) -> NDArray[np.uint8]:
+    pixels = _pixels(image)
+    mean, covariance = _moments(pixels)
     covariance = covariance + _LEAST_VARIANCE * np.eye(len(covariance))
     root, inverse_root = _power(covariance, 0.5), _power(covariance, -0.5)
-    matrix = inverse_root @ _power(root @ wanted @ root, 0.5) @ inverse_root
-    moved = (pixels - pixels.mean(0)) @ matrix + other.mean(0)
+    matrix = inverse_root @ _power(root @ wanted.covariance @ root, 0.5) @ inverse_root
+    moved = (pixels - mean) @ matrix + wanted.mean
     return np.rint(pixels + amount * (moved - pixels)).clip(0, 255).astype(np.uint8).reshape(image.shape)
 
 
@@ -66,14 +88,23 @@ class ColorTransfer(BaseTransform):
         self.folder, self.prob, self.amount = folder, prob, (amount[0], amount[1])
         self._names = list_images(folder, type(self).__name__, backend_args)
         self._load = LoadReference(backend_args=backend_args)
+        self._known: dict[str, _Moments] = {}  # the folder is taken not to change in a training
 
     def transform(self, results: dict) -> dict:
         if np.random.rand() >= self.prob:
             return results
-        path = fileio.join_path(self.folder, self._names[np.random.randint(len(self._names))])
-        other = self._load.transform(dict(reference_path=path))['reference']
-        results['img'] = transfer_colors(results['img'], other, np.random.uniform(*self.amount))
+        wanted = self._colors_of(self._names[np.random.randint(len(self._names))])
+        results['img'] = _give(wanted, results['img'], np.random.uniform(*self.amount))
         return results
+
+    def _colors_of(self, name: str) -> _Moments:
+        if name in self._known:
+            return self._known[name]
+        path = fileio.join_path(self.folder, name)
+        moments = _moments(_pixels(self._load.transform(dict(reference_path=path))['reference']))
+        if len(self._known) < _REMEMBERED:
+            self._known[name] = moments
+        return moments
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(folder={self.folder!r}, prob={self.prob}, amount={self.amount})'
