@@ -59,12 +59,16 @@ def main() -> None:
     args = parse_args()
     os.environ['OMP_NUM_THREADS'] = '1'  # before torch is imported: small networks, see stages.py
     sys.path.insert(0, str(ROOT))  # for this project; and for mmsynth, in a checkout that is not installed
-    from projects.demo.demo import Demo
-    from projects.demo.report import report_demo
-    demo = Demo(ROOT / 'projects/demo/configs', args.out_dir or default_out_dir(args), data=args.data,
-                preset=args.preset, generator=args.generator, control=args.control, codec=args.codec,
-                workers=args.workers, val_pattern=args.val_pattern)
-    report_demo(demo, [demo.run(seed) for seed in args.seeds])
+    from projects.demo.stages import Stages
+    workers = args.workers or (1 if args.preset == 'smoke' else None)  # a process takes longer to start than to train
+    with Stages(workers) as stages:
+        from projects.demo.demo import Demo
+        from projects.demo.report import report_demo
+        demo = Demo(ROOT / 'projects/demo/configs', args.out_dir or default_out_dir(args), data=args.data,
+                    preset=args.preset, generator=args.generator, control=args.control, codec=args.codec,
+                    val_pattern=args.val_pattern)
+        results = [demo.run(seed, stages) for seed in args.seeds]
+    report_demo(demo, results)
 
 
 if __name__ == '__main__':

@@ -47,7 +47,6 @@ class Demo:
         preset: One of :data:`~projects.demo.plan.PRESETS`.
         generator: One of :data:`~projects.demo.plan.GENERATORS`.
         val_pattern: Which images of ``data`` are for validation, see :func:`~projects.demo.prepare.split_folder`.
-        workers: Stages at once; None for the processors that there are. The results do not depend on it.
         control: How masks steer TODSynth, one of its network's :data:`~mmsynth.models.networks.CONTROLS`; 'triple' if
             None.
         codec: What makes latents of images, one of :data:`~projects.demo.plan.CODECS`.
@@ -65,13 +64,11 @@ class Demo:
                  generator: str = 'todsynth',
                  control: str | None = None,
                  codec: str = 'pca',
-                 workers: int | None = None,
                  val_pattern: str | None = None) -> None:
         _check_choices(preset, generator, control, codec)
         self.config_dir = config_dir
         self.out_dir = out_dir
         self.preset = PRESETS[preset]
-        self.workers = workers or (1 if preset == 'smoke' else None)  # a process takes longer to start than to train
         self.generator = generator
         self.control = (control or next(iter(CONTROLS))) if generator == 'todsynth' else None
         self.codec = codec
@@ -88,10 +85,10 @@ class Demo:
             preset=asdict(self.preset), generator=generator, control=self.control, codec=codec,
             rows=list(self.plan.titles), data=self.meta['settings'])))
 
-    def run(self, seed: int) -> SeedResult:
+    def run(self, seed: int, stages: Stages) -> SeedResult:
         """Run every stage with one seed, unless it was run to its end before; an unfinished run is replaced.
 
-        Several processes may run different seeds in one folder.
+        Several processes may run different seeds in one folder. The results do not depend on the number of workers.
         """
         path = self._folder(seed, RESULT_FILE)
         result = SeedResult.read(path, self.settings)
@@ -99,8 +96,7 @@ class Demo:
             print_log(f'seed {seed} was run before: {path}', logger='current')
             return result
         shutil.rmtree(path.parent, ignore_errors=True)
-        with Stages(self.workers) as stages:
-            result = self._run_stages(seed, stages)
+        result = self._run_stages(seed, stages)
         result.write(path, self.settings)
         return result
 

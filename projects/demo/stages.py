@@ -29,8 +29,8 @@ class Done(NamedTuple):
 
 
 class Stages:
-    """Worker processes that run what does not depend on each other. They are kept from one call to the next, as each
-    takes seconds to start; leave the ``with`` block to end them.
+    """Worker processes that run what does not depend on each other. Each takes seconds to start: so they start at once,
+    beside what comes before the first call, and are kept until the ``with`` block is left.
 
     Args:
         workers: How many at once, in this process if it is 1; None for the processors that there are.
@@ -40,6 +40,9 @@ class Stages:
         workers = workers or available_cpus()
         self._executor = None if workers == 1 else ProcessPoolExecutor(
             workers, multiprocessing.get_context('spawn'), _start, (os.getpid(), ))
+        if self._executor is not None:
+            for _ in range(workers):
+                self._executor.submit(os.getpid)  # a process starts when there is something to do
 
     def __enter__(self) -> 'Stages':
         return self
