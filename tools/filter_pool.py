@@ -18,7 +18,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--overwrite', action='store_true',
                         help='replace results of other filters, and of labels that were changed since')
     parser.add_argument('--batch-size', type=int, default=8,
-                        help='images read together; does not change the result; default: 8')
+                        help='images read together; changes the losses by rounding at most; default: 8')
     add_shard_option(parser, 'filter one pool; the last to finish writes kept.txt')
     add_device_option(parser)
     add_config_options(parser, 'synthesis.filter.margin=1.5')

@@ -24,8 +24,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--limit', type=int, help='use only the first LIMIT masks')
     parser.add_argument('--seed', type=int, default=0, help='seed of the run; default: 0')
     parser.add_argument('--batch-size', type=int,
-                        help='images generated together; changes speed and memory, not the images; default: that of '
-                        'the config, or 4')
+                        help='images generated together; changes speed and memory, and the images by rounding at most; '
+                        "default: the config's, or 4")
     parser.add_argument('--filter', action='store_true',
                         help='also filter each sample by `synthesis.filter` of the config, as tools/filter_pool.py '
                         'would afterwards')

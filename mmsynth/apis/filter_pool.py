@@ -88,7 +88,7 @@ def filter_pool(pool_dir: str | Path, pixel_filter: ClassLossFilter, *, generato
         pixel_filter: The filter, on the device where its segmentor shall run.
         generator: ``model`` of the config that must have generated the pool; None checks nothing.
         overwrite: Replace results of other filters, and of labels that were changed since.
-        batch_size: Images read together; does not change the results.
+        batch_size: Images read together; the losses depend on it by rounding at most.
         shard: Which of several processes this is that filter the pool together, each the samples of its share of the
             masks; the last one to finish writes ``kept.txt``.
 

@@ -65,7 +65,8 @@ def synthesize(cfg: Config | str | Path,
         num_per_mask: Images per mask; 1 by default.
         limit: Use only so many masks, the first.
         seed: The run's seed; a sample's own follows from it and the mask's id.
-        batch_size: Images generated together; does not change them.
+        batch_size: Images generated together. They depend on it by rounding at most: on processors whose kernels sum in
+            another order for another batch, guided images may differ by a grey level.
         filter: Filter the pool by ``cfg.synthesis.filter`` afterwards, as :func:`filter_pool` would; of several
             processes the last one to finish does it.
         shard: Which of several processes this is that generate one pool, all called with the same arguments but for
