@@ -63,7 +63,8 @@ class ColorTransfer(BaseTransform):
     """Give an image the colours of a random one of a folder, by :func:`transfer_colors`; labels stay as they are.
 
     For a segmentor, and for a generator that is to learn other looks than the labelled images have. Reads and writes
-    ``img`` (H, W, 3), uint8. Draws from numpy's global state, as the host's transforms do.
+    ``img`` (H, W, 3), uint8. Draws from numpy's global state, as the host's transforms do. A process keeps the
+    colours of what it has read of the folder: a file that changes during a training is not read again.
 
     Args:
         folder: Images of 8 bits and 3 bands, also in folders below, of the place to prepare for; they need no labels.
@@ -88,7 +89,7 @@ class ColorTransfer(BaseTransform):
         self.folder, self.prob, self.amount = folder, prob, (amount[0], amount[1])
         self._names = list_images(folder, type(self).__name__, backend_args)
         self._load = LoadReference(backend_args=backend_args)
-        self._known: dict[str, _Moments] = {}  # the folder is taken not to change in a training
+        self._known: dict[str, _Moments] = {}
 
     def transform(self, results: dict) -> dict:
         if np.random.rand() >= self.prob:
