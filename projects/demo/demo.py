@@ -159,15 +159,20 @@ class Demo:
         return cfg
 
     def _online_config(self, generator: str, seed: int) -> Config:
-        """An image for each mask, in equal rounds; the segmentor in training guides."""
+        """As many images as the pools have, in equal rounds, guided by the same critic."""
         cfg = self._segmentor_config('segmentor_online.py', seed)
         hook = next(hook for hook in cfg.custom_hooks if hook.type == 'mmsynth.OnlineSynthesisHook')
-        hook.begin = hook.interval = max(1, cfg.train_cfg.max_iters // ONLINE_ROUNDS)
+        hook.begin, hook.interval = 0, max(1, cfg.train_cfg.max_iters // ONLINE_ROUNDS)
         num_masks = len((self.data_root / 'synthesis.jsonl').read_text().splitlines()[:self.preset.limit])
-        hook.num_per_round = max(1, num_masks // (ONLINE_ROUNDS - 1))
-        self._recolor(cfg.train_dataloader.dataset.dataset)
+        num_images = num_masks * self.plan.rows['crfm'].num_per_mask
+        hook.num_per_round = max(1, num_images // ONLINE_ROUNDS)
+        hook.max_samples = max(hook.max_samples, num_images)
+        dataset = cfg.train_dataloader.dataset
+        dataset.synthetic_pipeline = copy.deepcopy(dataset.dataset.pipeline)  # they have the target's look already
+        self._recolor(dataset.dataset)
+        hook.critic = self._critic(seed)
         hook.generator = dict(config=str(self._folder(seed, 'configs') / 'generator.py'), checkpoint=generator)
-        hook.pool = cfg.train_dataloader.dataset.pool = str(self._folder(seed, 'pool_online'))
+        hook.pool = dataset.pool = str(self._folder(seed, 'pool_online'))
         hook.seed = seed
         return cfg
 
@@ -193,11 +198,14 @@ class Demo:
         self._set_codec(cfg)
         _set_references(cfg, self._references(self.plan.rows['plain']))
         _set_iterations(cfg, self.preset.generator_iters)
-        critic = self.plan.critic
-        iterations = self._row_config(critic, seed).train_cfg.max_iters
-        cfg.synthesis.guidance.critic.config = str(self._folder(seed, 'configs') / f'{critic}.py')
-        cfg.synthesis.guidance.critic.checkpoint = str(self._folder(seed, critic) / f'iter_{iterations}.pth')
+        cfg.synthesis.guidance.critic = self._critic(seed)
         return cfg
+
+    def _critic(self, seed: int) -> dict[str, str]:
+        name = self.plan.critic
+        iterations = self._row_config(name, seed).train_cfg.max_iters
+        return dict(type='mmsynth.SegmentorCritic', config=str(self._folder(seed, 'configs') / f'{name}.py'),
+                    checkpoint=str(self._folder(seed, name) / f'iter_{iterations}.pth'))
 
     def _set_codec(self, cfg: Config) -> None:
         plan = CODECS[self.codec]

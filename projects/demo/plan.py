@@ -7,7 +7,7 @@ GENERATORS = ('todsynth', 'tisynth')
 REAL = 'real'  # the row of real images as they are
 RECOLORED = 'recolored'  # the row of real images in the target's colours
 ONLINE = 'online'  # the row whose images are generated while its segmentor trains
-ONLINE_ROUNDS = 6  # parts of a training; a round is generated after each but the last
+ONLINE_ROUNDS = 6  # parts of a training; a round is generated before each
 IMAGES_PER_MASK = 4  # where labels are carried to another domain; within one, more than one were worth no more
 
 

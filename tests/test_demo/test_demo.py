@@ -211,6 +211,24 @@ class TestTransfer:
         assert seeds['plain'] == seeds['crfm'] and len(seeds['plain']) == 4 * len(seeds['source'])
         assert seeds['source'].items() < seeds['plain'].items()
 
+    def test_the_online_row_generates_as_many_images_as_the_pool_holds(self, tmp_path: Path) -> None:
+        demo = Demo(ROOT / 'projects' / 'demo' / 'configs', tmp_path, generator='tisynth', preset='smoke')
+        cfg = demo._online_config(Path('generator.pth'), seed=0)
+        hook = next(hook for hook in cfg.custom_hooks if hook.type == 'mmsynth.OnlineSynthesisHook')
+        num_images = demo.preset.limit * demo.plan.rows['crfm'].num_per_mask
+        assert hook.num_per_round == num_images // 6 and hook.max_samples >= num_images
+        assert hook.critic == demo._generator_config(seed=0).synthesis.guidance.critic
+
+    @pytest.mark.parametrize('row', ['recolored', 'plain', 'crfm', 'online'])
+    def test_real_images_alone_take_the_target_s_colours(self, row: str, transfer: tuple[Path, str]) -> None:
+        out, _ = transfer
+        cfg = Config.fromfile(out / 'seed_0' / 'configs' / f'{row}.py')
+        dataset = cfg.train_dataloader.dataset
+        assert str(dataset).count("'mmsynth.ColorTransfer'") == 1
+        if row == 'online':
+            assert [step.type for step in dataset.synthetic_pipeline] == [
+                step.type for step in dataset.dataset.pipeline if step.type != 'mmsynth.ColorTransfer']
+
     def test_a_set_without_a_target_has_the_usual_rows(self, tmp_path: Path) -> None:
         plan = make_plan('tisynth', tmp_path)
         assert list(plan.rows) == ['plain', 'crfm'] and plan.validated == 'val' and not plan.transfers
