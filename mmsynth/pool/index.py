@@ -12,7 +12,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from json.decoder import scanstring  # type: ignore[attr-defined]  # json's own, of which the stubs do not know
+from json.decoder import JSONDecodeError, scanstring  # type: ignore[attr-defined]  # of the second the stubs do not know
 from pathlib import Path
 from typing import BinaryIO
 
@@ -218,13 +218,14 @@ def describe_trace(text: str, path: Path, line_number: int) -> Entry:
     """What a line of guidance traces holds; only its beginning is looked at.
 
     Raises:
-        ValueError: If it does not begin with an id.
+        ValueError: If it does not begin with an id, or is not closed.
     """
     begin = '{"id": "'
-    if not text.startswith(begin) or not text.endswith(']}'):
-        raise ValueError(f'{path}, line {line_number}: must be a trace, {begin}…", "trace": […]}}, got {text!r:.80}. '
-                         'Delete the line.')
-    return scanstring(text, len(begin), True)[0], '', 0
+    if text.startswith(begin) and text.endswith(']}'):
+        with suppress(JSONDecodeError):
+            return scanstring(text, len(begin), True)[0], '', 0
+    raise ValueError(f'{path}, line {line_number}: must be a trace, {begin}…", "trace": […]}}, got {text!r:.80}. '
+                     'Delete the line.')
 
 
 def stem_of(record: PoolRecord) -> str:

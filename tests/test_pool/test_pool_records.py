@@ -165,6 +165,15 @@ def test_a_damaged_trace_of_an_earlier_version_is_named_when_it_is_read(tmp_path
         pool.get('a')
 
 
+def test_a_damaged_line_of_traces_is_named(tmp_path: Path) -> None:
+    with create(tmp_path) as pool:
+        record = add(pool, 'a', guidance=guided(1))
+    path = tmp_path / 'traces.jsonl'
+    path.write_bytes(path.read_bytes().replace(b'"a"', b'"a\x01"', 1))
+    with pytest.raises(ValueError, match=r'traces.jsonl, line 1: must be a trace, \{"id": "…", .*Delete the line'):
+        Pool.open(tmp_path).load_trace(record)
+
+
 def test_removed_samples_take_their_traces_along(tmp_path: Path) -> None:
     with create(tmp_path) as pool:
         for number in range(4):
