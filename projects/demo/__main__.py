@@ -20,7 +20,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--out-dir', type=Path, help='where everything goes; default: work_dirs/demo[_GENERATOR][_DATA]'
                         '[_PRESET][_CONTROL][_CODEC]')
     parser.add_argument('--preset', choices=['standard', 'long', 'smoke'], default='standard',
-                        help='how long to train: standard, five to six minutes on two cores; long, several times '
+                        help='how long to train: standard, about six minutes on two cores; long, several times '
                         'that; smoke, three iterations of everything; default: standard')
     parser.add_argument('--control', choices=['triple', 'siamese', 'adapter'],
                         help='how masks steer todsynth: triple, one attention over image, text and mask; siamese, '

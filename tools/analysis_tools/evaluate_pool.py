@@ -26,7 +26,8 @@ def parse_args() -> argparse.Namespace:
                         help='weights of the Inception network of the FID, to give that too')
     parser.add_argument('--out', metavar='FILE.json', help='write the results here')
     parser.add_argument('--batch-size', type=int, default=8,
-                        help='images read together; changes speed and memory, not the results; default: 8')
+                        help='images read together; changes speed and memory, and the results by rounding at most; '
+                        'default: 8')
     parser.add_argument('--device', help='cpu, cuda, cuda:1 …; default: cuda where there is one (under torchrun that '
                         'of the local rank)')
     parser.add_argument('--allow-critic', action='store_true',
