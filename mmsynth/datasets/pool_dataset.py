@@ -149,6 +149,11 @@ def loads_weights(transforms: Sequence[Any]) -> bool:
     return 'LoadPixelWeights' in map(_name, transforms)
 
 
+def recolors(transforms: Sequence[Any]) -> bool:
+    """Whether a pipeline gives images the colours of others."""
+    return 'ColorTransfer' in map(_name, transforms)
+
+
 def _name(transform: Any) -> str:
     """The class of a transform, or of its config, without the scope."""
     return str(transform.get('type')).split('.')[-1] if isinstance(transform, Mapping) else type(transform).__name__

@@ -12,7 +12,7 @@ from mmengine.dataset import Compose
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS as HOST_DATASETS
 
-from mmsynth.datasets.pool_dataset import UNUSED_WEIGHTS, loads_weights, pool_pipeline
+from mmsynth.datasets.pool_dataset import UNUSED_WEIGHTS, loads_weights, pool_pipeline, recolors
 from mmsynth.datasets.samplers.draws import Draw
 from mmsynth.pool import PoolRecord
 from mmsynth.pool.header import PoolHeader
@@ -52,7 +52,8 @@ class SyntheticAugmentDataset:
         ann_file: A list of file names in the pool, such as ``selected.txt``, instead of all that the filter kept; one
             that stands there twice is drawn twice. The pool must be finished, and is taken as it is now.
         synthetic_pipeline: Transforms of synthetic samples; by default those of the real set, with the options that
-            say how its label files are coded (``reduce_zero_label`` …) set to what the pool's are.
+            say how its label files are coded (``reduce_zero_label`` …) set to what the pool's are. To be given where
+            the real set's hold :class:`ColorTransfer`.
         ratio: Probability of a synthetic sample, for samplers that know nothing of the pool; not with a
             RatioBatchSampler.
         test_mode: Must be False: validation and test see real data only.
@@ -222,7 +223,12 @@ def _real_pipeline(dataset: Mapping[str, Any]) -> Sequence[Any]:
     if 'dataset' in dataset:
         raise ValueError(f'`synthetic_pipeline` must be given where `dataset` is a {dataset.get("type")}, whose '
                          'pipeline is for several images.')
-    return dataset.get('pipeline') or ()
+    transforms = dataset.get('pipeline') or ()
+    if recolors(transforms):
+        raise ValueError('`synthetic_pipeline` must be given where the real images\' pipeline holds ColorTransfer: '
+                         'images that were generated in the target\'s look lose it there, so give them that pipeline '
+                         'without ColorTransfer; with it, if the generator makes the look of the labelled images.')
+    return transforms
 
 
 def _class_names(metainfo: Info, dataset: Mapping[str, Any]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,13 @@ class Demo:
         self.meta = json.loads((self.data_root / 'meta.json').read_text())
         self.settings = json.loads(json.dumps(dict(
             preset=asdict(self.preset), generator=generator, control=self.control, codec=codec,
-            rows=list(self.plan.titles), data=self.meta['settings'])))
+            rows=list(self.plan.titles), configs=self._config_digests(), data=self.meta['settings'])))
+
+    def _config_digests(self) -> dict[str, str]:
+        """Config file → sha256 of what it says with its bases: a result of other configs is no result of these."""
+        files = (self.generator_file, 'judge.py', 'segmentor_real.py', 'segmentor_mixed.py', 'segmentor_online.py')
+        return {file: sha256(json.dumps(load_config(self.config_dir / file).to_dict()).encode()).hexdigest()
+                for file in files}
 
     def run(self, seed: int, stages: Stages) -> SeedResult:
         """Run every stage with one seed, unless it was run to its end before; an unfinished run is replaced.

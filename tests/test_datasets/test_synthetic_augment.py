@@ -117,6 +117,15 @@ def test_a_pipeline_of_its_own(root):
     assert unpacked[0]['origin'] == 'real' and unpacked[REAL]['sample_id'] == 's0'
 
 
+def test_whether_synthetic_images_are_recoloured_too_is_asked(root):
+    recolor = dict(type='mmsynth.ColorTransfer', folder=str(root / 'real/img_dir'), prob=1, amount=(1, 1))
+    real = real_config(root / 'real', pipeline=[*PLAIN[:2], recolor, PLAIN[2]])
+    with pytest.raises(ValueError, match="`synthetic_pipeline` must be given where .* pipeline holds ColorTransfer"):
+        mixed_dataset(root, real=real)
+    dataset = mixed_dataset(root, real=real, synthetic_pipeline=PLAIN)
+    assert dataset[REAL]['inputs'].equal(plain(root)[REAL]['inputs'])
+
+
 @pytest.mark.parametrize('soft', [False, True])
 def test_the_filters_labels_and_weights_are_used(tmp_path, soft):
     write_real(tmp_path / 'real', 1)

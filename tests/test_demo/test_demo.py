@@ -1,5 +1,6 @@
 """``make demo SMOKE=1``: three iterations of everything, as a command, and what it leaves behind."""
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,16 @@ class TestControl:
         SeedResult(3).write(path, siamese.settings)
         assert SeedResult.read(path, siamese.settings) == SeedResult(3)
         assert SeedResult.read(path, self.demo(tmp_path).settings) is None
+
+    def test_a_config_s_result_is_not_another_s(self, tmp_path: Path) -> None:
+        configs, path = tmp_path / 'projects' / 'demo' / 'configs', tmp_path / 'result.json'
+        for folder in (configs, tmp_path / 'configs' / '_base_'):
+            shutil.copytree(ROOT / folder.relative_to(tmp_path), folder)
+        SeedResult(3).write(path, Demo(configs, tmp_path / 'out', preset='smoke').settings)
+        assert SeedResult.read(path, self.demo(tmp_path / 'out').settings) == SeedResult(3)
+        with open(configs / 'todsynth.py', 'a') as file:
+            file.write('train_cfg = dict(max_iters=7)\n')
+        assert SeedResult.read(path, Demo(configs, tmp_path / 'out', preset='smoke').settings) is None
 
     @pytest.mark.parametrize('arguments, name', [
         ('', 'demo'),
