@@ -18,7 +18,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
                         help='tisynth, steered by mask and reference image: on the drawn set it transfers labels to a '
                         'domain that has none; todsynth, by mask and text, the default with --data and --control')
     parser.add_argument('--out-dir', type=Path, help='where everything goes; default: work_dirs/demo[_GENERATOR][_DATA]'
-                        '[_PRESET][_CONTROL][_CODEC]')
+                        '[_PRESET][_CONTROL][_CODEC][_N_trainings]')
     parser.add_argument('--preset', choices=['standard', 'long', 'smoke'], default='standard',
                         help='how long to train: standard, about six minutes on two cores; long, several times '
                         'that; smoke, three iterations of everything; default: standard')
@@ -31,6 +31,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
                         'convolutions, fitted in about two minutes, without edges at patches; default: pca')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0],
                         help='run everything once per seed and give mean and spread; default: 0')
+    parser.add_argument('--trainings', type=int, default=1,
+                        help='train every segmentor of the table so often, with other weights and batches, and give '
+                        'the mean: a single training scatters by about a point; default: 1')
     parser.add_argument('--val-pattern', help="images of --data for validation, such as 'tile2_*': name a place where "
                         'images are neighbours; default: a sixth of them, chosen by seed')
     parser.add_argument('--workers', type=int, help='stages at once, one thread each; default: the processors that '
@@ -47,11 +50,12 @@ def default_generator(args: argparse.Namespace) -> str:
 
 
 def default_out_dir(args: argparse.Namespace) -> Path:
-    """A folder of its own for each combination of generator, data, preset, control and codec."""
+    """A folder of its own for each combination of generator, data, preset, control, codec and trainings."""
     parts = [args.generator if args.generator != default_generator(args) else None,
              args.data and args.data.resolve().name,
              args.preset if args.preset != 'standard' else None, args.control if args.control != 'triple' else None,
-             args.codec if args.codec != 'pca' else None]
+             args.codec if args.codec != 'pca' else None,
+             f'{args.trainings}_trainings' if args.trainings != 1 else None]
     return Path('work_dirs') / '_'.join(['demo', *filter(None, parts)])
 
 
@@ -66,7 +70,7 @@ def main() -> None:
         from projects.demo.report import report_demo
         demo = Demo(ROOT / 'projects/demo/configs', args.out_dir or default_out_dir(args), data=args.data,
                     preset=args.preset, generator=args.generator, control=args.control, codec=args.codec,
-                    val_pattern=args.val_pattern)
+                    trainings=args.trainings, val_pattern=args.val_pattern)
         results = [demo.run(seed, stages) for seed in args.seeds]
     report_demo(demo, results)
 

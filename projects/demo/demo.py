@@ -10,11 +10,12 @@ import copy
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
@@ -28,13 +29,14 @@ from mmsynth.models.networks import CONTROLS
 from mmsynth.pool import Pool
 from mmsynth.synthesis.build import load_config
 from projects.demo.colours import ReferenceSwap, reference_swap
-from projects.demo.plan import CODECS, GENERATORS, ONLINE_ROUNDS, PRESETS, REAL, Row, make_plan
+from projects.demo.plan import CODECS, GENERATORS, ONLINE, ONLINE_ROUNDS, PRESETS, REAL, Row, make_plan
 from projects.demo.prepare import split_folder, write_landcover
 from projects.demo.result import SeedResult
 from projects.demo.retarget import retarget
 from projects.demo.stages import Done, Stages, train
 
 RESULT_FILE = 'result.json'
+_OTHER_TRAINING = 1000  # between the seeds of a row's trainings
 _SHORTEST_SCHEDULE = 30  # iterations; a one-cycle schedule needs a few for each of its phases
 
 
@@ -51,9 +53,12 @@ class Demo:
         control: How masks steer TODSynth, one of its network's :data:`~mmsynth.models.networks.CONTROLS`; 'triple' if
             None.
         codec: What makes latents of images, one of :data:`~projects.demo.plan.CODECS`.
+        trainings: How often every row's segmentor is trained, each time with another seed of its weights and batches; a
+            row's mIoU is their mean.
 
     Raises:
-        ValueError: For an unknown preset, generator, control or codec, or a control for another generator.
+        ValueError: For an unknown preset, generator, control or codec, a control for another generator, or
+            ``trainings`` below 1.
     """
 
     def __init__(self,
@@ -65,14 +70,18 @@ class Demo:
                  generator: str = 'todsynth',
                  control: str | None = None,
                  codec: str = 'pca',
+                 trainings: int = 1,
                  val_pattern: str | None = None) -> None:
         _check_choices(preset, generator, control, codec)
+        if trainings < 1:
+            raise ValueError(f'`trainings` must be at least 1, got {trainings}.')
         self.config_dir = config_dir
         self.out_dir = out_dir
         self.preset = PRESETS[preset]
         self.generator = generator
         self.control = (control or next(iter(CONTROLS))) if generator == 'todsynth' else None
         self.codec = codec
+        self.trainings = trainings
         self.data_root = out_dir / 'data'
         if data is None:
             count = self.preset.num_images
@@ -84,7 +93,8 @@ class Demo:
         self.meta = json.loads((self.data_root / 'meta.json').read_text())
         self.settings = json.loads(json.dumps(dict(
             preset=asdict(self.preset), generator=generator, control=self.control, codec=codec,
-            rows=list(self.plan.titles), configs=self._config_digests(), data=self.meta['settings'])))
+            trainings=trainings, rows=list(self.plan.titles), configs=self._config_digests(),
+            data=self.meta['settings'])))
 
     def _config_digests(self) -> dict[str, str]:
         """Config file → sha256 of what it says with its bases: a result of other configs is no result of these."""
@@ -111,13 +121,14 @@ class Demo:
         result = SeedResult(seed)
         done = stages.run(self._trainings(  # in each group the longest first
             seed, generator=self._generator_config(seed), judge=self._judge_config(seed),
-            **{row: self._row_config(row, seed) for row in self.plan.real_rows}))
+            **self._row_configs(self.plan.real_rows, seed)))
         result.reference_miou = dict(
             critic=done[f'train {self.plan.critic}'].miou, judge=done['train judge'].miou)
         generator = find_latest_checkpoint(self._folder(seed, 'generator'))
         result.pools = {name: self._folder(seed, f'pool_{name}') for name in self.plan.rows}
-        done |= stages.run(self._trainings(seed, online=self._online_config(generator, seed))
-                           | self._syntheses(generator, result))
+        online = {_stage(ONLINE, number): self._online_config(generator, seed, number)
+                  for number in range(self.trainings)}
+        done |= stages.run(self._trainings(seed, **online) | self._syntheses(generator, result))
         readings = stages.run({
             (name, reader): partial(_read, folder, *self._reader_files(reader, seed))
             for name, folder in result.pools.items() for reader in ('judge', 'critic')})
@@ -125,8 +136,9 @@ class Demo:
             result.consistency.setdefault(name, {})[reader] = consistency
         result.swap = self._compare_references(result)
         done |= stages.run(self._trainings(
-            seed, **{name: self._row_config(name, seed) for name, row in self.plan.rows.items() if row.mixed}))
-        result.miou = {row: done[f'train {row}'].miou for row in self.plan.titles}
+            seed, **self._row_configs([name for name, row in self.plan.rows.items() if row.mixed], seed)))
+        result.miou = {row: mean(done[f'train {_stage(row, number)}'].miou for number in range(self.trainings))
+                       for row in self.plan.titles}
         result.seconds = {stage: found.seconds for stage, found in done.items()}
         return result
 
@@ -140,8 +152,8 @@ class Demo:
         self._validate_as_planned(cfg)
         return cfg
 
-    def _segmentor_config(self, name: str, seed: int) -> Config:
-        cfg = self._config(name, seed)
+    def _segmentor_config(self, name: str, seed: int, training: int) -> Config:
+        cfg = self._config(name, seed + _OTHER_TRAINING * training)
         _set_iterations(cfg, self.preset.segmentor_iters)
         if self.preset.segmentor_lr is not None:
             cfg.optim_wrapper.optimizer.lr = self.preset.segmentor_lr
@@ -150,8 +162,13 @@ class Demo:
         self._validate_as_planned(cfg)
         return cfg
 
-    def _row_config(self, row: str, seed: int) -> Config:
-        cfg = self._segmentor_config('segmentor_real.py' if row in self.plan.real_rows else 'segmentor_mixed.py', seed)
+    def _row_configs(self, rows: Iterable[str], seed: int) -> dict[str, Config]:
+        return {_stage(row, number): self._row_config(row, seed, number)
+                for row in rows for number in range(self.trainings)}
+
+    def _row_config(self, row: str, seed: int, training: int = 0) -> Config:
+        name = 'segmentor_real.py' if row in self.plan.real_rows else 'segmentor_mixed.py'
+        cfg = self._segmentor_config(name, seed, training)
         if row in self.plan.real_rows:
             if row != REAL:
                 self._recolor(cfg.train_dataloader.dataset)
@@ -165,9 +182,9 @@ class Demo:
         synthetic.times = max(1, round(num_real / num_synthetic))
         return cfg
 
-    def _online_config(self, generator: str, seed: int) -> Config:
+    def _online_config(self, generator: str, seed: int, training: int = 0) -> Config:
         """As many images as the pools have, in equal rounds, guided by the same critic."""
-        cfg = self._segmentor_config('segmentor_online.py', seed)
+        cfg = self._segmentor_config('segmentor_online.py', seed, training)
         hook = next(hook for hook in cfg.custom_hooks if hook.type == 'mmsynth.OnlineSynthesisHook')
         hook.begin, hook.interval = 0, max(1, cfg.train_cfg.max_iters // ONLINE_ROUNDS)
         num_masks = len((self.data_root / 'synthesis.jsonl').read_text().splitlines()[:self.preset.limit])
@@ -179,8 +196,8 @@ class Demo:
         self._recolor(dataset.dataset)
         hook.critic = self._critic(seed)
         hook.generator = dict(config=str(self._folder(seed, 'configs') / 'generator.py'), checkpoint=generator)
-        hook.pool = dataset.pool = str(self._folder(seed, 'pool_online'))
-        hook.seed = seed
+        hook.pool = dataset.pool = str(self._folder(seed, _stage('pool_online', training)))
+        hook.seed = seed + _OTHER_TRAINING * training
         return cfg
 
     def _recolor(self, dataset: ConfigDict) -> None:
@@ -274,6 +291,11 @@ class Demo:
 
     def _folder(self, seed: int, name: str) -> Path:
         return self.out_dir / f'seed_{seed}' / name
+
+
+def _stage(row: str, training: int) -> str:
+    """The stage, and its folder, of a row's training, counted from 0."""
+    return row if training == 0 else f'{row}_{training + 1}'
 
 
 def _check_choices(preset: str, generator: str, control: str | None, codec: str) -> None:

@@ -46,7 +46,9 @@ def report_demo(demo: Demo, results: Sequence[SeedResult]) -> None:
     report = Report('mmsynth demo', _summary(demo, results))
     report.add_figure('Samples', preview, 'Mask; then synthetic images and what the judge reads in each, all of the '
                       'same masks and noise.')
-    note = 'Every row trains one segmentor of the same config for the same number of iterations.'
+    note = 'Every row trains a segmentor of the same config for the same number of iterations.'
+    if demo.trainings > 1:
+        note = note[:-1] + f', {demo.trainings} times with other weights and batches; a figure is their mean.'
     if demo.plan.transfers:
         note += " The real images of all but the first take the target's colours."
     report.add_table(held_out, *tables[held_out], note=note)

@@ -1,4 +1,5 @@
 """``make demo SMOKE=1``: three iterations of everything, as a command, and what it leaves behind."""
+import json
 import runpy
 import shutil
 import subprocess
@@ -84,6 +85,7 @@ def test_the_online_row_generates_while_it_trains(smoke: tuple[Path, str]) -> No
     (dict(preset='quick'), f"`preset` must be one of {', '.join(PRESETS)}, got 'quick'"),
     (dict(generator='gan'), "`generator` must be one of todsynth, tisynth, got 'gan'"),
     (dict(generator='tisynth', control='siamese'), "`control` chooses among the networks of todsynth, got 'siamese'"),
+    (dict(trainings=0), '`trainings` must be at least 1, got 0'),
     (dict(codec='vae'), "`codec` must be one of pca, autoencoder, got 'vae'"),
     (dict(control='tripel'), "`control` must be one of triple, siamese, adapter, got 'tripel'"),
 ])
@@ -130,6 +132,7 @@ class TestControl:
         ('--data some/set --smoke --control adapter', 'demo_set_smoke_adapter'),
         ('--codec pca', 'demo'),
         ('--codec autoencoder', 'demo_autoencoder'),
+        ('--trainings 3', 'demo_3_trainings'),
     ])
     def test_each_has_a_folder_of_its_own(self, arguments: str, name: str) -> None:
         tool = runpy.run_path(str(ROOT / 'projects' / 'demo'))
@@ -175,7 +178,7 @@ def transfer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder and the output of a smoke run that transfers labels to the target domain."""
     out = tmp_path_factory.mktemp('demo_tisynth') / 'out'
     run = subprocess.run(
-        [sys.executable, str(ROOT / 'projects' / 'demo'), '--smoke', '--out-dir', str(out)],
+        [sys.executable, str(ROOT / 'projects' / 'demo'), '--smoke', '--trainings', '2', '--out-dir', str(out)],
         capture_output=True, text=True, cwd=out.parent, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     return out, run.stdout
@@ -239,6 +242,24 @@ class TestTransfer:
         if row == 'online':
             assert [step.type for step in dataset.synthetic_pipeline] == [
                 step.type for step in dataset.dataset.pipeline if step.type != 'mmsynth.ColorTransfer']
+
+    @pytest.mark.parametrize('row', ['real', 'recolored', 'plain', 'crfm', 'online'])
+    def test_a_row_s_trainings_differ_by_their_seeds_alone(self, row: str, transfer: tuple[Path, str]) -> None:
+        out, _ = transfer
+        first, second = (Config.fromfile(out / 'seed_0' / 'configs' / f'{stage}.py') for stage in (row, f'{row}_2'))
+        assert second.randomness.seed == first.randomness.seed + 1000
+        assert second.train_dataloader.batch_size == first.train_dataloader.batch_size
+        assert second.model == first.model and second.optim_wrapper == first.optim_wrapper
+        pools = {str(cfg.train_dataloader.dataset.get('pool')) for cfg in (first, second)}
+        assert len(pools) == (2 if row == 'online' else 1)
+
+    def test_a_row_s_figure_is_the_mean_of_its_trainings(self, transfer: tuple[Path, str]) -> None:
+        out, _ = transfer
+        result = json.loads((out / 'seed_0' / 'result.json').read_text())['result']
+        for row, miou in result['miou'].items():
+            logs = [sorted((out / 'seed_0' / stage).glob('*/vis_data/scalars.json'))[-1] for stage in (row, f'{row}_2')]
+            values = [json.loads(log.read_text().splitlines()[-1])['mIoU'] for log in logs]
+            assert miou == pytest.approx(sum(values) / 2)
 
     def test_a_set_without_a_target_has_the_usual_rows(self, tmp_path: Path) -> None:
         plan = make_plan('tisynth', tmp_path)
