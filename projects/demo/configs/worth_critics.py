@@ -1,13 +1,14 @@
 # Critics that look harder, or at latents only, compared by worth and by what judges read: docs/en/worth.md.
 _base_ = './worth_generators.py'
 towards_mask = dict(mask_guidance_scale=1.5)
-few_steps = {{_base_.few_steps}}
+few_steps = dict(towards_mask, num_steps=7, sampler=dict(type='DPMSolverMultistepScheduler'))
 worth = dict(
     critics=dict(
         several=dict(critics=('fcn', 'unet'), looks=4),
         crossed=dict(config='projects/demo/configs/critic.py', cross_fitted=True)),
     pools=dict(
         no_mask_guidance=dict(),
+        several_mild=dict(sampling=towards_mask, critic='several', guidance=dict(type='mmsynth.CRFM', step_size=0.15)),
         several=dict(sampling=towards_mask, critic='several', guidance=dict(type='mmsynth.CRFM', step_size=0.3)),
         several_strong=dict(sampling=towards_mask, critic='several', guidance=dict(type='mmsynth.CRFM', step_size=0.5)),
         crossed=dict(sampling=towards_mask, critic='crossed', guidance=dict(type='mmsynth.CRFM', step_size=0.3)),
@@ -27,6 +28,7 @@ worth = dict(
         no_mask_guidance=dict(
             title='+ unguided, not towards the mask either', pool='no_mask_guidance', iterations=2),
         plain=dict(title='+ unguided', pool='plain', iterations=2),
+        several_mild=dict(title='+ FCN and U-Net, 4 looks, 0.15', pool='several_mild', iterations=2),
         several=dict(title='+ FCN and U-Net, 4 looks, 0.3', pool='several', iterations=2),
         several_strong=dict(title='+ FCN and U-Net, 4 looks, 0.5', pool='several_strong', iterations=2),
         crossed=dict(title='+ FCN of the other places, 0.3', pool='crossed', iterations=2),
