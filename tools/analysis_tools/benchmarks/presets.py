@@ -53,9 +53,9 @@ PRESETS = {
     },
     'tisynth': {
         RELEASED: Preset(50),
-        'fast preset': Preset(16, fast=True),
-        'fast preset, first step guided through the tiny decoder': Preset(
-            16, fast=True, guided=1, judge='tiny', base='fast preset'),
+        'fast preset': Preset(15, fast=True),
+        'the same, first step guided through a latent critic': Preset(
+            15, fast=True, guided=1, judge='latent', base='fast preset'),
     },
 }
 
