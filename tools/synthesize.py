@@ -20,6 +20,9 @@ def parse_args() -> argparse.Namespace:
                         'best, or neither; default: what the config has')
     parser.add_argument('--candidates', type=int, help="images generated per sample by best-of-n; default: the "
                         "config's, or 4")
+    parser.add_argument('--latent-critic', metavar='FILE',
+                        help='what tools/train_latent_critic.py wrote; guides in the place of the config\'s critic, '
+                        'without decoding')
     parser.add_argument('--num-per-mask', type=int, help="images per mask; default: the config's, or 1")
     parser.add_argument('--limit', type=int, help='use only the first LIMIT masks')
     parser.add_argument('--seed', type=int, default=0, help='seed of the run; default: 0')
@@ -52,6 +55,7 @@ def main() -> None:
             args.out_dir,
             guidance=args.guidance,
             candidates=args.candidates,
+            latent_critic=args.latent_critic,
             num_per_mask=args.num_per_mask,
             limit=args.limit,
             seed=args.seed,

@@ -12,7 +12,7 @@ def parse_args() -> argparse.Namespace:
         'images.',
         epilog="Example: python tools/train_latent_critic.py projects/demo/configs/todsynth.py "
         "work_dirs/todsynth/iter_600.pth "
-        "--out work_dirs/latent_critic.safetensors. Then, in the config: "
+        "--out work_dirs/latent_critic.safetensors. Then tools/synthesize.py --latent-critic FILE, or in the config "
         "guidance=dict(type='mmsynth.CRFM', critic=dict(type='mmsynth.LatentCritic', "
         "checkpoint='work_dirs/latent_critic.safetensors'))")
     parser.add_argument('config', help='config with `model` (a generator), `train_dataloader` and '

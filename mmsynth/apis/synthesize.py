@@ -42,6 +42,7 @@ def synthesize(cfg: Config | str | Path,
                *,
                guidance: str | None = None,
                candidates: int | None = None,
+               latent_critic: str | Path | None = None,
                num_per_mask: int | None = None,
                limit: int | None = None,
                seed: int = 0,
@@ -62,6 +63,8 @@ def synthesize(cfg: Config | str | Path,
         guidance: 'crfm', 'best-of-n', 'none', or None for what the config has. 'best-of-n' takes the critic of the
             config's guidance, whatever that is.
         candidates: Images generated per sample by best-of-n; None for the config's, or 4.
+        latent_critic: What ``tools/train_latent_critic.py`` wrote; guides in the place of the config's critic, without
+            decoding.
         num_per_mask: Images per mask; 1 by default.
         limit: Use only so many masks, the first.
         seed: The run's seed; a sample's own follows from it and the mask's id.
@@ -89,7 +92,7 @@ def synthesize(cfg: Config | str | Path,
     num_per_mask = settings.get('num_per_mask', 1) if num_per_mask is None else num_per_mask
     batch_size = settings.get('batch_size', 4) if batch_size is None else batch_size
     _check_counts(num_per_mask=num_per_mask, limit=limit, batch_size=batch_size, files_per_folder=files_per_folder)
-    chosen = guidance_settings(cfg, guidance, candidates)
+    chosen = guidance_settings(cfg, guidance, candidates, latent_critic)
     dataset = build_dataset(settings.dataset)
     generator = build_generator(cfg, checkpoint, device)
     guide = build_guidance(chosen, device)

@@ -1,4 +1,5 @@
 """Which guidance a synthesis run uses: what the config has, or what the caller asks for."""
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,10 @@ from mmsynth.registry import MODELS
 GUIDANCES = {'crfm': CRFM, 'best-of-n': BestOfN}
 
 
-def guidance_settings(cfg: Config, guidance: str | None, candidates: int | None = None) -> dict[str, Any] | None:
+def guidance_settings(cfg: Config,
+                      guidance: str | None,
+                      candidates: int | None = None,
+                      latent_critic: str | Path | None = None) -> dict[str, Any] | None:
     """The settings of the guidance of a run.
 
     Args:
@@ -18,12 +22,14 @@ def guidance_settings(cfg: Config, guidance: str | None, candidates: int | None 
         guidance: 'crfm', 'best-of-n', 'none', or None for what the config has. 'best-of-n' takes critic and decoder
             from the config's guidance, whatever that is.
         candidates: Images generated per sample by best-of-n; None for the config's, or 4.
+        latent_critic: Weights of a :class:`LatentCritic` that takes the place of the guidance's critic and decoder.
 
     Returns:
         What :func:`build_guidance` builds; None for no guidance.
 
     Raises:
-        ValueError: If the guidance asked for is unknown or not in the config, or ``candidates`` has no effect.
+        ValueError: If the guidance asked for is unknown or not in the config, or ``candidates`` or ``latent_critic``
+            has no effect.
     """
     if guidance not in (None, 'none', *GUIDANCES):
         raise ValueError(f"`guidance` must be one of {', '.join(GUIDANCES)} and none, got {guidance!r}.")
@@ -44,6 +50,11 @@ def guidance_settings(cfg: Config, guidance: str | None, candidates: int | None 
             raise ValueError("`candidates` has an effect with the guidance 'best-of-n' only; ask for that, or leave it "
                              'out.')
         settings['num_candidates'] = candidates
+    if latent_critic is not None:
+        if settings is None:
+            raise ValueError('`latent_critic` has an effect with a guidance only; ask for one, or leave it out.')
+        settings.pop('decoder', None)
+        settings['critic'] = dict(type='mmsynth.LatentCritic', checkpoint=str(latent_critic))
     return settings
 
 

@@ -9,6 +9,7 @@ from mmengine.logging import MMLogger
 from small_run import CLASSES, GUIDED_STEPS, NAMES, SmallRun
 
 from mmsynth.apis.synthesize import _report_uncorrected, list_requests
+from mmsynth.guidance import LatentCritic
 from mmsynth.pool import Pool
 from mmsynth.synthesis.build import build_dataset, build_generator
 from mmsynth.synthesis.guidance import guidance_settings
@@ -112,6 +113,23 @@ class TestChoice:
             type='mmsynth.BestOfN', critic=cfg.synthesis.guidance.critic.to_dict(),
             decoder=dict(type='mmsynth.ReducedDecoder'), num_candidates=7)
         assert cfg.synthesis.guidance.type == 'mmsynth.CRFM'
+
+    def test_a_latent_critic_takes_the_place_of_critic_and_decoder(self, small_run: SmallRun, tmp_path: Path) -> None:
+        LatentCritic(channels=4, factor=4, num_classes=len(CLASSES), width=8).save(tmp_path / 'critic.safetensors')
+        latent = dict(type='mmsynth.LatentCritic', checkpoint=str(tmp_path / 'critic.safetensors'))
+        cfg = small_run.config(synthesis__guidance__decoder=dict(type='mmsynth.ReducedDecoder'))
+        assert guidance_settings(cfg, 'best-of-n', latent_critic=latent['checkpoint']) == dict(
+            type='mmsynth.BestOfN', critic=latent)
+        given = small_run.synthesize(tmp_path / 'given', cfg=cfg, latent_critic=latent['checkpoint'])
+        named = small_run.config()
+        named.synthesis.guidance.critic = latent
+        assert images(given).keys() == images(small_run.synthesize(tmp_path / 'named', cfg=named)).keys()
+        assert largest_difference(images(given), images(Pool.open(tmp_path / 'named'))) == 0
+        assert given.settings['guidance'] == Pool.open(tmp_path / 'named').settings['guidance']
+
+    def test_a_latent_critic_without_guidance_is_refused(self, small_run: SmallRun) -> None:
+        with pytest.raises(ValueError, match='`latent_critic` has an effect with a guidance only'):
+            guidance_settings(small_run.config(), 'none', latent_critic='critic.safetensors')
 
     @pytest.mark.parametrize('guidance, candidates, message', [
         ('crfm', 3, "`candidates` has an effect with the guidance 'best-of-n' only"),
