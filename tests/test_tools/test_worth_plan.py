@@ -102,6 +102,13 @@ def test_one_generator_and_one_critic_need_no_names(tmp_path: Path) -> None:
     assert study.baseline == ('real', ) and study.plain == 'plain'
 
 
+def test_rows_are_picked_by_name_in_the_config_s_order() -> None:
+    study = Study.read(CONFIGS / 'worth.py', rows=('crfm', 'real'))
+    assert list(study.rows) == ['real', 'crfm'] and study.baseline == ('real', ) and study.plain is None
+    with pytest.raises(ValueError, match=r"worth.py: `--rows` must be one of real, twice, .*, got 'none'"):
+        Study.read(CONFIGS / 'worth.py', rows=('real', 'none'))
+
+
 @pytest.mark.parametrize('name', sorted(path.stem for path in CONFIGS.glob('worth*.py')))
 def test_the_shipped_studies_read_and_their_files_exist(name: str) -> None:
     study = Study.read(CONFIGS / f'{name}.py', {'worth.shares': [0.5]})

@@ -24,6 +24,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--places', default=r'^([^_]+)_',
                         help="regular expression on the images' names whose first group is their place; images of one "
                         'place never are in two parts; default: what stands before the first underscore')
+    parser.add_argument('--rows', nargs='+', metavar='ROW',
+                        help="those of the config's rows to run and report, and only what they need; default: all")
     parser.add_argument('--jobs', type=int, help='cases run side by side, one thread each; default: the cores')
     parser.add_argument('--report-only', action='store_true', help='write the report of what is there')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
@@ -40,7 +42,7 @@ def main() -> None:
     from worth_study.plan import Study
     from worth_study.report import write_report
     from worth_study.run import run_study
-    study = Study.read(args.config, args.cfg_options)
+    study = Study.read(args.config, args.cfg_options, args.rows)
     failed = []
     if not args.report_only:
         failed = run_study(study, args.data, args.out_dir, args.seeds, places=args.places, jobs=args.jobs)

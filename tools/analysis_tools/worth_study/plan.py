@@ -216,22 +216,29 @@ class Study:
             raise ValueError(f'worth: {"; ".join(problems)}.')
 
     @classmethod
-    def read(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> 'Study':
+    def read(cls, path: str | Path, overrides: Mapping[str, Any] | None = None,
+             rows: Sequence[str] | None = None) -> 'Study':
         """Read ``worth`` from a config file; config files that it names are relative to that file, or are found as
         :func:`~mmsynth.utils.configs.find_config` finds them.
 
         Args:
             path: The file.
             overrides: Values by dotted key.
+            rows: Names of the rows to keep; None for all.
 
         Raises:
-            ValueError: If the config has no ``worth``, or it is wrong.
+            ValueError: If the config has no ``worth``, or it is wrong, or has no row of such a name.
             FileNotFoundError: If a config file does not exist.
         """
         settings = load_config(path, overrides).get('worth')
         if settings is None:
             raise ValueError(f'{path}: it has no `worth`; see projects/demo/configs/worth.py.')
         settings = settings.to_dict()
+        if rows is not None:
+            known = settings.get('rows', {})
+            for problem in (problem for name in rows for problem in _problem_of_name('--rows', name, known)):
+                raise ValueError(f'{path}: {problem}.')
+            settings['rows'] = {name: row for name, row in known.items() if name in rows}
         for one, several in (('generator', 'generators'), ('critic', 'critics')):
             if one in settings and several in settings:
                 raise ValueError(f'{path}: `{one}` and `{several}` say the same; keep one of them.')
