@@ -38,5 +38,6 @@ worth = dict(
             title='+ FCN and U-Net, 4 looks, 0.5, class means kept', pool='kept_strong', iterations=2),
         every_step_latent=dict(
             title='+ CRFM 0.1, every step, latent critic', pool='every_step_latent', iterations=2),
+        released=dict(title='+ CRFM 0.1, first 4 of 23 steps', pool='released', iterations=2),
         fast_latent=dict(title='+ fast preset, latent critic', pool='fast_latent', iterations=2),
         best_of_4=dict(title='+ best of 4 by the FCN', pool='best_of_4', iterations=2)))
