@@ -10,7 +10,7 @@ import copy
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
 from hashlib import sha256
@@ -23,7 +23,7 @@ from mmengine.logging import print_log
 from mmengine.runner import find_latest_checkpoint
 
 from mmsynth.apis.synthesize import synthesize
-from mmsynth.evaluation import Consistency, mask_consistency
+from mmsynth.evaluation import mask_consistency
 from mmsynth.guidance import SegmentorCritic
 from mmsynth.models.networks import CONTROLS
 from mmsynth.pool import Pool
@@ -129,11 +129,7 @@ class Demo:
         online = {_stage(ONLINE, number): self._online_config(generator, seed, number)
                   for number in range(self.trainings)}
         done |= stages.run(self._trainings(seed, **online) | self._syntheses(generator, result))
-        readings = stages.run({
-            (name, reader): partial(_read, folder, *self._reader_files(reader, seed))
-            for name, folder in result.pools.items() for reader in ('judge', 'critic')})
-        for (name, reader), consistency in readings.items():
-            result.consistency.setdefault(name, {})[reader] = consistency
+        result.consistency = {name: dict(done[f'synthesize {name}'].readings) for name in result.pools}
         result.swap = self._compare_references(result)
         done |= stages.run(self._trainings(
             seed, **self._row_configs([name for name, row in self.plan.rows.items() if row.mixed], seed)))
@@ -246,12 +242,13 @@ class Demo:
         return None if row.references is None else self.data_root / 'img_dir' / row.references
 
     def _syntheses(self, checkpoint: Path, result: SeedResult) -> dict[str, Callable[[], Done]]:
-        """What synthesizes the pool of every row that has one, the longest first."""
+        """What synthesizes and reads the pool of every row that has one, the longest first."""
         config = self._folder(result.seed, 'configs') / 'generator.py'
+        readers = {reader: self._reader_files(reader, result.seed) for reader in ('judge', 'critic')}
         return {
             f'synthesize {name}': partial(_synthesize, config, self._references(row), checkpoint, result.pools[name],
-                                          guidance=row.guidance, num_per_mask=row.num_per_mask, limit=self.preset.limit,
-                                          seed=result.seed)
+                                          readers, guidance=row.guidance, num_per_mask=row.num_per_mask,
+                                          limit=self.preset.limit, seed=result.seed)
             for name, row in sorted(self.plan.rows.items(), key=_quick)}
 
     def _compare_references(self, result: SeedResult) -> ReferenceSwap | None:
@@ -313,17 +310,15 @@ def _quick(row: tuple[str, Row]) -> tuple[bool, int]:
     return row[1].guidance == 'none', -row[1].num_per_mask
 
 
-def _synthesize(config: Path, references: Path | None, checkpoint: Path, out_dir: Path, **options: Any) -> Done:
-    """Synthesize a pool with references from a folder."""
+def _synthesize(config: Path, references: Path | None, checkpoint: Path, out_dir: Path,
+                readers: Mapping[str, tuple[str, str]], **options: Any) -> Done:
+    """Synthesize a pool with references from a folder, and let segmentors read it."""
     start = time.perf_counter()
     cfg = load_config(config)
     _set_references(cfg, references)
-    synthesize(cfg, checkpoint, out_dir, **options)
-    return Done(time.perf_counter() - start)
-
-
-def _read(pool: Path, config: str, checkpoint: str) -> Consistency:
-    return mask_consistency(Pool.open(pool), SegmentorCritic(config, checkpoint))
+    pool = synthesize(cfg, checkpoint, out_dir, **options)
+    readings = {name: mask_consistency(pool, SegmentorCritic(*files)) for name, files in readers.items()}
+    return Done(time.perf_counter() - start, readings=readings)
 
 
 def _set_references(cfg: Config, folder: Path | None) -> None:

@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -16,21 +18,31 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from mmsynth.evaluation import Consistency
 from mmsynth.utils.cpu import available_cpus
+
+_IMPORTS = ['mmseg.apis', 'mmsynth.apis.synthesize']  # which bring what stages need
 
 Name, Result = TypeVar('Name'), TypeVar('Result')
 
 
 class Done(NamedTuple):
-    """What came of a stage: its seconds, and the mIoU of its last validation, None without one."""
+    """What came of a stage.
+
+    Attributes:
+        seconds: That it took.
+        miou: Of its last validation; None without one.
+        readings: Reader → what it found in the images that the stage made; None without any.
+    """
 
     seconds: float
     miou: float | None = None
+    readings: dict[str, Consistency] | None = None
 
 
 class Stages:
-    """Worker processes that run what does not depend on each other. Each takes seconds to start: so they start at once,
-    beside what comes before the first call, and are kept until the ``with`` block is left.
+    """Worker processes that run what does not depend on each other. Importing takes seconds: it is done once for all of
+    them, beside what comes before the first call, and they are kept until the ``with`` block is left.
 
     Args:
         workers: How many at once, in this process if it is 1; None for the processors that there are.
@@ -38,11 +50,13 @@ class Stages:
 
     def __init__(self, workers: int | None = None) -> None:
         workers = workers or available_cpus()
-        self._executor = None if workers == 1 else ProcessPoolExecutor(
-            workers, multiprocessing.get_context('spawn'), _start, (os.getpid(), ))
-        if self._executor is not None:
-            for _ in range(workers):
-                self._executor.submit(os.getpid)  # a process starts when there is something to do
+        self._executor = None
+        if workers > 1:
+            method = 'forkserver' if 'forkserver' in multiprocessing.get_all_start_methods() else 'spawn'
+            if method == 'forkserver':
+                forkserver.set_forkserver_preload(_IMPORTS)
+                forkserver.ensure_running()
+            self._executor = ProcessPoolExecutor(workers, multiprocessing.get_context(method), _start)
 
     def __enter__(self) -> 'Stages':
         return self
@@ -82,16 +96,15 @@ def train(path: Path) -> Done:
     return Done(time.perf_counter() - start, miou)
 
 
-def _start(parent: int) -> None:
+def _start() -> None:
     """Prepare a process: one thread, lines in the place of bars, which would overwrite each other."""
     from mmseg.utils import register_all_modules
     torch.set_num_threads(1)
     register_all_modules(init_default_scope=False)
     sys.stderr.isatty = lambda: False
-    threading.Thread(target=_end_with, args=(parent, ), daemon=True).start()
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(), ), daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
     os._exit(1)
