@@ -129,7 +129,7 @@ class Demo:
         online = {_stage(ONLINE, number): self._online_config(generator, seed, number)
                   for number in range(self.trainings)}
         done |= stages.run(self._trainings(seed, **online) | self._syntheses(generator, result))
-        result.consistency = {name: dict(done[f'synthesize {name}'].readings) for name in result.pools}
+        result.consistency = {name: done[f'synthesize {name}'].readings for name in result.pools}
         result.swap = self._compare_references(result)
         done |= stages.run(self._trainings(
             seed, **self._row_configs([name for name, row in self.plan.rows.items() if row.mixed], seed)))

@@ -271,7 +271,10 @@ def test_a_case_that_fails_takes_no_other_with_it(finished: tuple[Study, Path], 
 def test_the_tool_reports_what_is_there(finished: tuple[Study, Path], tmp_path: Path) -> None:
     config = write_config(tmp_path / 'worth.py')
     command = [sys.executable, str(ROOT / 'tools' / 'analysis_tools' / 'worth.py'), str(config), '--data', 'none',
-               '--out-dir', str(finished[1]), '--seeds', '0', '--report-only', '--cfg-options', 'worth.plain=soft']
+               '--out-dir', str(finished[1]), '--seeds', '0', '--report-only', '--rows', 'real', 'soft',
+               '--cfg-options', 'worth.plain=soft']
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert 'minus soft [95 %]' in result.stdout
+    rows = [line.split(' | ')[0] for line in result.stdout.split('\n') if line.startswith('| ')]
+    assert rows[2:4] == ['| real', '| soft'] and '| flipped' not in rows

@@ -236,8 +236,9 @@ class Study:
         settings = settings.to_dict()
         if rows is not None:
             known = settings.get('rows', {})
-            for problem in (problem for name in rows for problem in _problem_of_name('--rows', name, known)):
-                raise ValueError(f'{path}: {problem}.')
+            for name in rows:
+                for problem in _problem_of_name('--rows', name, known):
+                    raise ValueError(f'{path}: {problem}.')
             settings['rows'] = {name: row for name, row in known.items() if name in rows}
         for one, several in (('generator', 'generators'), ('critic', 'critics')):
             if one in settings and several in settings:
