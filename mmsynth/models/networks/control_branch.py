@@ -6,13 +6,14 @@ every step of a run and is encoded once.
 Legend: B batch, C latent channels, Ch hint channels, D width of the first level, h w latent cells, T text tokens.
 """
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 from torch import Tensor, nn
 
 FACTORS = (1, 2, 4, 8)
+EMBEDDING_CHANNELS = (16, 32, 96, 256)  # of ControlNet's hint encoder
 _SILU_GAIN = 1.7  # SiLU weakens standard normal numbers by 1.68, small ones by 2
 COPIED_PARTS = ('conv_in', 'time_embedding', 'down_blocks', 'mid_block')  # what a branch has from the U-Net
 
@@ -24,19 +25,27 @@ class ControlBranch(nn.Module):
         unet: The U-Net whose encoder and middle block the branch starts as a copy of.
         hint_channels: Channels Ch of the hint.
         factor: Cells of the hint per latent cell and side, one of 1, 2, 4, 8: the hint encoder has so many strides.
+        conditioning_embedding_out_channels: Channels of the hint encoder's layers before D, as diffusers calls them;
+            wide ones cost a small network much of its time.
         unread: Indices of the outputs that nobody reads; they have no convolution.
         zero_start: Start with hint and outputs of zero, as in ControlNet and the release. Otherwise the outputs start
             as the encoder's own features with the hint added, and what reads them must start at zero: were both zero,
             neither would learn.
 
     Raises:
-        ValueError: If the factor is none of these.
+        ValueError: If the factor is none of these, or the channels are not four positive numbers.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, *, hint_channels: int, factor: int, unread: Collection[int] = (),
-                 zero_start: bool = False) -> None:
+    def __init__(self, unet: UNet2DConditionModel, *, hint_channels: int, factor: int,
+                 conditioning_embedding_out_channels: Sequence[int] = EMBEDDING_CHANNELS,
+                 unread: Collection[int] = (), zero_start: bool = False) -> None:
+        channels = tuple(conditioning_embedding_out_channels)
+        if len(channels) != len(EMBEDDING_CHANNELS) or not all(isinstance(c, int) and c > 0 for c in channels):
+            raise ValueError('`conditioning_embedding_out_channels` must be four positive numbers of channels, such as '
+                             f'{EMBEDDING_CHANNELS}, got {conditioning_embedding_out_channels!r}.')
         super().__init__()
-        network = ControlNetModel.from_unet(unet, conditioning_channels=hint_channels)
+        network = ControlNetModel.from_unet(
+            unet, conditioning_channels=hint_channels, conditioning_embedding_out_channels=channels)
         self.hint_encoder = network.controlnet_cond_embedding
         _set_factor(self.hint_encoder, factor)
         network.controlnet_cond_embedding = nn.Identity()

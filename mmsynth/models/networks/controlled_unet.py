@@ -6,7 +6,7 @@ its middle and decoder looks at their outputs by all-in attention. Nothing is ad
 Legend: B batch, C latent channels, Cm mask channels, H W pixels, h w latent cells, D width of the first level,
 T text tokens.
 """
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmsynth.models.networks.all_in_attention import AllInAttention, run_transformer
-from mmsynth.models.networks.control_branch import FACTORS, ControlBranch
+from mmsynth.models.networks.control_branch import EMBEDDING_CHANNELS, FACTORS, ControlBranch
 from mmsynth.registry import MODELS
 
 # branch of the network → the first part of its parameters' names
@@ -72,6 +72,8 @@ class ControlledUNet(nn.Module):
         mask_factor: Pixels per latent cell and side, 1, 2, 4 or 8: the latent codec's ``factor``, Stable Diffusion's
             is 8.
         reference_channels: Channels of the reference's latents; by default those of the latent.
+        conditioning_embedding_out_channels: Channels of the four layers of both hint encoders, Stable Diffusion's
+            ControlNet's by default; a network from scratch whose U-Net is narrow wants narrower ones, which cost less.
         mask_locality: Let tokens look at the mask near their own place first, see :class:`AllInAttention`; for networks
             that are trained from scratch.
         legacy: Start and train as released: the all-in attentions start at random and the branches' outputs at zero,
@@ -94,6 +96,7 @@ class ControlledUNet(nn.Module):
                  mask_channels: int = 3,
                  mask_factor: int = 8,
                  reference_channels: int | None = None,
+                 conditioning_embedding_out_channels: Sequence[int] = EMBEDDING_CHANNELS,
                  mask_locality: bool = False,
                  legacy: bool = False,
                  gradient_checkpointing: bool = False) -> None:
@@ -108,7 +111,9 @@ class ControlledUNet(nn.Module):
         self.legacy = legacy
         self.gradient_checkpointing = gradient_checkpointing
         self.unread_outputs = unread_outputs(self.unet)
-        branch = partial(ControlBranch, self.unet, unread=self.unread_outputs, zero_start=legacy)
+        branch = partial(
+            ControlBranch, self.unet, conditioning_embedding_out_channels=conditioning_embedding_out_channels,
+            unread=self.unread_outputs, zero_start=legacy)
         self.mask_branch = branch(hint_channels=mask_channels, factor=mask_factor)
         self.reference_branch = branch(hint_channels=self.reference_channels, factor=1)
         self.fusions = Fusions(self.unet, zero_start=not legacy, mask_locality=mask_locality)
