@@ -36,7 +36,7 @@ class Preset:
 
 PRESETS = dict(
     # After 300 iterations some classes are not learnt yet; a short training wants a higher rate.
-    standard=Preset(segmentor_iters=600, segmentor_lr=1.6e-2, judge_iters=450),
+    standard=Preset(segmentor_iters=600, segmentor_lr=1.6e-2, judge_iters=550),
     long=Preset(suffix='_long'),
     smoke=Preset(generator_iters=3, segmentor_iters=3, judge_iters=3, limit=4, num_images=4))
 

@@ -28,6 +28,14 @@ class TestStart:
         for hint in (ours.encode_mask(control), ours.encode_reference(reference)):
             assert 0.1 < float(hint.std() / features.std()) < 10
 
+    def test_hint_encoders_may_be_narrower_and_change_nothing_else(self) -> None:
+        ours, usual = network(conditioning_embedding_out_channels=(4, 8, 8, 12)), network()
+        for encoder in (ours.mask_branch.hint_encoder, ours.reference_branch.hint_encoder):
+            assert [layer.out_channels for layer in encoder.blocks] == [4, 8, 8, 8, 8, 12]
+        shapes, others = ({key: value.shape for key, value in each.state_dict().items() if 'hint_encoder' not in key}
+                          for each in (ours, usual))
+        assert shapes == others and predict(ours).shape == predict(usual).shape
+
     @pytest.mark.parametrize('branch', ['mask_branch', 'reference_branch'])
     def test_branches_start_as_the_encoder(self, branch: str) -> None:
         ours = network()
@@ -176,6 +184,11 @@ class TestErrors:
     def test_the_factor_is_checked(self) -> None:
         with pytest.raises(ValueError, match='`mask_factor` must be one of 1, 2, 4, 8, got 3'):
             network(mask_factor=3)
+
+    @pytest.mark.parametrize('channels', [(16, 32), (16, 32, 64, 0), (16, 32, 64, 64.0)])
+    def test_widths_of_the_hint_encoders(self, channels: tuple) -> None:
+        with pytest.raises(ValueError, match='`conditioning_embedding_out_channels` must be four positive numbers'):
+            network(conditioning_embedding_out_channels=channels)
 
     def test_a_mask_of_another_factor_is_named(self) -> None:
         with pytest.raises(ValueError, match='16x16 cells.* 8x8: `network.mask_factor`'):

@@ -3,7 +3,7 @@
 # Train: python tools/train.py projects/demo/configs/tisynth.py
 # Synthesize: python tools/synthesize.py projects/demo/configs/tisynth.py CHECKPOINT --out-dir DIR
 _base_ = './tisynth_long.py'
-max_iters = 1200
+max_iters = 1300
 lr = 2.5e-3
 model = dict(
     num_steps=12,  # a judge reads its images as well as those of 20 steps
