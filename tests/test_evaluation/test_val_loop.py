@@ -64,7 +64,7 @@ def write_config(small_run: SmallRun, judge: Path, folder: Path, extra: str = ''
         f'_base_ = {str(small_run.config_file)!r}\nval_cfg = None\ntest_cfg = None\n{base}')
     (demo / 'seed_0' / 'configs' / 'judge.py').write_text(f'_base_ = {str(small_run.critic_config_file)!r}\n')
     (demo / 'seed_0' / 'judge').mkdir()
-    (demo / 'seed_0' / 'judge' / 'iter_600.pth').symlink_to(judge)
+    (demo / 'seed_0' / 'judge' / 'iter_550.pth').symlink_to(judge)
     for kind, own in (('img_dir', 'images'), ('ann_dir', 'masks')):
         (demo / 'data' / kind).mkdir(parents=True)
         (demo / 'data' / kind / 'val').symlink_to(small_run.data / own)
