@@ -28,6 +28,7 @@ from mmsynth.models.encoders import (
 from mmsynth.models.encoders.text_encoders import as_prompt_list
 from mmsynth.models.label_codecs import GreyLevelCodec, IdCodec, LabelCodec, OneHotCodec, PaletteCodec
 from mmsynth.models.networks import ControlledUNet, MMDiT
+from mmsynth.models.networks.control_branch import EMBEDDING_CHANNELS
 from mmsynth.utils.prompts import TEMPLATE
 
 
@@ -117,7 +118,8 @@ class ControlledUNetModel(ControlledUNet, Component):
 
     Args:
         unet_config: Settings of the ``UNet2DConditionModel``.
-        mask_channels, mask_factor, reference_channels, mask_locality, legacy: See there.
+        mask_channels, mask_factor, reference_channels, conditioning_embedding_out_channels, mask_locality, legacy: See
+            there.
     """
 
     encode_mask = apply_forward_hook(ControlledUNet.encode_mask)  # offloading watches `forward` alone
@@ -125,16 +127,21 @@ class ControlledUNetModel(ControlledUNet, Component):
 
     @register_to_config
     def __init__(self, unet_config: dict, mask_channels: int = 3, mask_factor: int = 8,
-                 reference_channels: int | None = None, mask_locality: bool = False, legacy: bool = False) -> None:
+                 reference_channels: int | None = None,
+                 conditioning_embedding_out_channels: Sequence[int] = EMBEDDING_CHANNELS, mask_locality: bool = False,
+                 legacy: bool = False) -> None:
         super().__init__(unet=dict(unet_config), mask_channels=mask_channels, mask_factor=mask_factor,
-                         reference_channels=reference_channels, mask_locality=mask_locality, legacy=legacy)
+                         reference_channels=reference_channels,
+                         conditioning_embedding_out_channels=conditioning_embedding_out_channels,
+                         mask_locality=mask_locality, legacy=legacy)
 
     @classmethod
     def copy_of(cls, network: ControlledUNet) -> 'ControlledUNetModel':
         """The component of a generator's network."""
         return cls._share(
             network, unet_config=_public(network.unet.config), mask_channels=network.mask_channels,
-            mask_factor=network.mask_factor, reference_channels=network.reference_channels, legacy=network.legacy,
+            mask_factor=network.mask_factor, reference_channels=network.reference_channels,
+            conditioning_embedding_out_channels=network.conditioning_embedding_out_channels, legacy=network.legacy,
             mask_locality=any(name.endswith('.mask_locality') for name, _ in network.named_parameters()))
 
 

@@ -69,9 +69,11 @@ def test_the_settings_of_a_generator_go_along(kind: str, changes: dict, tmp_path
     assert_same_images(generator(kind, **changes), tmp_path, kind)
 
 
-def test_mask_locality_goes_along(tmp_path: Path) -> None:
-    loaded = assert_same_images(generator('tisynth', network=NETWORK | dict(mask_locality=True)), tmp_path, 'tisynth')
+def test_settings_of_the_network_go_along(tmp_path: Path) -> None:
+    network = NETWORK | dict(mask_locality=True, conditioning_embedding_out_channels=(4, 8, 8, 12))
+    loaded = assert_same_images(generator('tisynth', network=network), tmp_path, 'tisynth')
     assert loaded.unet.config.mask_locality
+    assert list(loaded.unet.config.conditioning_embedding_out_channels) == [4, 8, 8, 12]
 
 
 @pytest.mark.parametrize('codec', [

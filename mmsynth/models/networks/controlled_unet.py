@@ -108,6 +108,7 @@ class ControlledUNet(nn.Module):
         self.mask_channels = mask_channels
         self.mask_factor = mask_factor
         self.reference_channels = self.latent_channels if reference_channels is None else reference_channels
+        self.conditioning_embedding_out_channels = tuple(conditioning_embedding_out_channels)
         self.legacy = legacy
         self.gradient_checkpointing = gradient_checkpointing
         self.unread_outputs = unread_outputs(self.unet)
