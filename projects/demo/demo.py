@@ -28,6 +28,7 @@ from mmsynth.guidance import SegmentorCritic
 from mmsynth.models.networks import CONTROLS
 from mmsynth.pool import Pool
 from mmsynth.synthesis.build import load_config
+from mmsynth.utils.files import FolderLock
 from projects.demo.colours import ReferenceSwap, reference_swap
 from projects.demo.plan import CODECS, GENERATORS, ONLINE, ONLINE_ROUNDS, PRESETS, REAL, Row, make_plan
 from projects.demo.prepare import split_folder, write_landcover
@@ -106,15 +107,19 @@ class Demo:
         """Run every stage with one seed, unless it was run to its end before; an unfinished run is replaced.
 
         Several processes may run different seeds in one folder. The results do not depend on the number of workers.
+
+        Raises:
+            RuntimeError: If another process runs this seed there.
         """
         path = self._folder(seed, RESULT_FILE)
         result = SeedResult.read(path, self.settings)
         if result is not None:
             print_log(f'seed {seed} was run before: {path}', logger='current')
             return result
-        shutil.rmtree(path.parent, ignore_errors=True)
-        result = self._run_stages(seed, stages)
-        result.write(path, self.settings)
+        with FolderLock(self.out_dir, file=f'.seed_{seed}.lock'):
+            shutil.rmtree(path.parent, ignore_errors=True)
+            result = self._run_stages(seed, stages)
+            result.write(path, self.settings)
         return result
 
     def _run_stages(self, seed: int, stages: Stages) -> SeedResult:

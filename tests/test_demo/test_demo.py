@@ -21,6 +21,7 @@ from projects.demo.demo import Demo
 from projects.demo.plan import CODECS, PRESETS, make_plan
 from projects.demo.report import consistency_rows, segmentation_rows, swap_rows
 from projects.demo.result import SeedResult
+from projects.demo.stages import Stages
 
 pytestmark = pytest.mark.slow
 
@@ -152,6 +153,21 @@ def test_the_codec_is_the_generator_s(generator: str, tmp_path: Path) -> None:
     assert codecs == dict(pca='PatchPCACodec', autoencoder='AutoencoderCodec')
     assert [hook['num_images'] for hook in configs['autoencoder'].custom_hooks if 'num_images' in hook] == [1024]
     assert demos['pca'].settings != demos['autoencoder'].settings
+
+
+def test_a_seed_that_another_process_runs_is_left_alone(tmp_path: Path) -> None:
+    demo, trained = TestControl.demo(tmp_path), tmp_path / 'seed_3' / 'generator' / 'iter_3.pth'
+    trained.parent.mkdir(parents=True)
+    trained.touch()
+    holder = 'import sys; from pathlib import Path; from mmsynth.utils.files import FolderLock\n' \
+        f'lock = FolderLock(Path({str(tmp_path)!r}), file=".seed_3.lock"); print("held", flush=True); sys.stdin.read()'
+    with subprocess.Popen([sys.executable, '-c', holder], cwd=ROOT, text=True, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == 'held\n'
+        with Stages(1) as stages, pytest.raises(RuntimeError, match=f'being written by process {other.pid}'):
+            demo.run(3, stages)
+        other.stdin.close()
+    assert trained.is_file()
 
 
 def test_tables_give_mean_and_spread_and_paired_differences() -> None:
