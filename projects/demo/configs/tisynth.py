@@ -1,5 +1,5 @@
 # The demo's generator that takes the appearance from a reference image: half as wide as tisynth_long.py, without attention
-# in the encoders, with narrower hint encoders, on smaller crops, so that a step takes a sixth of the time; at twice the rate.
+# in the encoders, with narrower hint encoders, on smaller crops, so that a step takes a quarter of the time; at twice the rate.
 # Train: python tools/train.py projects/demo/configs/tisynth.py
 # Synthesize: python tools/synthesize.py projects/demo/configs/tisynth.py CHECKPOINT --out-dir DIR
 _base_ = './tisynth_long.py'
