@@ -86,3 +86,20 @@ def test_rows_are_chosen_on_val_and_reported_on_test(tmp_path: Path) -> None:
     assert 'crfm' not in text
     html = (out / 'report.html').read_text()
     assert html.count('data:image/png') == 1 and 'mIoU over the labelled share' in html
+
+
+def test_what_judges_read_is_shown_over_the_seeds_and_of_each(tmp_path: Path) -> None:
+    plan = PLAN | dict(shares=(1.0, ), judges=dict(unet='c.py'), pools=dict(plain=dict(), half_read=dict()))
+    (tmp_path / 'worth.py').write_text(f'worth = {plan!r}\n')
+    for name in ('g.py', 'c.py'):
+        (tmp_path / name).touch()
+    study, out = Study.read(tmp_path / 'worth.py'), tmp_path / 'study'
+    for seed, read, pool in ((0, 40, 'plain'), (1, 44, 'plain'), (0, 50, 'half_read')):
+        folder = out / 'share_1' / f'seed_{seed}' / 'readings' / 'unet' / pool
+        folder.mkdir(parents=True)
+        (folder / 'evaluation.json').write_text(json.dumps(dict(metrics={
+            'consistency/mIoU': read, 'frechet/distance': 1.5})))
+    text = write_report(study, out, [0, 1])
+    assert '| plain | 42.00 ± 2.83 (40.00, 44.00) | 1.50 ± 0.00 (1.50, 1.50) | – |' in text
+    assert 'half_read' not in text
+    assert '| half_read | 50.00 | 1.50 | – |' in write_report(study, out, [0])

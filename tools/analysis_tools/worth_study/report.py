@@ -103,7 +103,7 @@ def write_report(study: Study, out_dir: Path, seeds: Sequence[int]) -> str:
                                    for measure in ('mIoU', 'Fréchet')), 'colour spread']
             note = ('How well segmentors that guide none read the masks from the images (mIoU, %), and the Fréchet '
                     'distance to the labelled images in their features; how much the colour of a class differs from '
-                    'image to image (levels of 0 to 255); mean ± standard deviation over the seeds.')
+                    'image to image (levels of 0 to 255); mean ± standard deviation over the seeds, and each seed.')
             texts.append(f'**{heading}**\n\n{markdown(columns, lines)}\n\n{note}')
             report.add_table(heading, columns, lines, note)
     if len(study.shares) > 1:
@@ -179,7 +179,8 @@ def _over_seeds(per_seed: Sequence[Mapping[str, float]], name: str) -> str:
     if any(name not in metrics for metrics in per_seed):
         return '–'
     values = [metrics[name] for metrics in per_seed]
-    return f'{np.mean(values):.2f} ± {np.std(values, ddof=min(1, len(values) - 1)):.2f}'
+    each = ', '.join(f'{value:.2f}' for value in values)
+    return f'{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f} ({each})' if len(values) > 1 else each
 
 
 def _classes(out_dir: Path, share: float, seed: int) -> list[str]:
