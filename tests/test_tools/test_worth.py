@@ -196,6 +196,14 @@ def test_a_judge_reads_every_pool_and_has_seen_all_places(finished: tuple[Study,
 
 
 @pytest.mark.slow
+def test_the_bar_counts_the_rows_asked_for_and_what_judges_read_of_them(
+        finished: tuple[Study, Path], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = Study.read(finished[1].parent / 'worth.py', rows=['real', 'plain', 'online'])
+    assert run_study(study, folder, finished[1], [0], places=PLACE, jobs=1) == []
+    assert '4/4' in capsys.readouterr().err  # three rows, a pool; the study holds more
+
+
+@pytest.mark.slow
 def test_self_training_labels_the_unlabelled_images_only(finished: tuple[Study, Path]) -> None:
     case = finished[1] / 'share_0.75' / 'seed_0'
     pool = Pool.open(case / 'pseudo_labels' / 'fcn_self')

@@ -71,10 +71,9 @@ class Case:
     def run(self) -> list[str]:
         """Run all rows of all segmentors, then let the judges read; what failed, each with its error."""
         failed = []
-        rows = {name: row for name, row in self.study.rows.items()
-                if self.meta['parts']['unlabelled'] or not self.study.needs_unlabelled(row)}
-        pools = dict.fromkeys(row.pool for row in rows.values() if row.pool is not None and row.online is None)
-        for run, names, others in ((self.row, self.study.segmentors, rows), (self.reading, self.study.judges, pools)):
+        unlabelled = bool(self.meta['parts']['unlabelled'])
+        for run, names, others in ((self.row, self.study.segmentors, self.study.rows_of_case(unlabelled)),
+                                   (self.reading, self.study.judges, self.study.pools_to_read(unlabelled))):
             for name, other in product(names, others):
                 try:
                     run(name, other)

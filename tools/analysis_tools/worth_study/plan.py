@@ -268,10 +268,16 @@ class Study:
         names = {critic, *self.critics[critic].critics} & self.critics.keys()
         return any(self.critics[name].cross_fitted for name in names)
 
-    def needs_unlabelled(self, row: RowPlan) -> bool:
-        """Whether a row takes part only where some images are not labelled."""
-        return row.self_training or (row.pool is not None
-                                     and self.generators[self.pools[row.pool].generator].unlabelled > 0)
+    def rows_of_case(self, unlabelled: bool) -> dict[str, RowPlan]:
+        """The rows that take part where some images are not labelled, or where all are."""
+        ask_for_them = {pool for pool, plan in self.pools.items() if self.generators[plan.generator].unlabelled > 0}
+        return {name: row for name, row in self.rows.items()
+                if unlabelled or not (row.self_training or row.pool in ask_for_them)}
+
+    def pools_to_read(self, unlabelled: bool) -> list[str]:
+        """The pools of those rows, which the judges read."""
+        return list(dict.fromkeys(row.pool for row in self.rows_of_case(unlabelled).values()
+                                  if row.pool is not None and row.online is None))
 
     def unfiltered(self, pool: str) -> str | None:
         """The pool that has the images of a filtered one, if there is one."""

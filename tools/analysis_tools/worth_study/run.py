@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from itertools import product
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from mmsynth.utils import progress_bar
 from mmsynth.utils.cpu import available_cpus
 from mmsynth.utils.files import FolderLock
 from worth_study.case import Case
-from worth_study.folders import case_folder
+from worth_study.folders import case_folder, training_stages
 from worth_study.plan import Study
 
 LOG_FILE = 'log.txt'
@@ -42,12 +43,11 @@ def run_study(study: Study, data_dir: Path, out_dir: Path, seeds: Sequence[int],
     if jobs < 1:
         raise ValueError(f'`--jobs` must be at least 1, got {jobs}.')
     waiting = deque((share, seed) for seed in seeds for share in study.shares)
-    folders = [case_folder(out_dir, share, seed) for share, seed in waiting]
-    # Fewer where some need unlabelled images.
-    total = len(waiting) * len(study.segmentors) * len(study.rows) * study.trainings
+    files = [case_folder(out_dir, share, seed) / f'{stage}.done' for share, seed in waiting
+             for stage in _stages(study, share)]
     context, running, failed = multiprocessing.get_context('spawn'), {}, []
     try:
-        with progress_bar(total=total, initial=_count_rows(folders), unit='row', title='worth') as bar:
+        with progress_bar(total=len(files), initial=_count(files), unit='stage', title='worth') as bar:
             while waiting or running:
                 while waiting and len(running) < jobs:
                     share, seed = waiting.popleft()
@@ -62,7 +62,7 @@ def run_study(study: Study, data_dir: Path, out_dir: Path, seeds: Sequence[int],
                     process.join()
                     if process.exitcode:
                         failed.append(f'{log}: {_last_line(log)} (exit status {process.exitcode})')
-                bar.update(_count_rows(folders) - bar.n)
+                bar.update(_count(files) - bar.n)
     finally:
         for process, _ in running.values():
             process.kill()
@@ -96,9 +96,15 @@ def _exit_with(parent: int) -> None:
     os._exit(1)
 
 
-def _count_rows(folders: Sequence[Path]) -> int:
-    return sum(1 for folder in folders for pattern in ('rows/*/*.done', 'rows/*/*/training_*.done')
-               for _ in folder.glob(pattern))
+def _stages(study: Study, share: float) -> list[str]:
+    """What a case ends with: the trainings of its rows, and what its judges read."""
+    rows = [f'rows/{segmentor}/{stage}' for segmentor, row in product(study.segmentors, study.rows_of_case(share < 1))
+            for stage in training_stages(row, study.trainings)]
+    return rows + [f'readings/{judge}/{pool}' for judge, pool in product(study.judges, study.pools_to_read(share < 1))]
+
+
+def _count(files: Sequence[Path]) -> int:
+    return sum(file.is_file() for file in files)
 
 
 def _last_line(log: Path) -> str:
