@@ -49,6 +49,7 @@ PLANS = dict(generators=dict(g='g.py'), critics=dict(c='c.py', x=dict(config='c.
      'pools.p.latent_critic'),
     (dict(rows=dict()), 'baseline'),
     (dict(plain='none'), '`plain`'),
+    (dict(judges='{}'), r'`worth.judges` must be a dict by name, got .{}.'),  # as --cfg-options give it
     (dict(trainings=0), '`trainings` must be at least 1, got 0'),
     (dict(shares=(0, )), 'shares'),
     (dict(seeds=(1, )), 'seeds'),

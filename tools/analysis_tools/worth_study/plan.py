@@ -234,6 +234,10 @@ class Study:
         if settings is None:
             raise ValueError(f'{path}: it has no `worth`; see projects/demo/configs/worth.py.')
         settings = settings.to_dict()
+        for group in ('generators', 'critics', 'segmentors', 'judges', 'pools', 'rows'):
+            if not isinstance(settings.get(group, {}), dict):
+                raise ValueError(f'{path}: `worth.{group}` must be a dict by name, got {settings[group]!r}; set it in '
+                                 f'a config file, where `{group}=dict(_delete_=True)` stands for none.')
         if rows is not None:
             known = settings.get('rows', {})
             for name in rows:
