@@ -12,6 +12,10 @@ for folder in (Path(__file__).parent, Path(__file__).parents[1]):  # tests' help
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+# Here, because pytest reads this file before it starts workers: yapf caches its grammar in a file when it is imported,
+# and of two workers that do so at once in a new environment one reads half a file.
+from yapf.yapflib import yapf_api  # noqa: E402
+
 if TYPE_CHECKING:
     from small_run import SmallRun
 
@@ -27,7 +31,6 @@ def host_registries() -> None:
 @pytest.fixture(scope='session', autouse=True)
 def unformatted_configs() -> None:
     """Configs are logged and saved as they are: formatting one takes mmengine's yapf 2 s, five times in a training."""
-    from yapf.yapflib import yapf_api
     yapf_api.FormatCode = lambda text, **options: (text, True)
 
 

@@ -39,6 +39,7 @@ def run_study(study: Study, data_dir: Path, out_dir: Path, seeds: Sequence[int],
     Raises:
         ValueError: If ``jobs`` is below 1.
     """
+    import yapf  # noqa: F401  its grammar is cached in a file, which two cases in a new environment would write at once
     jobs = available_cpus() if jobs is None else jobs
     if jobs < 1:
         raise ValueError(f'`--jobs` must be at least 1, got {jobs}.')
