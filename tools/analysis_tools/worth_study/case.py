@@ -71,9 +71,8 @@ class Case:
     def run(self) -> list[str]:
         """Run all rows of all segmentors, then let the judges read; what failed, each with its error."""
         failed = []
-        unlabelled = bool(self.meta['parts']['unlabelled'])
-        for run, names, others in ((self.row, self.study.segmentors, self.study.rows_of_case(unlabelled)),
-                                   (self.reading, self.study.judges, self.study.pools_to_read(unlabelled))):
+        rows, pools = self.study.rows_and_pools(bool(self.meta['parts']['unlabelled']))
+        for run, names, others in ((self.row, self.study.segmentors, rows), (self.reading, self.study.judges, pools)):
             for name, other in product(names, others):
                 try:
                     run(name, other)

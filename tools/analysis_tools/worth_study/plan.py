@@ -203,10 +203,11 @@ class Study:
             problems.append(f'`trainings` must be at least 1, got {self.trainings}')
         if not self.segmentors:
             problems.append('`segmentors` must hold at least one')
-        for check, plans in ((_generator_problems, self.generators), (_critic_problems, self.critics),
-                             (_pool_problems, self.pools), (_row_problems, self.rows)):
+        problems += [f'`generators.{name}.unlabelled` must be in [0, 1), got {plan.unlabelled}'
+                     for name, plan in self.generators.items() if not 0 <= plan.unlabelled < 1]
+        for find, plans in ((_critic_problems, self.critics), (_pool_problems, self.pools), (_row_problems, self.rows)):
             for name, plan in plans.items():
-                problems += check(self, name, plan)
+                problems += find(self, name, plan)
         wrong = [name for name in self.baseline if name not in self.rows or not self.rows[name].is_real]
         if wrong or not self.baseline:
             problems.append(f'`baseline` must name rows without synthetic images, got {", ".join(wrong) or "none"}')
@@ -272,27 +273,19 @@ class Study:
         names = {critic, *self.critics[critic].critics} & self.critics.keys()
         return any(self.critics[name].cross_fitted for name in names)
 
-    def rows_of_case(self, unlabelled: bool) -> dict[str, RowPlan]:
-        """The rows that take part where some images are not labelled, or where all are."""
+    def rows_and_pools(self, unlabelled: bool) -> tuple[list[str], list[str]]:
+        """The rows that take part where some images are not labelled, or where all are; and their pools, for judges."""
         ask_for_them = {pool for pool, plan in self.pools.items() if self.generators[plan.generator].unlabelled > 0}
-        return {name: row for name, row in self.rows.items()
+        rows = {name: row for name, row in self.rows.items()
                 if unlabelled or not (row.self_training or row.pool in ask_for_them)}
-
-    def pools_to_read(self, unlabelled: bool) -> list[str]:
-        """The pools of those rows, which the judges read."""
-        return list(dict.fromkeys(row.pool for row in self.rows_of_case(unlabelled).values()
-                                  if row.pool is not None and row.online is None))
+        return list(rows), list(dict.fromkeys(
+            row.pool for row in rows.values() if row.pool is not None and row.online is None))
 
     def unfiltered(self, pool: str) -> str | None:
         """The pool that has the images of a filtered one, if there is one."""
         plan = self.pools[pool]
         images = replace(plan, filter=None)
         return None if plan.filter is None else next((name for name, own in self.pools.items() if own == images), None)
-
-
-def _generator_problems(study: Study, name: str, plan: GeneratorPlan) -> Iterator[str]:
-    if not 0 <= plan.unlabelled < 1:
-        yield f'`generators.{name}.unlabelled` must be in [0, 1), got {plan.unlabelled}'
 
 
 def _critic_problems(study: Study, name: str, plan: CriticPlan) -> Iterator[str]:

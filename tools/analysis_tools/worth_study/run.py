@@ -99,9 +99,10 @@ def _exit_with(parent: int) -> None:
 
 def _stages(study: Study, share: float) -> list[str]:
     """What a case ends with: the trainings of its rows, and what its judges read."""
-    rows = [f'rows/{segmentor}/{stage}' for segmentor, row in product(study.segmentors, study.rows_of_case(share < 1))
-            for stage in training_stages(row, study.trainings)]
-    return rows + [f'readings/{judge}/{pool}' for judge, pool in product(study.judges, study.pools_to_read(share < 1))]
+    rows, pools = study.rows_and_pools(unlabelled=share < 1)
+    return [f'rows/{segmentor}/{stage}' for segmentor, row in product(study.segmentors, rows)
+            for stage in training_stages(row, study.trainings)] + [
+        f'readings/{judge}/{pool}' for judge, pool in product(study.judges, pools)]
 
 
 def _count(files: Sequence[Path]) -> int:
