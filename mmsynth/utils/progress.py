@@ -10,7 +10,7 @@ _LOG_INTERVAL = 10.0  # seconds between lines where the output is a file
 
 
 def progress_bar(items: Iterable[Item] | None = None, *, total: int | None = None, initial: int = 0, unit: str = 'it',
-                 title: str = '', hidden: bool = False) -> 'tqdm[Item]':
+                 title: str = '', hidden: bool = False, smoothing: float = 0.3) -> 'tqdm[Item]':
     """A progress bar on stderr, with rate and time left; on something that is no terminal, a line now and then.
 
     Args:
@@ -20,6 +20,7 @@ def progress_bar(items: Iterable[Item] | None = None, *, total: int | None = Non
         unit: What an item is.
         title: Stands before the bar.
         hidden: Show nothing, for what is short.
+        smoothing: Weight of the newest items in the rate, in [0, 1]; 0 for the average, where items differ in length.
     """
     terminal = sys.stderr.isatty()
     return tqdm(
@@ -29,6 +30,8 @@ def progress_bar(items: Iterable[Item] | None = None, *, total: int | None = Non
         unit=unit,
         desc=title,
         disable=hidden,
+        smoothing=smoothing,
+        miniters=0,  # `update(0)` too tells the time
         dynamic_ncols=terminal,
         ncols=None if terminal else 100,
         mininterval=0.2 if terminal else _LOG_INTERVAL)

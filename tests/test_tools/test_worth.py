@@ -196,11 +196,17 @@ def test_a_judge_reads_every_pool_and_has_seen_all_places(finished: tuple[Study,
 
 
 @pytest.mark.slow
-def test_the_bar_counts_the_rows_asked_for_and_what_judges_read_of_them(
-        finished: tuple[Study, Path], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    study = Study.read(finished[1].parent / 'worth.py', rows=['real', 'plain', 'online'])
+@pytest.mark.parametrize('rows, stages', [
+    (['real', 'plain', 'online'], 7),  # a generator, a pool, three rows, a judge and what it reads
+    (['real', 'crossed', 'latent'], 11),  # a generator, a critic, a latent one, two pools, three rows, a judge's two
+    (list(ROWS), None)])
+def test_the_bar_counts_what_the_rows_asked_for_need(
+        rows: list[str], stages: int | None, finished: tuple[Study, Path], folder: Path,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    study = Study.read(finished[1].parent / 'worth.py', rows=rows)
     assert run_study(study, folder, finished[1], [0], places=PLACE, jobs=1) == []
-    assert '4/4' in capsys.readouterr().err  # three rows, a pool; the study holds more
+    done, total = re.search(r'(\d+)/(\d+)', capsys.readouterr().err).groups()
+    assert done == total and stages in (None, int(total))
 
 
 @pytest.mark.slow

@@ -27,3 +27,12 @@ def test_a_resumed_run_starts_where_it_was(capsys: pytest.CaptureFixture) -> Non
 def test_items_without_length_take_a_total(capsys: pytest.CaptureFixture) -> None:
     assert len(list(progress_bar((i for i in range(4)), total=4))) == 4
     assert '4/4' in capsys.readouterr().err
+
+
+def test_a_bar_that_waits_for_a_long_item_tells_the_time(capsys: pytest.CaptureFixture) -> None:
+    with progress_bar(total=9) as bar:
+        bar.mininterval = 0
+        bar.update(3)
+        capsys.readouterr()
+        bar.update(0)
+        assert '3/9' in capsys.readouterr().err

@@ -48,7 +48,7 @@ def run_study(study: Study, data_dir: Path, out_dir: Path, seeds: Sequence[int],
              for stage in _stages(study, share)]
     context, running, failed = multiprocessing.get_context('spawn'), {}, []
     try:
-        with progress_bar(total=len(files), initial=_count(files), unit='stage', title='worth') as bar:
+        with progress_bar(total=len(files), initial=_count(files), unit='stage', title='worth', smoothing=0) as bar:
             while waiting or running:
                 while waiting and len(running) < jobs:
                     share, seed = waiting.popleft()
@@ -98,11 +98,22 @@ def _exit_with(parent: int) -> None:
 
 
 def _stages(study: Study, share: float) -> list[str]:
-    """What a case ends with: the trainings of its rows, and what its judges read."""
+    """What a case makes that takes long: generators, critics that guide pools (but for cross-fitted ones), pools, the
+    trainings of rows, judges and what they read."""
     rows, pools = study.rows_and_pools(unlabelled=share < 1)
-    return [f'rows/{segmentor}/{stage}' for segmentor, row in product(study.segmentors, rows)
-            for stage in training_stages(row, study.trainings)] + [
-        f'readings/{judge}/{pool}' for judge, pool in product(study.judges, pools)]
+    stages = [f'generators/{study.pools[study.rows[row].pool].generator}' for row in rows if study.rows[row].pool]
+    for plan in (study.pools[pool] for pool in pools):
+        if plan.guidance is not None:
+            critics = study.critics[plan.critic].critics or (plan.critic, )
+            stages += [f'critics/{critic}' for critic in critics if not study.critics[critic].cross_fitted]
+        if plan.latent_critic:
+            stages.append(f'latent_critics/{plan.generator}_{plan.critic}')
+    stages += [f'pools/{pool}' for pool in pools]
+    stages += [f'rows/{segmentor}/{stage}' for segmentor, row in product(study.segmentors, rows)
+               for stage in training_stages(row, study.trainings)]
+    for judge, pool in product(study.judges, pools):
+        stages += [f'judges/{judge}', f'readings/{judge}/{pool}']
+    return list(dict.fromkeys(stages))
 
 
 def _count(files: Sequence[Path]) -> int:
