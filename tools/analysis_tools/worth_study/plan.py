@@ -15,7 +15,7 @@ All of it is config lines; ``generator='todsynth_long.py'`` and ``critic='critic
         rows=dict(real=dict(), twice=dict(iterations=2), plain=dict(pool='plain'), crfm=dict(pool='crfm')))
 """
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -252,7 +252,6 @@ class Study:
                 settings[several] = {one: settings.pop(one)}
             settings[several] = {name: dict(config=plan) if isinstance(plan, str) else plan
                                  for name, plan in settings.get(several, {}).items()}
-        _check_names('worth', settings, (item.name for item in fields(cls)))
         plans = {group: {name: _build(kind, f'{group}.{name}', plan) for name, plan in settings.get(group, {}).items()}
                  for group, kind in (('generators', GeneratorPlan), ('critics', CriticPlan), ('pools', PoolPlan),
                                      ('rows', RowPlan))}
@@ -266,7 +265,7 @@ class Study:
             plans[group] = {name: _find(path, file) for name, file in settings.get(group, {}).items()}
         settings.setdefault('baseline', tuple(name for name, row in plans['rows'].items() if row.is_real))
         settings.setdefault('plain', 'plain' if 'plain' in plans['rows'] else None)
-        return cls(**settings | plans)
+        return _build(cls, 'worth', settings | plans)
 
     def is_cross_fitted(self, critic: str) -> bool:
         """Whether a critic, or one of an ensemble's, differs by the place of the masks."""
@@ -390,13 +389,9 @@ def _find(study: str | Path, path: str) -> str:
 
 
 def _build(kind: type, where: str, options: Mapping[str, Any]) -> Any:
-    _check_names(where, options, (item.name for item in fields(kind)))
+    for problem in _unknown(where, options, _options(kind)):
+        raise ValueError(f'worth: {problem}.')
     try:
         return kind(**options)
     except TypeError as error:  # one that has no default is missing
         raise ValueError(f'worth: `{where}`: {error}.') from error
-
-
-def _check_names(where: str, options: Mapping[str, Any], known: Iterator[str]) -> None:
-    for problem in _unknown(where, options, list(known)):
-        raise ValueError(f'worth: {problem}.')
